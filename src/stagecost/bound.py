@@ -1,0 +1,168 @@
+"""Theorem 3.1 in numbers: the asymptotic loss bound, its constant, its corollary, its predicted depth.
+
+    J_N(w^N) ≤ Σ_{k<M} [gamma·L_k^M + (lambda/2)·‖w_F,k^M‖²] + (1 + gamma·(N−M))·Lbar,  Lbar = L_M^M
+
+Proof: extend the trained SubResNet-M by blocks with F_k ≡ 0. Every later state is a pure skip of x_M, so
+every later output equals y_M, and the right-hand side *is* J_N of the extended weights (`zero_extend`);
+w^N is assumed optimal. So J_N above the bound means "not optimised far enough", never an error.
+
+The bound limits *how many* blocks can stay active, not *which*; and where Lbar is not near the infimum
+of the loss it grows with N and promises nothing. Cross-entropy never attains its infimum.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from stagecost.errors import StageCostError
+from stagecost.models import create_model
+from stagecost.network import ResidualNetwork
+
+
+def objective(
+    losses: Sequence[float], squared_norms: Sequence[float], gamma: float, weight_decay: float
+) -> float:
+    """Compute J_N = gamma·Σ_{k<N} L_k + L_N + (lambda/2)·Σ_{k<N} ‖w_F,k‖².
+
+    Args:
+        losses: L_0 … L_N.
+        squared_norms: ‖w_F,k‖², k = 0 … N-1.
+        gamma: the stage weight.
+        weight_decay: lambda.
+    """
+    _check_lengths(losses, squared_norms)
+    return gamma * sum(losses[:-1]) + losses[-1] + weight_decay / 2 * sum(squared_norms)
+
+
+def right_hand_side(
+    losses: Sequence[float],
+    squared_norms: Sequence[float],
+    gamma: float,
+    weight_decay: float,
+    num_blocks: int,
+) -> float:
+    """Compute the right-hand side of Theorem 3.1 for a SubResNet-M, M < N or M = N.
+
+    Args:
+        losses: L_0^M … L_M^M of the trained SubResNet-M.
+        squared_norms: ‖w_F,k^M‖², k = 0 … M-1.
+        gamma: the stage weight of ResNet-N.
+        weight_decay: lambda of ResNet-N.
+        num_blocks: N.
+
+    Raises:
+        StageCostError: the SubResNet has more blocks than N.
+    """
+    _check_lengths(losses, squared_norms)
+    depth = len(squared_norms)
+    if depth > num_blocks:
+        raise StageCostError(f"a SubResNet of {depth} blocks is no part of {num_blocks}: give M ≤ N")
+    stage = gamma * sum(losses[:-1]) + weight_decay / 2 * sum(squared_norms)
+    return stage + (1 + gamma * (num_blocks - depth)) * losses[-1]
+
+
+def excess_constant(losses: Sequence[float]) -> float:
+    """Compute C = Σ_{k<M} (L_k^M − Lbar), what the first M outputs lose against the terminal one."""
+    return sum(loss - losses[-1] for loss in losses[:-1])
+
+
+def average_loss_bound(losses: Sequence[float], num_blocks: int) -> float:
+    """Compute Lbar + C/(N+1), which bounds mean_{k=0..N} L_k (corollary: lambda = 0, gamma = 1)."""
+    return losses[-1] + excess_constant(losses) / (num_blocks + 1)
+
+
+def normalized_bound(losses: Sequence[float], gamma: float, num_blocks: int) -> float:
+    """Compute Lbar + gamma·C/(1 + gamma·N), which bounds J_N/(1 + gamma·N) (lambda = 0, any gamma)."""
+    return losses[-1] + gamma * excess_constant(losses) / (1 + gamma * num_blocks)
+
+
+def predicted_blocks(right_hand_sides: Mapping[int, float]) -> int:
+    """Return the M with the least right-hand side, the depth that the theory predicts.
+
+    Args:
+        right_hand_sides: M → right-hand side for the SubResNet-M; of equal ones the least M wins.
+    """
+    return min(sorted(right_hand_sides), key=lambda depth: right_hand_sides[depth])
+
+
+def truncation_right_hand_sides(
+    losses: Sequence[float], squared_norms: Sequence[float], gamma: float, weight_decay: float
+) -> dict[int, float]:
+    """Compute the right-hand side for every truncation M = 1 … N of one trained network.
+
+    The first M blocks of a network are a feasible SubResNet-M, so one trajectory gives a bound for
+    every M without training a second network. For M = N it is J_N itself.
+    """
+    _check_lengths(losses, squared_norms)
+    num_blocks = len(squared_norms)
+    return {
+        m: right_hand_side(losses[: m + 1], squared_norms[:m], gamma, weight_decay, num_blocks)
+        for m in range(1, num_blocks + 1)
+    }
+
+
+def zero_extend(sub: ResidualNetwork, **arguments: object) -> ResidualNetwork:
+    """Extend a SubResNet by blocks with F_k ≡ 0 to the network of the given arguments.
+
+    Each stage is extended at its tail, projections stay where they are. The result computes what
+    the SubResNet computes: every output of an added block equals the output before it.
+
+    Args:
+        sub: a native network; its own arguments are taken where none is given here.
+        arguments: of the larger network, such as `num_blocks=54` or `blocks_per_stage=(9, 9, 9)`.
+
+    Raises:
+        StageCostError: the larger network has fewer blocks in some stage, or other stages.
+    """
+    if sub.description is None:
+        raise StageCostError("this network has no description to extend it from: use create_model")
+    full = create_model(sub.description.name, **{**sub.description.arguments, **arguments})
+    pairs = _corresponding_blocks(sub, full)
+    with torch.no_grad():
+        for block in full.blocks.values():
+            for parameter in block.get_submodule("residual").parameters():
+                parameter.zero_()
+    full.stem.load_state_dict(sub.stem.state_dict())
+    for k_sub, k_full in pairs.items():
+        full.blocks[str(k_full)].load_state_dict(sub.blocks[str(k_sub)].state_dict())
+    full.head.load_state_dict(_extended_head(sub, full, pairs))
+    return full.train(sub.training)
+
+
+def _corresponding_blocks(sub: ResidualNetwork, full: ResidualNetwork) -> dict[int, int]:
+    """Map each block of `sub` to the block of `full` at the same place of the same stage."""
+    fits = len(sub.stages) == len(full.stages) and all(
+        len(small) <= len(large) for small, large in zip(sub.stages, full.stages, strict=True)
+    )
+    if not fits:
+        sizes = [[len(stage) for stage in network.stages] for network in (sub, full)]
+        raise StageCostError(f"stages of {sizes[0]} blocks cannot be extended to {sizes[1]}: add blocks")
+    return {
+        k_sub: k_full
+        for small, large in zip(sub.stages, full.stages, strict=True)
+        for k_sub, k_full in zip(small, large, strict=False)
+    }
+
+
+def _extended_head(
+    sub: ResidualNetwork, full: ResidualNetwork, pairs: Mapping[int, int]
+) -> dict[str, torch.Tensor]:
+    """Give each output of the larger network the statistics of the output that it equals."""
+    sources, latest = [0], 0
+    position = {k_full: sub.block_indices.index(k_sub) for k_sub, k_full in pairs.items()}
+    for k in full.block_indices:
+        latest = position[k] + 1 if k in position else latest
+        sources.append(latest)
+    state = dict(sub.head.state_dict())
+    outputs = sub.num_blocks + 1
+    for name, buffer in sub.head.named_buffers():
+        if buffer.dim() > 0 and buffer.shape[0] == outputs:
+            state[name] = buffer[sources]
+    return state
+
+
+def _check_lengths(losses: Sequence[float], squared_norms: Sequence[float]) -> None:
+    if len(losses) != len(squared_norms) + 1:
+        raise StageCostError(
+            f"{len(losses)} losses and {len(squared_norms)} norms: give M+1 losses and M norms"
+        )

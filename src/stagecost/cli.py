@@ -1,0 +1,186 @@
+"""The console script `stagecost`: typed functions become verbs; errors become one line and status 2."""
+
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import register_type
+
+from stagecost import commands
+from stagecost.data_config import DataConfig
+from stagecost.errors import StageCostError
+from stagecost.settings import ModelSettings, Sizes, TrainingSettings
+
+register_type(Sizes, serializer=list, deserializer=Sizes.parse)
+
+_TRAIN_FLAGS = {
+    "normalize_objective": "divide the objective, and lambda, by 1 + gamma·N",
+    "tensorboard": "also write TensorBoard files",
+    "resume": "go on with the run in the folder",
+}
+
+
+class _Parser(ArgumentParser):
+    """Says what is wrong with the arguments in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        _fail(_plain_words(message))
+
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "Sizes": "numbers like 16,32,64",
+}
+
+
+def _plain_words(message: str) -> str:
+    """Say what the parser found wrong with a value, without its talk of types."""
+    text = " ".join(message.split())
+    value = re.search(r'Parser key "([^"]+)".*Given value: (.*)', text) or re.search(
+        r'Parser key "([^"]+)".*Got value: (.*)', text
+    )
+    if not value:
+        return text.replace("Parser key ", "")
+    choices = re.search(r"Literal\[(.*?)\]", text)
+    kinds = [words for kind, words in _KINDS.items() if re.search(rf"(class '|type ){kind}\b", text)]
+    expected = f"one of {choices[1]}" if choices else " or ".join(kinds) or "another value"
+    flag = value[1].split(".")[-1].replace("_", "-")
+    return f"--{flag} is {value[2]!r}: give {expected}"
+
+
+def _spell_with_dashes(parser: ArgumentParser) -> None:
+    """Offer --num-blocks for the setting num_blocks, as is usual; --num_blocks works as well."""
+    for action in parser._actions:
+        if any("_" in option for option in action.option_strings):
+            action.option_strings = [option.replace("_", "-") for option in action.option_strings]
+            for option in action.option_strings:
+                parser._option_string_actions[option] = action
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"stagecost: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def build_parser() -> ArgumentParser:
+    """Build the parser of all verbs."""
+    from stagecost import __version__
+
+    parser = _Parser(
+        prog="stagecost",
+        version=__version__,
+        allow_abbrev=False,
+        description="Train residual networks with a stage cost, see how many blocks they need, and cut "
+        "off the rest.",
+    )
+    verbs = parser.add_subcommands(dest="verb", required=True)
+    for name, build in _VERBS.items():
+        function = getattr(commands, name)
+        summary = function.__doc__.splitlines()[0]
+        verb = _Parser(allow_abbrev=False, description=summary)
+        build(verb, function)
+        verb.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+        _spell_with_dashes(verb)
+        verbs.add_subcommand(name, verb, help=summary)
+    return parser
+
+
+def _add_train(verb: ArgumentParser, function: Any) -> None:
+    verb.add_argument("--config", action="config", help="YAML file of settings; flags win over it")
+    verb.add_argument("--output", required=True, help="folder of the run")
+    for name, text in _TRAIN_FLAGS.items():
+        verb.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=text)
+    flags = {name for name in _TRAIN_FLAGS if name != "resume"}
+    for settings in (DataConfig, ModelSettings, TrainingSettings):
+        skip = flags & set(settings.__dataclass_fields__)
+        verb.add_class_arguments(settings, skip=skip)
+
+
+def _add_prune(verb: ArgumentParser, function: Any) -> None:
+    verb.add_argument("--output", required=True, help="folder of the small network")
+    verb.add_function_arguments(function, skip={"output"}, as_positional=True)
+
+
+def _add_bound(verb: ArgumentParser, function: Any) -> None:
+    text = "runs of SubResNets of fewer blocks, trained alone by the same recipe"
+    verb.add_function_arguments(function, skip={"sub"}, as_positional=True)
+    verb.add_argument("--sub", nargs="+", type=str, required=True, help=text)
+
+
+def _add_plain(verb: ArgumentParser, function: Any) -> None:
+    verb.add_function_arguments(function, as_positional=True)
+
+
+_VERBS = {
+    "demo": _add_plain,
+    "train": _add_train,
+    "analyze": _add_plain,
+    "prune": _add_prune,
+    "evaluate": _add_plain,
+    "bound": _add_bound,
+    "report": _add_plain,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with 0, or with 2 after one line on standard error."""
+    # Only what the user gave: what is missing takes the defaults, or those of the run that is resumed.
+    given = build_parser().parse_args(arguments, defaults=False)
+    verb = given.verb
+    options = given[verb].as_dict()
+    as_json = options.pop("json", False)
+    options.pop("config", None)
+    _quieten()
+    try:
+        result = getattr(commands, verb)(**options)
+    except StageCostError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted: what was saved before is kept")
+    except OSError as error:
+        _fail(_describe(error))
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        _print(verb, result, as_json)
+
+
+def _quieten() -> None:
+    """Keep remarks of libraries off the screen; the project's own go to standard error."""
+    warnings.simplefilter("ignore")
+    for name in ("lightning_fabric", "lightning", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    own = logging.getLogger("stagecost")
+    own.addHandler(logging.StreamHandler(sys.stderr))
+    own.setLevel(logging.INFO)
+
+
+def _describe(error: OSError) -> str:
+    remedy = {
+        13: "check the permissions or choose another folder",
+        17: "choose another folder",
+        20: "a part of the path is a file: choose another folder",
+        28: "the disk is full: make room and go on with --resume",
+        30: "the disk is read-only: choose another folder",
+    }.get(error.errno or 0, "check the path and the disk")
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}: {remedy}"
+
+
+def _print(verb: str, result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result))
+    else:
+        from stagecost.console import show
+
+        show(verb, result)
+
+
+if __name__ == "__main__":
+    main()

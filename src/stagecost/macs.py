@@ -1,0 +1,43 @@
+"""Parameters and multiply-accumulate operations (MACs), the one counter used everywhere.
+
+MACs are half of the floating-point operations that `torch.utils.flop_counter` counts: convolutions
+and matrix products, for one image. Normalisations and activations are not counted, as is the custom.
+"""
+
+import copy
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from stagecost.network import ResidualNetwork
+from stagecost.outputs import intermediate_output
+
+
+def count_parameters(network: torch.nn.Module) -> int:
+    """Count the trainable numbers of a network."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def count_macs(network: ResidualNetwork, image_shape: Sequence[int]) -> int:
+    """Count the MACs of the terminal output for one image of shape (C, H, W)."""
+    return sum(macs_by_part(network, image_shape))
+
+
+def macs_by_part(network: ResidualNetwork, image_shape: Sequence[int]) -> list[int]:
+    """Count MACs for one image: of the stem, of each block k = 0 … N-1, and of the head (N+2 numbers).
+
+    Computed on meta tensors: no memory, no arithmetic, and the network is left alone.
+    """
+    twin = copy.deepcopy(network).to("meta").eval()
+    images = torch.empty(1, *image_shape, device="meta")
+    counts: list[int] = []
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        for latest in twin.states(images):
+            state = latest
+            counts.append(counter.get_total_flops())
+        intermediate_output(twin.skips, twin.head, state, twin.num_blocks)
+        counts.append(counter.get_total_flops())
+    parts = [counts[0], *(after - before for before, after in pairwise(counts))]
+    return [flops // 2 for flops in parts]

@@ -1,0 +1,125 @@
+"""The catalogue of networks by name, and loading what `save_pretrained` wrote."""
+
+import fnmatch
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stagecost import resnet  # noqa: F401  (the native builders enter themselves)
+from stagecost.errors import StageCostError
+from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, NetworkDescription, ResidualNetwork
+from stagecost.registry import Builder, catalogue, find_builder
+from stagecost.storage import read_json, read_tensors
+from stagecost.surgery import keep_blocks
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """List the names in the catalogue that match a shell pattern such as `"*resnet*"`."""
+    return sorted(fnmatch.filter(catalogue, pattern))
+
+
+def create_model(name: str, **arguments: Any) -> ResidualNetwork:
+    """Build a network by name, with random weights.
+
+    Args:
+        name: one of `list_models()`.
+        arguments: the builder's keyword arguments, such as `num_blocks`, `width`, `num_classes`.
+
+    Raises:
+        StageCostError: the name or an argument is unknown, or a size is impossible.
+    """
+    builder = find_builder(name)
+    try:
+        inspect.signature(builder).bind(**arguments)
+    except TypeError as error:
+        known = ", ".join(inspect.signature(builder).parameters)
+        raise StageCostError(f"model {name!r}: {error}; it takes {known}") from None
+    network = builder(**arguments)
+    network.description = NetworkDescription(name, _complete(builder, arguments))
+    return network
+
+
+def _complete(builder: Builder, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all arguments with their defaults: a saved network must not depend on later ones."""
+    bound = inspect.signature(builder).bind(**arguments)
+    bound.apply_defaults()
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in bound.arguments.items()}
+
+
+def rebuild(description: NetworkDescription) -> ResidualNetwork:
+    """Build the structure that a description names, without drawing a random number.
+
+    The weights are uninitialised memory: load a state dict next.
+    """
+    with torch.device("meta"):
+        network = create_model(description.name, **description.arguments)
+    network = network.to_empty(device="cpu")
+    if description.kept_blocks is not None:
+        keep_blocks(network, description.kept_blocks)
+    return network
+
+
+def load(folder: str | Path) -> ResidualNetwork:
+    """Load a network that was saved with `save_pretrained`, in eval mode, on the CPU.
+
+    Nothing is unpickled: weights come from safetensors, the structure from JSON.
+
+    Raises:
+        StageCostError: the folder holds no saved network, or its files are damaged.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG_FILE).is_file():
+        raise StageCostError(
+            f"{folder} holds no saved network ({CONFIG_FILE} is missing): give a folder that "
+            "`stagecost prune` or save_pretrained wrote"
+        )
+    config = read_json(folder / CONFIG_FILE)
+    tensors, metadata = read_tensors(folder / WEIGHTS_FILE)
+    description = read_description(config, folder / CONFIG_FILE)
+    if metadata.get("description", description.to_json()) != description.to_json():
+        raise StageCostError(
+            f"{folder / CONFIG_FILE} and {WEIGHTS_FILE} describe different networks: save it again"
+        )
+    network = restore(description, tensors, source=folder / WEIGHTS_FILE)
+    return network.eval()
+
+
+def read_description(content: Any, source: Path) -> NetworkDescription:
+    """Read a description from parsed JSON.
+
+    Raises:
+        StageCostError: a key is missing or has the wrong type.
+    """
+    try:
+        kept = content["kept_blocks"]
+        return NetworkDescription(
+            str(content["name"]),
+            dict(content["arguments"]),
+            None if kept is None else tuple(int(k) for k in kept),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise StageCostError(
+            f"{source} does not describe a stagecost network ({error!r}): restore it from a copy"
+        ) from None
+
+
+def restore(
+    description: NetworkDescription, tensors: Mapping[str, torch.Tensor], source: Path
+) -> ResidualNetwork:
+    """Rebuild a network and give it its weights.
+
+    Raises:
+        StageCostError: the weights do not fit the structure.
+    """
+    network = rebuild(description)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise StageCostError(
+            f"{source} does not fit its description ({reason}): restore it from a copy"
+        ) from None
+    return network

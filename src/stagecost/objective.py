@@ -1,0 +1,136 @@
+"""The stage-cost objective, as pure functions for anybody's training loop.
+
+    J_N = Σ_{k<N} gamma·c_k·L_k + L_N + (lambda/2)·Σ_{k<N} ‖w_F,k‖²
+
+with uniform c_k = 1 in the paper. The weight-decay term is left to the optimiser: SGD's
+`weight_decay` on the group of residual branches is exactly its gradient (`parameter_groups`).
+
+In a loop of your own, two lines change::
+
+    outputs = net(images, depths="all")
+    loss = stage_cost_objective(outputs, labels, gamma=0.02).total
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stagecost.errors import StageCostError
+from stagecost.network import ResidualNetwork
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+"""(output (B, …), target (B, …)) → the mean loss, or one loss a sample (any shape: it is averaged)."""
+
+
+@dataclass(frozen=True)
+class ObjectiveTerms:
+    """The parts of J_N without weight decay.
+
+    Attributes:
+        total: the scalar to minimise: stage + terminal, divided by 1 + Σ gamma·c_k if normalised.
+        stage: Σ_{k<N} gamma·c_k·L_k.
+        terminal: L_N.
+        losses: (number of outputs,), L_k of every output given, detached; the last is L_N.
+    """
+
+    total: Tensor
+    stage: Tensor
+    terminal: Tensor
+    losses: Tensor
+
+
+def stage_cost_objective(
+    outputs: Tensor,
+    targets: Tensor,
+    gamma: float,
+    *,
+    loss: LossFunction = F.cross_entropy,
+    depth_weights: Sequence[float] | None = None,
+    normalized: bool = False,
+) -> ObjectiveTerms:
+    """Compute gamma·Σ_{k<N} c_k·L_k + L_N from the outputs of a batch (the paper's objective).
+
+    Args:
+        outputs: (N+1, B, …), y_0 … y_N, as `net(images, depths="all")` returns them; or those of
+            some depths, the terminal one last. With gamma = 0 the terminal one, (1, B, …), is enough.
+        targets: (B, …), whatever `loss` expects beside one output.
+        gamma: the stage weight, ≥ 0. 0 is plain training, to the last bit.
+        loss: maps (output, target) to a mean loss or to one loss a sample.
+        depth_weights: c_k of every output but the last; uniform if None.
+        normalized: divide by 1 + Σ gamma·c_k, so that the scale of the gradient does not depend on N.
+            The minimisers stay the same if lambda is divided alike (`objective_scale`).
+
+    Raises:
+        StageCostError: gamma or a weight is negative or not finite, or the shapes do not fit.
+    """
+    weights = stage_weights(gamma, len(outputs) - 1, depth_weights)
+    if targets.dim() > 0 and outputs.dim() > 1 and outputs.shape[1] != targets.shape[0]:
+        raise StageCostError(
+            f"outputs {tuple(outputs.shape)} hold {outputs.shape[1]} samples but targets "
+            f"{tuple(targets.shape)} hold {targets.shape[0]}: give outputs (N+1, B, …), targets (B, …)"
+        )
+    losses = [loss(output, targets).mean() for output in outputs]
+    terminal = losses[-1]
+    terms = [w * value for w, value in zip(weights, losses[:-1], strict=True) if w != 0]
+    stage = torch.stack(terms).sum() if terms else torch.zeros_like(terminal)
+    # Without a stage cost the sum is left out, so that not even a rounding differs from plain training.
+    total = stage + terminal if terms else terminal
+    if normalized and terms:
+        total = total / objective_scale(weights)
+    return ObjectiveTerms(total, stage, terminal, torch.stack(losses).detach())
+
+
+def stage_weights(
+    gamma: float, num_blocks: int, depth_weights: Sequence[float] | None = None
+) -> list[float]:
+    """Return gamma·c_k for k = 0 … N-1.
+
+    Raises:
+        StageCostError: gamma or a weight is negative or not finite, or there are not N weights.
+    """
+    if not (math.isfinite(gamma) and gamma >= 0):
+        raise StageCostError(f"gamma is {gamma}: give a finite number of at least 0")
+    weights = [1.0] * num_blocks if depth_weights is None else [float(c) for c in depth_weights]
+    if len(weights) != num_blocks:
+        raise StageCostError(
+            f"{len(weights)} depth weights for {num_blocks} intermediate outputs: give one for each"
+        )
+    if not all(math.isfinite(c) and c >= 0 for c in weights):
+        raise StageCostError(f"depth weights {weights} must be finite and at least 0")
+    return [gamma * c for c in weights]
+
+
+def objective_scale(weights: Sequence[float]) -> float:
+    """Return 1 + Σ gamma·c_k, the total weight of all losses in J_N (1 + gamma·N if uniform)."""
+    return 1.0 + sum(weights)
+
+
+def residual_parameters(network: ResidualNetwork) -> list[list[nn.Parameter]]:
+    """Return w_F,k for k = 0 … N-1: the parameters of each residual branch, norms included."""
+    return [list(block.get_submodule("residual").parameters()) for block in network.blocks.values()]
+
+
+def parameter_groups(network: ResidualNetwork, weight_decay: float) -> list[dict[str, Any]]:
+    """Split the parameters into named groups for an optimiser, so that its decay is lambda.
+
+    The group "residual" holds all w_F,k with weight decay lambda; "other" holds stem, skips and head
+    without. With SGD the decay's gradient is exactly that of (lambda/2)·Σ‖w_F,k‖²; with AdamW it is
+    decoupled and the objective only resembles J_N.
+
+    Raises:
+        StageCostError: weight_decay is negative or not finite.
+    """
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise StageCostError(f"weight decay is {weight_decay}: give a finite number of at least 0")
+    residual = [p for branch in residual_parameters(network) for p in branch]
+    chosen = {id(p) for p in residual}
+    other = [p for p in network.parameters() if id(p) not in chosen]
+    return [
+        {"name": "residual", "params": residual, "weight_decay": weight_decay},
+        {"name": "other", "params": other, "weight_decay": 0.0},
+    ]

@@ -1,0 +1,40 @@
+"""The catalogue in which builders enter themselves by name."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from stagecost.errors import StageCostError
+from stagecost.network import ResidualNetwork
+
+Builder = Callable[..., ResidualNetwork]
+_builders: dict[str, Builder] = {}
+catalogue: Mapping[str, Builder] = MappingProxyType(_builders)
+
+
+def register_model(name: str) -> Callable[[Builder], Builder]:
+    """Enter a builder into the catalogue, as a decorator: its networks can be saved and loaded.
+
+    The builder takes keyword arguments that JSON can hold and returns a `ResidualNetwork`.
+    """
+
+    def register(builder: Builder) -> Builder:
+        if name in _builders:
+            raise StageCostError(f"model {name!r} is registered already: choose another name")
+        _builders[name] = builder
+        return builder
+
+    return register
+
+
+def find_builder(name: str) -> Builder:
+    """Return the builder of this name.
+
+    Raises:
+        StageCostError: no such name; the message offers the nearest.
+    """
+    if name not in catalogue:
+        near = difflib.get_close_matches(name, catalogue, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(catalogue)}"
+        raise StageCostError(f"model {name!r} is unknown: {hint}")
+    return catalogue[name]

@@ -1,0 +1,182 @@
+"""The settings of a training run: small frozen dataclasses, which are also the command line's flags.
+
+Nothing heavy is imported here, so that the command line can show its help at once.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+from stagecost.data_config import DataConfig
+from stagecost.errors import StageCostError
+
+
+class Sizes(tuple[int, ...]):
+    """Whole numbers written as "16,32,64" on the command line and as a list in a file."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, value: object) -> "Sizes":
+        """Read "16,32,64", or a list of numbers.
+
+        Raises:
+            ValueError: something in it is no whole number.
+        """
+        parts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple) or any(isinstance(p, bool | float) for p in parts):
+            raise ValueError(f"{value!r} is not a list of whole numbers such as 16,32,64")
+        try:
+            return cls(int(part) for part in parts)
+        except ValueError:
+            raise ValueError(f"{value!r} is not a list of whole numbers such as 16,32,64") from None
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which network to build.
+
+    Args:
+        model: name of a model: homogeneous, staged, preact_resnet50, preact_resnet101, preact_resnet152.
+        num_blocks: N, blocks of a homogeneous network.
+        width: channels of a homogeneous network, or of the stem of an ImageNet-sized one.
+        blocks_per_stage: blocks of each stage of a staged network, such as 9,9,9.
+        widths: channels of each stage of a staged network, such as 16,32,64.
+        stem_stride: stride of the first convolution of a homogeneous or staged network.
+        head_statistics: running statistics of the head's BatchNorm, see docs/head-statistics.md.
+    """
+
+    model: str = "homogeneous"
+    num_blocks: int | None = None
+    width: int | None = None
+    blocks_per_stage: Sizes | None = None
+    widths: Sizes | None = None
+    stem_stride: int | None = None
+    head_statistics: Literal["per_output", "shared", "terminal"] = "per_output"
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments for `create_model` that were given."""
+        given = {key: value for key, value in asdict(self).items() if value is not None}
+        given.pop("model")
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in given.items()}
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train.
+
+    Args:
+        gamma: the stage weight; 0 is plain training; 1/N if not given.
+        weight_decay: lambda, on the residual branches only.
+        normalize_objective: divide the objective, and lambda, by 1 + gamma·N.
+        label_smoothing: of the cross-entropy, from 0 to 1.
+        epochs: passes over the training images.
+        batch_size: images a step, over all processes together.
+        optimizer: sgd (momentum 0.9, Nesterov) or adamw.
+        lr: the highest learning rate; 0.1 for sgd and 0.002 for adamw if not given.
+        warmup_epochs: epochs of linear warm-up, before the cosine to zero; may be a fraction.
+        clip_norm: largest norm of the gradient; 0 does not clip.
+        ema_decay: decay of an exponential moving average of the weights; 0 keeps none.
+        seed: of the initial weights, the order of the images, and the validation split.
+        device: auto, cpu, cuda or mps.
+        precision: 32, bf16 or fp16 (mixed).
+        num_processes: processes that share each batch.
+        checkpoint_minutes: an unfinished epoch is saved this often.
+        tensorboard: also write TensorBoard files.
+    """
+
+    gamma: float | None = None
+    weight_decay: float = 5e-4
+    normalize_objective: bool = False
+    label_smoothing: float = 0.0
+    epochs: int = 20
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float | None = None
+    warmup_epochs: float = 1.0
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["32", "bf16", "fp16"] = "32"
+    num_processes: int = 1
+    checkpoint_minutes: float = 10.0
+    tensorboard: bool = False
+
+    @property
+    def peak_lr(self) -> float:
+        """The highest learning rate."""
+        default = 0.1 if self.optimizer == "sgd" else 0.002
+        return default if self.lr is None else self.lr
+
+    def check(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            StageCostError: names the first impossible value and what is possible.
+        """
+        at_least = {"epochs": 1, "batch_size": 1, "num_processes": 1, "seed": 0}
+        at_least |= dict.fromkeys(("gamma", "weight_decay", "warmup_epochs", "clip_norm"), 0)
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= least):
+                raise StageCostError(f"{name} is {value}: give a finite number of at least {least}")
+        for name in ("label_smoothing", "ema_decay"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise StageCostError(f"{name} is {value}: give a number from 0 to below 1")
+        for name in ("peak_lr", "checkpoint_minutes"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise StageCostError(f"{name.replace('peak_', '')} is {value}: give a number above 0")
+        if self.batch_size % self.num_processes:
+            raise StageCostError(
+                f"batch_size {self.batch_size} cannot be shared by {self.num_processes} processes: "
+                "give a multiple"
+            )
+
+
+# What may differ between a run and its continuation, because the result does not depend on it.
+FREE_ON_RESUME = frozenset({"device", "tensorboard", "checkpoint_minutes"})
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that defines a training run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Any]) -> "RunSettings":
+        """Build settings from flag names and values; what is missing takes its default.
+
+        Raises:
+            StageCostError: a name is unknown.
+        """
+        parts = {"data": DataConfig, "model": ModelSettings, "training": TrainingSettings}
+        known = {f.name for part in parts.values() for f in fields(part)}
+        if unknown := sorted(set(flat) - known):
+            raise StageCostError(f"setting {unknown[0]!r} is unknown: remove it from the configuration")
+        values = {
+            name: Sizes.parse(v) if name in _SIZES and v is not None else v for name, v in flat.items()
+        }
+        built = {
+            key: part(**{f.name: values[f.name] for f in fields(part) if f.name in values})
+            for key, part in parts.items()
+        }
+        return cls(**built)
+
+    def to_flat(self) -> dict[str, Any]:
+        """Return all settings by their flag names, as plain types."""
+        flat = {**asdict(self.data), **asdict(self.model), **asdict(self.training)}
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in flat.items()}
+
+    def with_training(self, **changes: Any) -> "RunSettings":
+        """Return a copy with some training settings changed."""
+        return replace(self, training=replace(self.training, **changes))
+
+
+_SIZES = frozenset({"blocks_per_stage", "widths"})

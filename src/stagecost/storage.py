@@ -1,0 +1,106 @@
+"""Files that are either whole or not there: atomic writes, and tensors without pickle.
+
+Tensors are stored as safetensors, whose loading never executes code; what describes them travels as
+JSON in the header of the same file, so that one rename makes both appear together.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from stagecost.errors import StageCostError
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file so that a reader, or a crash, sees either the old content or the new.
+
+    The content goes to a temporary file in the same folder, reaches the disk, and is renamed.
+
+    Raises:
+        OSError: no permission, disk full, …; the old file is then untouched.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    # mkstemp makes files private; a run folder should be as readable as any other file of the user.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files that a killed process left in a folder."""
+    for temporary in folder.glob(".*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON atomically, readable for people."""
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        StageCostError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise StageCostError(f"{path} does not exist: check the path") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise StageCostError(f"{path} is not valid JSON ({error}): restore or delete it") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
+    """Write tensors and their JSON metadata as one safetensors file, atomically."""
+    from safetensors.torch import save
+
+    header = {key: json.dumps(value) for key, value in metadata.items()}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save(contiguous, metadata=header))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote: tensors on the CPU, and the metadata.
+
+    Raises:
+        StageCostError: the file is missing, or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise StageCostError(f"{path} does not exist: check the path")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            header = file.metadata() or {}
+        return tensors, {key: json.loads(value) for key, value in header.items()}
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise StageCostError(
+            f"{path} is damaged or not a safetensors file ({reason}): restore it from a copy, or "
+            "delete it"
+        ) from None
