@@ -4,13 +4,9 @@ Heavy imports happen inside, so that the command line can show its help at once.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from stagecost.settings import Sizes
-
-if TYPE_CHECKING:
-    from stagecost.trained import Trained
-    from stagecost.trajectory import Trajectory
 
 Split = Literal["val", "test", "train"]
 Which = Literal["last", "best"]
@@ -53,6 +49,7 @@ def analyze(
         checkpoint: which checkpoint of the run.
         device: auto, cpu, cuda or mps.
     """
+    from stagecost.summaries import analysis
     from stagecost.trained import open_trained
     from stagecost.trajectory import loss_trajectory, needed_blocks
 
@@ -60,22 +57,6 @@ def analyze(
     trained = open_trained(run, checkpoint=checkpoint, device=device)
     trajectory = loss_trajectory(trained.network, trained.batches(split), loss=trained.loss)
     return analysis(trajectory, split, tolerance)
-
-
-def analysis(trajectory: "Trajectory", split: str, tolerance: float) -> dict[str, Any]:
-    """Return the object that `analyze` prints."""
-    return {
-        "num_blocks": trajectory.num_blocks,
-        "split": split,
-        "num_samples": trajectory.num_samples,
-        "losses": list(trajectory.losses),
-        "accuracies": list(trajectory.accuracies),
-        "residual_ratios": list(trajectory.residual_ratios),
-        "weight_norms": list(trajectory.weight_norms),
-        "stage_starts": list(trajectory.stage_starts),
-        "tolerance": tolerance,
-        "needed_blocks": trajectory.needed_blocks(tolerance),
-    }
 
 
 def prune(
@@ -132,26 +113,10 @@ def evaluate(
         checkpoint: which checkpoint of a run.
         device: auto, cpu, cuda or mps.
     """
+    from stagecost.summaries import evaluation
     from stagecost.trained import open_trained
 
     return evaluation(open_trained(path, checkpoint=checkpoint, device=device), split, data)
-
-
-def evaluation(trained: "Trained", split: str, data: str | None = None) -> dict[str, Any]:
-    """Return the object that `evaluate` prints."""
-    from stagecost.macs import count_macs, count_parameters
-    from stagecost.trajectory import terminal_score
-
-    network, shape = trained.network, trained.image_format
-    accuracy, loss = terminal_score(network, trained.batches(split, data), loss=trained.loss)
-    return {
-        "accuracy": accuracy,
-        "loss": loss,
-        "num_blocks": network.num_blocks,
-        "parameters": count_parameters(network),
-        "macs": count_macs(network, (shape.channels, shape.size, shape.size)),
-        "split": split,
-    }
 
 
 def bound(
@@ -182,6 +147,7 @@ def report(
         device: auto, cpu, cuda or mps.
     """
     from stagecost.runs import RunFolder
+    from stagecost.summaries import write_run_report
 
     found = analyze(
         run, split=_report_split(run), tolerance=tolerance, checkpoint=checkpoint, device=device
@@ -194,30 +160,6 @@ def _report_split(run: str) -> Split:
 
     # Without a validation split the training images stand in; the report says which split it shows.
     return "val" if RunFolder(Path(run)).settings().data.val_fraction > 0 else "train"
-
-
-def write_run_report(
-    run: Any, found: dict[str, Any], test: tuple[dict[str, Any], ...] = ()
-) -> dict[str, Any]:
-    """Write the report of a run from its analysis, its history and its latest pruning."""
-    from stagecost import __version__
-    from stagecost.checkpoint import read_checkpoint
-    from stagecost.report import ReportData, write_report
-    from stagecost.storage import read_json
-
-    checkpoint = read_checkpoint(run.last)
-    settings = {**run.settings().to_flat(), "gamma": checkpoint.metadata["gamma"]}
-    data = ReportData(
-        run=str(run.path),
-        settings={**settings, "num_blocks": found["num_blocks"]},
-        analysis=found,
-        history=checkpoint.progress.history,
-        pruning=read_json(run.pruning) if run.pruning.is_file() else None,
-        test=test,
-        version=__version__,
-    )
-    write_report(data, run.report)
-    return {"run": str(run.path), "report": str(run.report), "needed_blocks": found["needed_blocks"]}
 
 
 def demo(*, output: str = "stagecost-demo", seed: int = 0) -> dict[str, Any]:

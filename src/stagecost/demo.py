@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from stagecost.commands import analysis, evaluation, write_run_report
 from stagecost.pruning_run import prune_run
 from stagecost.runs import RunFolder
 from stagecost.settings import RunSettings
+from stagecost.summaries import analysis, evaluation, write_run_report
 from stagecost.trained import Trained, open_trained
 from stagecost.training import train
 from stagecost.trajectory import loss_trajectory
@@ -55,7 +55,7 @@ def run_demo(output: Path, seed: int = 0) -> dict[str, Any]:
         _row("plain training, full depth", plain),
         _row("plain training of the small network", shallow),
     ]
-    report = write_run_report(RunFolder(stage.path), found, tuple(test))
+    report = write_run_report(RunFolder(stage.path), found, test)
     return {
         "run": str(stage.path),
         "plain_run": str(plain.path),

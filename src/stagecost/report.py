@@ -216,6 +216,11 @@ def _measure(value: object) -> str:
     return f"{number:#.3g}".rstrip(".").replace("-", "−")
 
 
+def _short(value: object) -> str:
+    number = _number(value)
+    return f"{number:.3g}" if math.isfinite(number) else MISSING
+
+
 def _operations(value: object) -> str:
     """Format a number of multiply-accumulates: 4.1 M."""
     number = _number(value)
@@ -443,8 +448,8 @@ def _history_rows(history: Sequence[Mapping[str, object]]) -> list[tuple[str, ..
     return [
         (
             _count(entry.get("epoch")),
-            _measure(entry.get("seconds")),
-            _measure(entry.get("learning_rate")),
+            _short(entry.get("seconds")),
+            _short(entry.get("learning_rate")),
             _measure(entry.get("train_objective")),
             _measure(entry.get("train_loss")),
             _measure(entry.get("val_loss")),
