@@ -3,21 +3,18 @@
 import json
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import register_type
 
 from stagecost import commands
 from stagecost.data_config import DataConfig
 from stagecost.errors import StageCostError
-from stagecost.settings import ModelSettings, Sizes, TrainingSettings
-
-register_type(Sizes, serializer=list, deserializer=Sizes.parse)
+from stagecost.parsing import plain_words
+from stagecost.settings import ModelSettings, TrainingSettings
 
 _TRAIN_FLAGS = {
     "normalize_objective": "divide the objective, and lambda, by 1 + gamma·N",
@@ -30,30 +27,7 @@ class _Parser(ArgumentParser):
     """Says what is wrong with the arguments in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        _fail(_plain_words(message))
-
-
-_KINDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "Sizes": "numbers like 16,32,64",
-}
-
-
-def _plain_words(message: str) -> str:
-    """Say what the parser found wrong with a value, without its talk of types."""
-    text = " ".join(message.split())
-    value = re.search(r'Parser key "([^"]+)".*Given value: (.*)', text) or re.search(
-        r'Parser key "([^"]+)".*Got value: (.*)', text
-    )
-    if not value:
-        return text.replace("Parser key ", "")
-    choices = re.search(r"Literal\[(.*?)\]", text)
-    kinds = [words for kind, words in _KINDS.items() if re.search(rf"(class '|type ){kind}\b", text)]
-    expected = f"one of {choices[1]}" if choices else " or ".join(kinds) or "another value"
-    flag = value[1].split(".")[-1].replace("_", "-")
-    return f"--{flag} is {value[2]!r}: give {expected}"
+        _fail(plain_words(message))
 
 
 def _spell_with_dashes(parser: ArgumentParser) -> None:

@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from stagecost.parsing import parse_settings
 from stagecost.pruning_run import prune_run
 from stagecost.runs import RunFolder
-from stagecost.settings import RunSettings
 from stagecost.summaries import analysis, evaluation, write_run_report
 from stagecost.trained import Trained, open_trained
 from stagecost.training import train
@@ -70,7 +70,7 @@ def run_demo(output: Path, seed: int = 0) -> dict[str, Any]:
 
 
 def _trained(folder: Path, label: str, seed: int, recipe: dict[str, Any]) -> Trained:
-    settings = RunSettings.from_flat({**recipe, "seed": seed})
+    settings = parse_settings({**recipe, "seed": seed})
     train(settings, folder, resume=True, label=label)
     return open_trained(folder)
 

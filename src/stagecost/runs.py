@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from stagecost.errors import StageCostError
+from stagecost.parsing import parse_settings
 from stagecost.settings import FREE_ON_RESUME, RunSettings
 from stagecost.storage import remove_leftovers, write_atomically
 
@@ -58,7 +59,7 @@ class RunFolder:
         """
         if not self.config.is_file():
             raise StageCostError(f"{self.path} holds no run: give a folder that `stagecost train` wrote")
-        return RunSettings.from_flat(read_yaml(self.config))
+        return parse_settings(read_yaml(self.config))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def claim(folder: RunFolder, given: Mapping[str, Any], resume: bool) -> RunSetti
     if folder.path.exists() and not folder.path.is_dir():
         raise StageCostError(f"{folder.path} is a file: give a folder as --output")
     if not folder.config.is_file():
-        settings = RunSettings.from_flat(given)
+        settings = parse_settings(given)
     elif not resume:
         raise StageCostError(
             f"{folder.path} already holds a run: go on with it by --resume, or give another --output"
@@ -107,14 +108,14 @@ def claim(folder: RunFolder, given: Mapping[str, Any], resume: bool) -> RunSetti
 
 def _merge(folder: RunFolder, given: Mapping[str, Any]) -> RunSettings:
     stored = folder.settings().to_flat()
-    wanted = RunSettings.from_flat({**stored, **given}).to_flat()
+    wanted = parse_settings({**stored, **given}).to_flat()
     for name, value in wanted.items():
         if value != stored[name] and name not in FREE_ON_RESUME:
             raise StageCostError(
                 f"{name} is {stored[name]} in {folder.path}, not {value}: leave it out to go on with "
                 "that run, or give another --output"
             )
-    return RunSettings.from_flat(wanted)
+    return parse_settings(wanted)
 
 
 def write_config(folder: RunFolder, settings: RunSettings) -> None:

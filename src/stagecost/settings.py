@@ -4,8 +4,7 @@ Nothing heavy is imported here, so that the command line can show its help at on
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from stagecost.data_config import DataConfig
@@ -149,26 +148,6 @@ class RunSettings:
     model: ModelSettings = field(default_factory=ModelSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
-    @classmethod
-    def from_flat(cls, flat: Mapping[str, Any]) -> "RunSettings":
-        """Build settings from flag names and values; what is missing takes its default.
-
-        Raises:
-            StageCostError: a name is unknown.
-        """
-        parts = {"data": DataConfig, "model": ModelSettings, "training": TrainingSettings}
-        known = {f.name for part in parts.values() for f in fields(part)}
-        if unknown := sorted(set(flat) - known):
-            raise StageCostError(f"setting {unknown[0]!r} is unknown: remove it from the configuration")
-        values = {
-            name: Sizes.parse(v) if name in _SIZES and v is not None else v for name, v in flat.items()
-        }
-        built = {
-            key: part(**{f.name: values[f.name] for f in fields(part) if f.name in values})
-            for key, part in parts.items()
-        }
-        return cls(**built)
-
     def to_flat(self) -> dict[str, Any]:
         """Return all settings by their flag names, as plain types."""
         flat = {**asdict(self.data), **asdict(self.model), **asdict(self.training)}
@@ -177,6 +156,3 @@ class RunSettings:
     def with_training(self, **changes: Any) -> "RunSettings":
         """Return a copy with some training settings changed."""
         return replace(self, training=replace(self.training, **changes))
-
-
-_SIZES = frozenset({"blocks_per_stage", "widths"})

@@ -323,7 +323,7 @@ def train_step(session: Session, images: Tensor, targets: Tensor) -> tuple[Objec
     )
     if not torch.isfinite(terms.total):
         raise StageCostError(
-            f"the objective is {float(terms.total)} in epoch {session.progress.epoch + 1}, batch "
+            f"the objective is {terms.total.item()} in epoch {session.progress.epoch + 1}, batch "
             f"{session.progress.batch + 1}: lower --lr or --gamma, or use --clip-norm; the last good "
             "checkpoint is kept"
         )
