@@ -1,12 +1,13 @@
 # Two commands are enough on a machine with Python ≥ 3.11: `make demo` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
+OUTPUT ?= runs/demo
 BIN := $(VENV)/bin
 
 .PHONY: demo test install format
 
 demo: $(VENV)/.installed  ## train, diagnose, prune and compare on digits
-	$(BIN)/stagecost demo --output runs/demo
+	$(BIN)/stagecost demo --output $(OUTPUT)
 
 test: $(VENV)/.installed  ## style, types, import order, tests: all that CI checks
 	$(BIN)/ruff check .

@@ -8,8 +8,8 @@ Runtime     about three quarters of an hour on one core, resumable
 Seeds       0
 
 Each file holds the verbs' own `--json` objects beside the commands, the commit, the machine and the
-versions that produced them. `--data-root` names a folder with local copies (mnist, cifar10, …); without it
-the data sets come from their hub by name.
+versions that produced them. `--data-root` names a folder with local copies (mnist, cifar10, …); without
+it the data sets come from their hub by name.
 """
 
 import argparse

@@ -10,11 +10,12 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from stagecost.errors import StageCostError
+
+if TYPE_CHECKING:  # the report writes files, too, and has no need of torch
+    from torch import Tensor
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -74,7 +75,7 @@ def read_json(path: Path) -> Any:
         raise StageCostError(f"{path} is not valid JSON ({error}): restore or delete it") from None
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, object]) -> None:
     """Write tensors and their JSON metadata as one safetensors file, atomically."""
     from safetensors.torch import save
 
@@ -83,7 +84,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     write_atomically(path, save(contiguous, metadata=header))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """Read what `write_tensors` wrote: tensors on the CPU, and the metadata.
 
     Raises:
