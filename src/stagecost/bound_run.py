@@ -36,7 +36,7 @@ def bound_of_runs(
     others = [open_trained(sub, checkpoint=checkpoint, device=device) for sub in subs]
     for other in others:
         check_sub_network(other, full)
-    gamma = float(full.checkpoint.metadata["gamma"])
+    gamma = full.checkpoint.gamma
     weight_decay = full.settings.training.weight_decay
     batches = full.batches("train")
     losses, norms = _measure(full, batches)

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from stagecost.errors import StageCostError
-from stagecost.models import read_description, restore
+from stagecost.models import load_weights, read_description, restore
 from stagecost.network import ResidualNetwork
 from stagecost.storage import read_tensors, write_tensors
 
@@ -84,6 +84,14 @@ class Checkpoint:
     metadata: dict[str, Any]
 
     @property
+    def gamma(self) -> float:
+        """The stage weight of the run."""
+        try:
+            return float(self.metadata["gamma"])
+        except (KeyError, TypeError, ValueError):
+            raise StageCostError(f"{self.path} does not tell gamma: restore it from a copy") from None
+
+    @property
     def progress(self) -> Progress:
         """How far the run had come."""
         try:
@@ -131,18 +139,25 @@ def restore_training(
         StageCostError: the file does not fit the network.
     """
     _load(network, checkpoint.part("network"), checkpoint.path)
-    load_optimizer_tensors(optimizer, network, checkpoint.part("optimizer"))
+    optimizer_part = checkpoint.part("optimizer")
+    _check_optimizer_tensors(optimizer_part, network, checkpoint.path)
+    load_optimizer_tensors(optimizer, network, optimizer_part)
     progress = checkpoint.progress
     if average is not None:
         _load(average.module, checkpoint.part("average"), checkpoint.path)
         average.n_averaged.fill_(progress.averaged)
-    torch.set_rng_state(checkpoint.tensors["rng"])
+    try:
+        torch.set_rng_state(checkpoint.tensors["rng"])
+    except (KeyError, TypeError, RuntimeError):
+        raise StageCostError(
+            f"{checkpoint.path} holds no state of the random numbers: delete it to start afresh"
+        ) from None
     return progress
 
 
 def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     try:
-        module.load_state_dict(tensors)
+        load_weights(module, tensors)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise StageCostError(
@@ -158,6 +173,17 @@ def optimizer_tensors(optimizer: Optimizer, network: ResidualNetwork) -> dict[st
         for slot, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)
     }
+
+
+def _check_optimizer_tensors(tensors: dict[str, Tensor], network: ResidualNetwork, path: Path) -> None:
+    shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
+    for key, value in tensors.items():
+        name, _, slot = key.rpartition("/")
+        if not slot or name not in shapes or value.shape not in (shapes[name], torch.Size([])):
+            raise StageCostError(
+                f"{path} does not fit the run's network (optimizer state {key}): delete it to start "
+                "afresh"
+            )
 
 
 def load_optimizer_tensors(

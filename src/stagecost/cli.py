@@ -14,10 +14,11 @@ from stagecost import commands
 from stagecost.data_config import DataConfig
 from stagecost.errors import StageCostError
 from stagecost.parsing import plain_words
-from stagecost.settings import ModelSettings, TrainingSettings
+from stagecost.settings import ModelSettings, TrainingSettings, VariantSettings
 
 _TRAIN_FLAGS = {
     "normalize_objective": "divide the objective, and lambda, by 1 + gamma·N",
+    "constant_head": "the stage cost does not move head and projections",
     "tensorboard": "also write TensorBoard files",
     "resume": "go on with the run in the folder",
 }
@@ -40,8 +41,14 @@ def _spell_with_dashes(parser: ArgumentParser) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"stagecost: {' '.join(message.split())}", file=sys.stderr)
+    if _is_first_process():
+        print(f"stagecost: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _is_first_process() -> bool:
+    # Fabric starts further processes by running the same command; one of them speaks for all.
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def build_parser() -> ArgumentParser:
@@ -73,7 +80,7 @@ def _add_train(verb: ArgumentParser, function: Any) -> None:
     for name, text in _TRAIN_FLAGS.items():
         verb.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=text)
     flags = {name for name in _TRAIN_FLAGS if name != "resume"}
-    for settings in (DataConfig, ModelSettings, TrainingSettings):
+    for settings in (DataConfig, ModelSettings, TrainingSettings, VariantSettings):
         skip = flags & set(settings.__dataclass_fields__)
         verb.add_class_arguments(settings, skip=skip)
 
@@ -107,9 +114,14 @@ _VERBS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 0, or with 2 after one line on standard error."""
     # Only what the user gave: what is missing takes the defaults, or those of the run that is resumed.
-    given = build_parser().parse_args(arguments, defaults=False)
+    try:
+        given = build_parser().parse_args(arguments, defaults=False)
+    except UnicodeDecodeError as error:
+        _fail(f"the configuration is no text ({error}): give a YAML file")
     verb = given.verb
     options = given[verb].as_dict()
+    if options.get("output") == "":
+        _fail("--output is empty: give a folder")
     as_json = options.pop("json", False)
     options.pop("config", None)
     _quieten()
@@ -121,17 +133,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail("interrupted: what was saved before is kept")
     except OSError as error:
         _fail(_describe(error))
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    if _is_first_process():
         _print(verb, result, as_json)
 
 
 def _quieten() -> None:
     """Keep remarks of libraries off the screen; the project's own go to standard error."""
     warnings.simplefilter("ignore")
-    for name in ("lightning_fabric", "lightning", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # Its modules one by one: when Fabric is imported it sets the level of the logger above them.
+    for name in ("distributed", "rank_zero"):
+        logging.getLogger(f"lightning_fabric.utilities.{name}").setLevel(logging.ERROR)
     own = logging.getLogger("stagecost")
-    own.addHandler(logging.StreamHandler(sys.stderr))
+    own.handlers = [logging.StreamHandler(sys.stderr)]
     own.setLevel(logging.INFO)
 
 

@@ -108,6 +108,10 @@ class ImageFormat:
             raise StageCostError(
                 f"the stored image format has no entry {error}: save the network again"
             ) from error
+        except (TypeError, ValueError) as error:
+            raise StageCostError(
+                f"the stored image format is damaged ({error}): save the network again"
+            ) from error
         if not len(result.mean) == len(result.std) == result.channels:
             raise StageCostError(
                 f"the stored image format has {result.channels} channels, {len(result.mean)} means "
@@ -605,6 +609,20 @@ def num_batches(split_len: int, batch_size: int) -> int:
     return max(1, split_len // batch_size)
 
 
+def check_shares(split_len: int, batch_size: int, world_size: int) -> None:
+    """Refuse batches that have fewer images than there are processes.
+
+    Raises:
+        StageCostError: as described.
+    """
+    size = min(batch_size, split_len)
+    if size < world_size:
+        raise StageCostError(
+            f"a batch of {size} image(s) cannot be shared by {world_size} processes: "
+            "raise the batch size or use fewer processes"
+        )
+
+
 def epoch_batches(
     split: ImageSplit,
     image_format: ImageFormat,
@@ -644,12 +662,8 @@ def epoch_batches(
             processes.
     """
     count = num_batches(len(split), batch_size)
+    check_shares(len(split), batch_size, world_size)
     size = min(batch_size, len(split))
-    if size < world_size:
-        raise StageCostError(
-            f"a batch of {size} image(s) cannot be shared by {world_size} processes: "
-            "raise the batch size or use fewer processes"
-        )
     order = torch.randperm(len(split), generator=_generator(seed, _ORDER, epoch))
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:

@@ -375,7 +375,8 @@ def _canonical_split(name: str) -> str | None:
 
 
 def _from_hub(dataset_id: str, name: str) -> Source:
-    logger.info("looking for %s on the Hugging Face Hub and in its local cache", dataset_id)
+    if sys.stderr.isatty():  # somebody is watching, and it may take a while
+        logger.info("looking for %s on the Hugging Face Hub and in its local cache", dataset_id)
     try:
         found = _load(dataset_id, bars=sys.stderr.isatty())
     except Exception as error:

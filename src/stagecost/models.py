@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from stagecost import resnet  # noqa: F401  (the native builders enter themselves)
 from stagecost.errors import StageCostError
@@ -106,6 +107,17 @@ def read_description(content: Any, source: Path) -> NetworkDescription:
         ) from None
 
 
+def load_weights(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Load a state dict; unlike torch's own way, refuse one without BatchNorm's counters as well.
+
+    Raises:
+        RuntimeError: a tensor is missing, unknown, or of another shape.
+    """
+    if missing := sorted(set(module.state_dict()) - set(tensors)):
+        raise RuntimeError(f"{missing[0]} is missing")
+    module.load_state_dict(tensors)
+
+
 def restore(
     description: NetworkDescription, tensors: Mapping[str, torch.Tensor], source: Path
 ) -> ResidualNetwork:
@@ -116,7 +128,7 @@ def restore(
     """
     network = rebuild(description)
     try:
-        network.load_state_dict(tensors)
+        load_weights(network, tensors)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise StageCostError(

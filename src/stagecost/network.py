@@ -89,13 +89,14 @@ class ResidualNetwork(nn.Module):
         if len(self.blocks) == 0:
             raise StageCostError("a network needs at least one block, got 0: raise num_blocks")
 
-    def forward(self, images: Tensor, depths: Depths = None) -> Tensor:
+    def forward(self, images: Tensor, depths: Depths = None, *, constant_head: bool = False) -> Tensor:
         """Compute the terminal output, or the outputs of the depths asked for, in one pass.
 
         Args:
             images: (B, C, H, W).
             depths: None for the terminal output y_N; k for y_k; "all" for y_0 … y_N; a sequence of
                 depths for some of them. Depths count the blocks of this network: 0 … N.
+            constant_head: intermediate outputs send no gradient to head and skip connections.
 
         Returns:
             (B, classes) for None or one depth, else (number of depths, B, classes). Blocks that no
@@ -110,7 +111,10 @@ class ResidualNetwork(nn.Module):
         outputs: dict[int, Tensor] = {}
         for depth, state in enumerate(self.states(images)):
             if depth in wanted:
-                outputs[depth] = intermediate_output(skips, self.head, state, depth)
+                constant = constant_head and depth < self.num_blocks
+                outputs[depth] = intermediate_output(
+                    skips, self.head, state, depth, constant_head=constant
+                )
             if depth == last:
                 break
         if depths is None or isinstance(depths, int):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from stagecost.errors import StageCostError
 from stagecost.network import ResidualNetwork
+from stagecost.stage_losses import StageLoss
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """(output (B, …), target (B, …)) → the mean loss, or one loss a sample (any shape: it is averaged)."""
@@ -50,6 +51,7 @@ def stage_cost_objective(
     gamma: float,
     *,
     loss: LossFunction = F.cross_entropy,
+    stage_loss: StageLoss | None = None,
     depth_weights: Sequence[float] | None = None,
     normalized: bool = False,
 ) -> ObjectiveTerms:
@@ -61,6 +63,7 @@ def stage_cost_objective(
         targets: (B, …), whatever `loss` expects beside one output.
         gamma: the stage weight, ≥ 0. 0 is plain training, to the last bit.
         loss: maps (output, target) to a mean loss or to one loss a sample.
+        stage_loss: what intermediate outputs are punished for instead; see `stagecost.stage_losses`.
         depth_weights: c_k of every output but the last; uniform if None.
         normalized: divide by 1 + Σ gamma·c_k, so that the scale of the gradient does not depend on N.
             The minimisers stay the same if lambda is divided alike (`objective_scale`).
@@ -76,7 +79,10 @@ def stage_cost_objective(
         )
     losses = [loss(output, targets).mean() for output in outputs]
     terminal = losses[-1]
-    terms = [w * value for w, value in zip(weights, losses[:-1], strict=True) if w != 0]
+    stage_values: Sequence[Tensor] = losses[:-1]
+    if stage_loss is not None:
+        stage_values = [stage_loss(output, targets, outputs[-1].detach()) for output in outputs[:-1]]
+    terms = [w * value for w, value in zip(weights, stage_values, strict=True) if w != 0]
     stage = torch.stack(terms).sum() if terms else torch.zeros_like(terminal)
     # Without a stage cost the sum is left out, so that not even a rounding differs from plain training.
     total = stage + terminal if terms else terminal

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from stagecost.errors import StageCostError
 
@@ -64,7 +65,12 @@ def skip_chain(skips: Iterable[nn.Module], state: Tensor) -> Tensor:
 
 
 def intermediate_output(
-    skips: Sequence[nn.Module], head: nn.Module, state: Tensor, depth: int
+    skips: Sequence[nn.Module],
+    head: nn.Module,
+    state: Tensor,
+    depth: int,
+    *,
+    constant_head: bool = False,
 ) -> Tensor:
     """Compute y_k from x_k, literally as the paper defines it.
 
@@ -73,9 +79,22 @@ def intermediate_output(
         head: H, called as `head(state, depth)`: a head may keep statistics for each depth.
         state: x_k, of shape (B, C, H, W).
         depth: k, from 0 to N.
+        constant_head: treat the parameters of head and skip connections as constants: the gradient
+            moves the state alone, so states align to the head and not the reverse.
 
     Returns:
         y_k, of shape (B, …); (B, classes) for a classifier.
     """
-    output: Tensor = head(skip_chain(skips[depth:], state), depth)
+    if not constant_head:
+        output: Tensor = head(skip_chain(skips[depth:], state), depth)
+        return output
+    for skip in skips[depth:]:
+        state = _with_constants(skip, state)
+    return _with_constants(head, state, depth)
+
+
+def _with_constants(module: nn.Module, *arguments: object) -> Tensor:
+    """Call a module whose parameters get no gradient; its buffers are updated as ever."""
+    constants = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    output: Tensor = functional_call(module, constants, arguments)
     return output

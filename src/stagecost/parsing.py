@@ -10,11 +10,16 @@ from jsonargparse.typing import register_type
 
 from stagecost.data_config import DataConfig
 from stagecost.errors import StageCostError
-from stagecost.settings import ModelSettings, RunSettings, Sizes, TrainingSettings
+from stagecost.settings import ModelSettings, RunSettings, Sizes, TrainingSettings, VariantSettings
 
 register_type(Sizes, serializer=list, deserializer=Sizes.parse)
 
-_PARTS: dict[str, type] = {"data": DataConfig, "model": ModelSettings, "training": TrainingSettings}
+_PARTS: dict[str, type] = {
+    "data": DataConfig,
+    "model": ModelSettings,
+    "training": TrainingSettings,
+    "variant": VariantSettings,
+}
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -35,9 +40,12 @@ def parse_settings(flat: Mapping[str, Any]) -> RunSettings:
     Raises:
         StageCostError: a name is unknown, or a value is not of its type.
     """
-    known = {f.name for part in _PARTS.values() for f in fields(part)}
-    if unknown := sorted(set(flat) - known):
+    known = {f.name: f.default for part in _PARTS.values() for f in fields(part)}
+    if unknown := sorted(set(flat) - set(known)):
         raise StageCostError(f"setting {unknown[0]!r} is unknown: remove it from the configuration")
+    for name, value in flat.items():  # the parser itself takes null for anything
+        if value is None and known[name] is not None:
+            raise StageCostError(f"{name} is null: give a value, or leave it out for {known[name]}")
     parser = _Parser()
     for part in _PARTS.values():
         parser.add_class_arguments(part)
@@ -46,16 +54,43 @@ def parse_settings(flat: Mapping[str, Any]) -> RunSettings:
     return RunSettings(**built)
 
 
+_WHOLE = (
+    (r".*File does not exist: '(.*)'", r"configuration \1 does not exist: check the path"),
+    (r".*Path is not a file: '(.*)'", r"configuration \1 is no file: give a YAML file"),
+    (
+        r".*Unexpected config: ?(.*)",
+        r"configuration '\1' is no mapping of settings to values: rewrite it",
+    ),
+    (r"Problems parsing config: (.*)", r"the configuration is not valid YAML (\1): correct it"),
+    (
+        r"Subcommand '(\w+)' does not accept option '(.*)'",
+        r"setting '\2' is unknown: `stagecost \1 --help` shows all",
+    ),
+    (r"unrecognized arguments: (.*)", r"arguments that are unknown: \1 (see --help)"),
+    (r"the following arguments are required: (.*)", r"missing: \1 (see --help)"),
+    (r"argument (--[\w-]+): (expected .*)", r"\1: \2; a value that begins with - is given as \1=VALUE"),
+)
+
+
+def _plain_words_on_the_whole(text: str) -> str:
+    for pattern, words in _WHOLE:
+        if found := re.fullmatch(pattern, text):
+            return found.expand(words)
+    return text.replace("Parser key ", "")
+
+
 def plain_words(message: str) -> str:
     """Say what a parser found wrong with a value, in one line and without its talk of types."""
     text = " ".join(message.split())
-    value = re.search(r'Parser key "([^"]+)".*Given value: (.*)', text) or re.search(
-        r'Parser key "([^"]+)".*Got value: (.*)', text
-    )
+    value = re.search(r'Parser key "([^"]+)".*(?:Given|Got) value: ?(.*)', text)
     if not value:
-        return text.replace("Parser key ", "")
+        return _plain_words_on_the_whole(text)
     choices = re.search(r"Literal\[(.*?)\]", text)
-    kinds = [words for kind, words in _KINDS.items() if re.search(rf"(class '|type ){kind}\b", text)]
+    # What comes after "Given value type" is the type that was found, not one that would do.
+    wanted = text.split("Given value type:")[0]
+    kinds = [words for kind, words in _KINDS.items() if re.search(rf"(class '|type ){kind}\b", wanted)]
+    if "Sizes" in wanted:
+        kinds = [_KINDS["Sizes"]]
     expected = f"one of {choices[1]}" if choices else " or ".join(kinds) or "another value"
     flag = value[1].split(".")[-1].replace("_", "-")
     return f"--{flag} is {value[2]!r}: give {expected}"

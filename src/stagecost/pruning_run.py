@@ -14,10 +14,11 @@ from stagecost.network import CONFIG_FILE, ResidualNetwork
 from stagecost.progress import TrainingDisplay
 from stagecost.prune import PruningPlan, carry_optimizer, plan_pruning
 from stagecost.runs import RunFolder
+from stagecost.session import make_optimizer, start_session
 from stagecost.settings import RunSettings, Sizes
 from stagecost.storage import write_json
 from stagecost.trained import CheckpointName, Trained, open_trained
-from stagecost.training import finish_epoch, make_optimizer, start_session, train_epoch
+from stagecost.training import finish_epoch, train_epoch
 from stagecost.trajectory import Loader, loss_trajectory, terminal_score
 
 RECALIBRATION_IMAGES = 8192
@@ -159,6 +160,6 @@ def _finetune_settings(settings: RunSettings, epochs: int) -> RunSettings:
 def _optimizer_of_run(trained: Trained) -> Optimizer:
     assert trained.settings is not None
     assert trained.checkpoint is not None
-    optimizer = make_optimizer(trained.network, trained.settings.training, gamma=0.0)
+    optimizer = make_optimizer(trained.network, trained.settings, gamma=0.0)
     load_optimizer_tensors(optimizer, trained.network, trained.checkpoint.part("optimizer"))
     return optimizer

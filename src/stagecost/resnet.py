@@ -9,6 +9,7 @@ arXiv 2506.21453 for homogeneous networks and for skip projections from the stat
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 from torch import nn
 
@@ -49,12 +50,26 @@ def bottleneck_branch(width_in: int, width_out: int, stride: int) -> nn.Sequenti
     )
 
 
+Projection = Literal["strided", "average"]
+
+
 def residual_block(
-    width_in: int, width_out: int, stride: int, branch: BranchBuilder = basic_branch
+    width_in: int,
+    width_out: int,
+    stride: int,
+    branch: BranchBuilder = basic_branch,
+    projection: Projection = "strided",
 ) -> ResidualBlock:
-    """Build a block; its skip is a 1×1 projection where width or resolution changes."""
-    skip = None
-    if stride != 1 or width_in != width_out:
+    """Build a block; its skip is a 1×1 projection where width or resolution changes.
+
+    The strided projection of the paper drops three of four pixels; the average one pools them first.
+    Both are linear in x_k.
+    """
+    skip: nn.Module | None = None
+    if stride != 1 and projection == "average":
+        pooling = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
+        skip = nn.Sequential(pooling, nn.Conv2d(width_in, width_out, 1, bias=False))
+    elif stride != 1 or width_in != width_out:
         skip = nn.Conv2d(width_in, width_out, 1, stride=stride, bias=False)
     return ResidualBlock(branch(width_in, width_out, stride), skip)
 
@@ -97,6 +112,7 @@ def staged(
     num_classes: int = 10,
     in_channels: int = 3,
     stem_stride: int = 1,
+    projection: Projection = "strided",
     head_statistics: StatisticsPolicy = "per_output",
 ) -> ResidualNetwork:
     """Build a staged network for small images: each later stage halves the resolution.
@@ -107,11 +123,14 @@ def staged(
         num_classes: outputs of the head.
         in_channels: channels of the images.
         stem_stride: stride of the stem's 3×3 convolution.
+        projection: "strided" as in the paper, or "average".
         head_statistics: see `stagecost.head`.
     """
     _check_sizes(blocks_per_stage, widths, num_classes, in_channels, stem_stride)
+    if projection not in get_args(Projection):
+        raise StageCostError(f"projection {projection!r} is unknown: choose from {get_args(Projection)}")
     stem = nn.Conv2d(in_channels, widths[0], 3, stride=stem_stride, padding=1, bias=False)
-    blocks = _stages(widths[0], blocks_per_stage, widths, basic_branch)
+    blocks = _stages(widths[0], blocks_per_stage, widths, basic_branch, projection)
     return _assemble(stem, blocks, widths[-1], num_classes, head_statistics)
 
 
@@ -169,13 +188,17 @@ def preact_resnet152(
 
 
 def _stages(
-    width_in: int, blocks_per_stage: Sequence[int], widths: Sequence[int], branch: BranchBuilder
+    width_in: int,
+    blocks_per_stage: Sequence[int],
+    widths: Sequence[int],
+    branch: BranchBuilder,
+    projection: Projection = "strided",
 ) -> list[ResidualBlock]:
     blocks = []
     for stage, (num_blocks, width) in enumerate(zip(blocks_per_stage, widths, strict=True)):
         for position in range(num_blocks):
             stride = 2 if stage > 0 and position == 0 else 1
-            blocks.append(residual_block(width_in, width, stride, branch))
+            blocks.append(residual_block(width_in, width, stride, branch, projection))
             width_in = width
     return blocks
 

@@ -93,15 +93,23 @@ def claim(folder: RunFolder, given: Mapping[str, Any], resume: bool) -> RunSetti
     """
     if folder.path.exists() and not folder.path.is_dir():
         raise StageCostError(f"{folder.path} is a file: give a folder as --output")
-    if not folder.config.is_file():
-        settings = parse_settings(given)
-    elif not resume:
+    if folder.config.is_file() and not resume:
         raise StageCostError(
             f"{folder.path} already holds a run: go on with it by --resume, or give another --output"
         )
-    else:
-        settings = _merge(folder, given)
+    settings = settings_for(folder, given)
+    if resume:
         remove_leftovers(folder.path)
+    return settings
+
+
+def settings_for(folder: RunFolder, given: Mapping[str, Any]) -> RunSettings:
+    """Return the settings of the run in a folder, or of the one that is about to start there.
+
+    Raises:
+        StageCostError: the settings are impossible, or the folder holds another run.
+    """
+    settings = _merge(folder, given) if folder.config.is_file() else parse_settings(given)
     settings.training.check()
     return settings
 

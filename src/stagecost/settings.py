@@ -43,6 +43,8 @@ class ModelSettings:
         blocks_per_stage: blocks of each stage of a staged network, such as 9,9,9.
         widths: channels of each stage of a staged network, such as 16,32,64.
         stem_stride: stride of the first convolution of a homogeneous or staged network.
+        projection: of a staged network: strided (1×1 convolution with a stride, as in the paper) or
+            average (pooling first, so that no pixel is dropped).
         head_statistics: running statistics of the head's BatchNorm, see docs/head-statistics.md.
     """
 
@@ -52,6 +54,7 @@ class ModelSettings:
     blocks_per_stage: Sizes | None = None
     widths: Sizes | None = None
     stem_stride: int | None = None
+    projection: Literal["strided", "average"] | None = None
     head_statistics: Literal["per_output", "shared", "terminal"] = "per_output"
 
     def arguments(self) -> dict[str, Any]:
@@ -136,6 +139,46 @@ class TrainingSettings:
             )
 
 
+@dataclass(frozen=True)
+class VariantSettings:
+    """How training departs from the paper's uniform, constant stage cost; see docs/variants.md.
+
+    Args:
+        gamma_schedule: constant, warmup (rises over the first half), late (0 until 40 % of the training,
+            full from 70 % on) or falling (a cosine to 0).
+        depth_weights: uniform, or growing with k as (k+1)/N.
+        first_depth: outputs before this depth bear no stage cost.
+        stage_loss: same, distilled (half of it from the detached terminal output) or hinged (only what
+            an output loses against the terminal one).
+        constant_head: the stage cost does not move head and projections.
+        group_lasso: weight of the block-wise proximal group lasso; 0 is none.
+    """
+
+    gamma_schedule: Literal["constant", "warmup", "late", "falling"] = "constant"
+    depth_weights: Literal["uniform", "growing"] = "uniform"
+    first_depth: int = 0
+    stage_loss: Literal["same", "distilled", "hinged"] = "same"
+    constant_head: bool = False
+    group_lasso: float = 0.0
+
+    def weights(self, num_blocks: int) -> list[float]:
+        """Return c_k for k = 0 … N-1."""
+        grown = [(k + 1) / num_blocks for k in range(num_blocks)]
+        chosen = grown if self.depth_weights == "growing" else [1.0] * num_blocks
+        return [c if k >= self.first_depth else 0.0 for k, c in enumerate(chosen)]
+
+    def check(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            StageCostError: names the value and what is possible.
+        """
+        if self.first_depth < 0:
+            raise StageCostError(f"first_depth is {self.first_depth}: give a number of at least 0")
+        if not (math.isfinite(self.group_lasso) and self.group_lasso >= 0):
+            raise StageCostError(f"group_lasso is {self.group_lasso}: give a number of at least 0")
+
+
 # What may differ between a run and its continuation, because the result does not depend on it.
 FREE_ON_RESUME = frozenset({"device", "tensorboard", "checkpoint_minutes"})
 
@@ -147,10 +190,12 @@ class RunSettings:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelSettings = field(default_factory=ModelSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    variant: VariantSettings = field(default_factory=VariantSettings)
 
     def to_flat(self) -> dict[str, Any]:
         """Return all settings by their flag names, as plain types."""
-        flat = {**asdict(self.data), **asdict(self.model), **asdict(self.training)}
+        parts = (self.data, self.model, self.training, self.variant)
+        flat = {name: value for part in parts for name, value in asdict(part).items()}
         return {key: list(v) if isinstance(v, tuple) else v for key, v in flat.items()}
 
     def with_training(self, **changes: Any) -> "RunSettings":

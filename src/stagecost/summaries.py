@@ -48,7 +48,7 @@ def write_run_report(
 ) -> dict[str, Any]:
     """Write the report of a run from its analysis, its history and its latest pruning."""
     checkpoint = read_checkpoint(run.last)
-    settings = {**run.settings().to_flat(), "gamma": checkpoint.metadata["gamma"]}
+    settings = {**run.settings().to_flat(), "gamma": checkpoint.gamma}
     data = ReportData(
         run=str(run.path),
         settings={**settings, "num_blocks": found["num_blocks"]},

@@ -17,10 +17,11 @@ from stagecost.errors import StageCostError
 from stagecost.models import load
 from stagecost.network import CONFIG_FILE, ResidualNetwork
 from stagecost.objective import LossFunction
+from stagecost.parsing import parse_settings
 from stagecost.runs import RunFolder
+from stagecost.session import loss_function
 from stagecost.settings import RunSettings
 from stagecost.storage import read_json
-from stagecost.training import loss_function
 
 CheckpointName = Literal["last", "best"]
 
@@ -112,7 +113,7 @@ def _open_run(run: RunFolder, name: CheckpointName, device: torch.device) -> Tra
         network=_placed(checkpoint.network(), device),
         data=settings.data,
         seed=settings.training.seed,
-        image_format=ImageFormat.from_json(checkpoint.metadata["image_format"]),
+        image_format=ImageFormat.from_json(checkpoint.metadata.get("image_format", {})),
         loss=loss_function(settings.training),
         device=device,
         settings=settings,
@@ -129,15 +130,25 @@ def _open_saved(path: Path, device: torch.device) -> Trained:
             f"{path} does not say how its images are prepared ({missing[0]!r} is missing in "
             f"{CONFIG_FILE}): load it with stagecost.load, or save it with `stagecost prune`"
         )
+    settings = _settings_of_data(config, path / CONFIG_FILE)
     return Trained(
         path=path,
         network=_placed(network, device),
-        data=DataConfig(**config["data"]),
-        seed=int(config["seed"]),
+        data=settings.data,
+        seed=settings.training.seed,
         image_format=ImageFormat.from_json(config["image_format"]),
         loss=F.cross_entropy,
         device=device,
     )
+
+
+def _settings_of_data(config: dict[str, Any], source: Path) -> RunSettings:
+    try:
+        return parse_settings({**config["data"], "seed": config["seed"]})
+    except (TypeError, StageCostError) as error:
+        raise StageCostError(
+            f"{source} does not say which images it was trained on ({error}): restore it from a copy"
+        ) from None
 
 
 def _placed(network: ResidualNetwork, device: torch.device) -> ResidualNetwork:

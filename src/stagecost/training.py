@@ -6,74 +6,32 @@ weights, bit for bit, as one that was left alone (on a CPU with the same number 
 """
 
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
-from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
 from stagecost.calibration import calibrate_outputs
-from stagecost.checkpoint import Progress, read_checkpoint, restore_training, save_checkpoint
-from stagecost.data import DataBundle, epoch_batches, eval_batches, load_data, num_batches
-from stagecost.devices import make_fabric
+from stagecost.checkpoint import read_checkpoint, restore_training, save_checkpoint
+from stagecost.data import check_shares, epoch_batches, eval_batches, load_data
 from stagecost.errors import StageCostError
-from stagecost.models import create_model
+from stagecost.interruption import interruption
 from stagecost.network import ResidualNetwork
-from stagecost.objective import (
-    LossFunction,
-    ObjectiveTerms,
-    objective_scale,
-    parameter_groups,
-    stage_cost_objective,
-    stage_weights,
-)
+from stagecost.objective import ObjectiveTerms, stage_cost_objective
 from stagecost.progress import TrainingDisplay
-from stagecost.runs import RunFolder, claim, write_config, write_metrics
+from stagecost.proximal import shrink_branches
+from stagecost.runs import RunFolder, claim, settings_for, write_config, write_metrics
 from stagecost.schedule import learning_rate_factor
-from stagecost.settings import RunSettings, TrainingSettings
+from stagecost.session import Session, loss_function, stage_loss_function, start_session
+from stagecost.settings import RunSettings
 from stagecost.trajectory import Trajectory, loss_trajectory
 
 CALIBRATION_IMAGES = 2048
-
-
-@dataclass
-class Session:
-    """What a running training holds.
-
-    `network` is the bare network; `model` the same one as Fabric wraps it, through which training calls
-    go; `average` the moving average, if one is kept.
-    """
-
-    fabric: Fabric
-    settings: TrainingSettings
-    gamma: float
-    data: DataBundle
-    network: ResidualNetwork
-    model: nn.Module
-    optimizer: Optimizer
-    average: AveragedModel | None
-    progress: Progress
-
-    @property
-    def evaluated(self) -> ResidualNetwork:
-        """The network that is judged and used in the end."""
-        return self.network if self.average is None else self.average.module  # type: ignore[return-value]
-
-    @property
-    def num_batches(self) -> int:
-        """Steps of an epoch."""
-        return num_batches(len(self.data.splits["train"]), self.settings.batch_size)
 
 
 @dataclass(frozen=True)
@@ -111,8 +69,10 @@ def train(
     flat = given.to_flat() if isinstance(given, RunSettings) else given
     # Fabric starts further processes by running the same command; the first one alone owns the folder.
     first = int(os.environ.get("LOCAL_RANK", "0")) == 0
-    settings = claim(run, flat, resume) if first else run.settings()
+    settings = claim(run, flat, resume) if first else settings_for(run, flat)
     data = load_data(settings.data, seed=settings.training.seed, splits=_splits(settings))
+    training = settings.training
+    check_shares(len(data.splits["train"]), training.batch_size, training.num_processes)
     session = start_session(settings, data, _loggers(settings, run))
     if run.last.is_file():
         checkpoint = read_checkpoint(run.last)
@@ -151,67 +111,9 @@ def _loggers(settings: RunSettings, run: RunFolder) -> list[Any]:
     return [TensorBoardLogger(run.path, name="tensorboard", version="")]
 
 
-def start_session(
-    settings: RunSettings,
-    data: DataBundle,
-    loggers: list[Any] | None = None,
-    network: ResidualNetwork | None = None,
-) -> Session:
-    """Build network, optimiser and average as the settings say, on their device.
-
-    Args:
-        settings: of the run.
-        data: its images.
-        loggers: Fabric's loggers.
-        network: the network to train, if it is there already; else it is created from the seed.
-    """
-    training = settings.training
-    training.check()
-    fabric = make_fabric(training.device, training.precision, training.num_processes, loggers)
-    fabric.launch()
-    torch.manual_seed(training.seed)
-    if network is None:
-        network = create_network(settings, data)
-    gamma = 1 / network.num_blocks if training.gamma is None else training.gamma
-    # On CPUs, too, convolutions of few channels are much faster with channels last.
-    network.to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(network, training, gamma)
-    model, optimizer = fabric.setup(network, optimizer)
-    average = None
-    if training.ema_decay:
-        average_of = get_ema_multi_avg_fn(training.ema_decay)  # type: ignore[no-untyped-call]
-        average = AveragedModel(network, multi_avg_fn=average_of, use_buffers=True)
-    return Session(fabric, training, gamma, data, network, model, optimizer, average, Progress())
-
-
-def create_network(settings: RunSettings, data: DataBundle) -> ResidualNetwork:
-    """Build the network that the settings name for these images."""
-    arguments = settings.model.arguments()
-    arguments |= {"num_classes": data.num_classes, "in_channels": data.format.channels}
-    return create_model(settings.model.model, **arguments)
-
-
-def make_optimizer(network: ResidualNetwork, settings: TrainingSettings, gamma: float) -> Optimizer:
-    """Build the optimiser; lambda goes to the residual branches alone (see `parameter_groups`)."""
-    decay = settings.weight_decay
-    if settings.normalize_objective:
-        decay /= objective_scale(stage_weights(gamma, network.num_blocks))
-    groups = parameter_groups(network, decay)
-    if settings.optimizer == "sgd":
-        return SGD(groups, lr=settings.peak_lr, momentum=0.9, nesterov=True)
-    return AdamW(groups, lr=settings.peak_lr)
-
-
-def loss_function(settings: TrainingSettings) -> LossFunction:
-    """Return the cross-entropy of the settings."""
-    if settings.label_smoothing == 0:
-        return F.cross_entropy
-    return partial(F.cross_entropy, label_smoothing=settings.label_smoothing)
-
-
 def _train_epochs(session: Session, run: RunFolder, display: TrainingDisplay) -> None:
     progress = session.progress
-    with _interruption() as interrupted:
+    with interruption() as interrupted:
         while progress.epoch < session.settings.epochs:
             display.epoch_begins(progress.epoch, progress.batch, session.num_batches)
             train_epoch(session, run, display, interrupted)
@@ -311,14 +213,17 @@ def train_step(session: Session, images: Tensor, targets: Tensor) -> tuple[Objec
     Raises:
         StageCostError: the objective is not finite; the weights are those before the step.
     """
-    set_learning_rate(session)
-    settings = session.settings
-    outputs = session.model(images, depths="all" if session.gamma else [-1])
+    rate = set_learning_rate(session)
+    settings, visited = session.settings, session.visited
+    outputs = session.model(images, depths=visited, constant_head=session.variant.constant_head)
+    weights = session.variant.weights(session.network.num_blocks)
     terms = stage_cost_objective(
         outputs,
         targets,
-        session.gamma,
+        session.current_gamma,
         loss=loss_function(settings),
+        stage_loss=stage_loss_function(session),
+        depth_weights=[weights[k] for k in visited[:-1]],
         normalized=settings.normalize_objective,
     )
     if not torch.isfinite(terms.total):
@@ -332,6 +237,8 @@ def train_step(session: Session, images: Tensor, targets: Tensor) -> tuple[Objec
         session.fabric.clip_gradients(session.model, session.optimizer, max_norm=settings.clip_norm)
     session.optimizer.step()
     session.optimizer.zero_grad()
+    if session.variant.group_lasso:
+        shrink_branches(session.network, rate * session.variant.group_lasso)
     if session.average is not None:
         session.average.update_parameters(session.network)
         session.progress.averaged = int(session.average.n_averaged)
@@ -340,15 +247,20 @@ def train_step(session: Session, images: Tensor, targets: Tensor) -> tuple[Objec
 
 def set_learning_rate(session: Session) -> float:
     """Set and return the learning rate of the coming step."""
-    settings, progress = session.settings, session.progress
-    factor = learning_rate_factor(
-        step=progress.epoch * session.num_batches + progress.batch,
-        total_steps=settings.epochs * session.num_batches,
-        warmup_steps=round(settings.warmup_epochs * session.num_batches),
-    )
+    rate = learning_rate(session, session.progress.batch)
     for group in session.optimizer.param_groups:
-        group["lr"] = settings.peak_lr * factor
-    return settings.peak_lr * factor
+        group["lr"] = rate
+    return rate
+
+
+def learning_rate(session: Session, batch: int) -> float:
+    """Return the learning rate of a step of the epoch under way."""
+    settings, steps = session.settings, session.num_batches
+    return settings.peak_lr * learning_rate_factor(
+        step=session.progress.epoch * steps + batch,
+        total_steps=settings.epochs * steps,
+        warmup_steps=round(settings.warmup_epochs * steps),
+    )
 
 
 def _add(sums: dict[str, float], terms: ObjectiveTerms, correct: int, samples: int) -> None:
@@ -378,12 +290,14 @@ def finish_epoch(session: Session) -> dict[str, Any]:
     calibrate_unvisited(network, session)
     trajectory = validate(network, session)
     sums, samples = progress.sums, progress.sums["samples"]
+    # Not what the optimiser holds: resumed behind the last step of an epoch, it has not stepped yet.
+    rate = learning_rate(session, progress.batch - 1)
     progress.epoch, progress.batch, progress.sums = progress.epoch + 1, 0, {}
     progress.seconds += time.monotonic() - started
     return {
         "epoch": progress.epoch,
         "seconds": round(progress.seconds, 3),
-        "learning_rate": session.optimizer.param_groups[0]["lr"],
+        "learning_rate": rate,
         "train_objective": sums["objective"] / samples,
         "train_loss": sums["loss"] / samples,
         "train_accuracy": 100 * sums["correct"] / samples,
@@ -404,33 +318,11 @@ def validate(network: ResidualNetwork, session: Session) -> Trajectory | None:
 
 def calibrate_unvisited(network: ResidualNetwork, session: Session) -> None:
     """Estimate head statistics of the outputs that plain training does not visit."""
-    if session.gamma == 0:
+    unvisited = sorted(set(range(network.num_blocks)) - set(session.visited))
+    if unvisited:
         train = session.data.splits["train"]
         some = replace(
             train, images=train.images[:CALIBRATION_IMAGES], targets=train.targets[:CALIBRATION_IMAGES]
         )
         batches = eval_batches(some, session.data.format, device=session.fabric.device)
-        calibrate_outputs(network, batches, range(network.num_blocks))
-
-
-@contextmanager
-def _interruption() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into a flag; a second one stops at once."""
-    seen = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield seen.is_set  # only the main thread may handle signals
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
-
-    def note(number: int, frame: object) -> None:
-        seen.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in signals:
-        signal.signal(number, note)
-    try:
-        yield seen.is_set
-    finally:
-        for number in signals:
-            signal.signal(number, before[number])
+        calibrate_outputs(network, batches, unvisited)
