@@ -15,7 +15,7 @@ from stagecost.progress import TrainingDisplay
 from stagecost.prune import PruningPlan, carry_optimizer, plan_pruning
 from stagecost.runs import RunFolder
 from stagecost.session import make_optimizer, start_session
-from stagecost.settings import RunSettings, Sizes
+from stagecost.settings import RunSettings, Sizes, VariantSettings
 from stagecost.storage import write_json
 from stagecost.trained import CheckpointName, Trained, open_trained
 from stagecost.training import finish_epoch, train_epoch
@@ -147,7 +147,8 @@ def finetune(
 
 
 def _finetune_settings(settings: RunSettings, epochs: int) -> RunSettings:
-    return settings.with_training(
+    plain = replace(settings, variant=VariantSettings())  # what is left is trained for its own output
+    return plain.with_training(
         gamma=0.0,
         epochs=epochs,
         lr=FINETUNE_LR_FACTOR * settings.training.peak_lr,
