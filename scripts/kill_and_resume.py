@@ -3,9 +3,10 @@
     python scripts/kill_and_resume.py --kills 20
 
 Every step writes a checkpoint, and every second kill waits for the next file that is being written, so
-that it lands in the middle of it. The processes are forked from one that has imported everything: what is killed is training, not the start of Python. A run
-that ends before all kills have landed is compared and started over. Exit status 0: every run ended in
-the same weights, optimiser state and metrics, bit for bit; else 1.
+that it lands in the middle of it. The processes are forked from one that has imported everything: what
+is killed is training, not the start of Python. A run that ends before all kills have landed is compared
+and started over. Exit status 0: every run ended in the same weights, optimiser state and metrics, bit
+for bit; else 1.
 """
 
 import argparse

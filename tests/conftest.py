@@ -1,0 +1,46 @@
+"""The command line, and small trained runs that many tests read; nobody writes to them."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from processes import CommandLine
+
+# Enough to learn something, little enough to take a fraction of a second.
+DATA = ("--data", "digits", "--limit-train", 600, "--limit-test", 200, "--device", "cpu")
+RECIPE = (*DATA, "--epochs", 2, "--batch-size", 32)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Folders of trained runs, and of a saved network that was pruned from `three`."""
+
+    three: Path
+    two: Path
+    staged: Path
+    saved: Path
+
+
+@pytest.fixture(scope="session")
+def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    folder = tmp_path_factory.mktemp("cli")
+    yield CommandLine(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def runs(cli: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("runs")
+    made = Runs(*(folder / name for name in ("three", "two", "staged", "saved")))
+    homogeneous = ("train", *RECIPE, "--width", 6, "--output")
+    staged = ("--model", "staged", "--blocks-per-stage", "2,2", "--widths", "6,8")
+    for outcome in (
+        cli(*homogeneous, made.three, "--num-blocks", 3),
+        cli(*homogeneous, made.two, "--num-blocks", 2),
+        cli("train", *RECIPE, *staged, "--output", made.staged),
+        cli("prune", made.three, "--keep-blocks", 2, "--output", made.saved),
+    ):
+        assert outcome.status == 0, outcome.stderr
+    return made

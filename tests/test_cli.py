@@ -1,0 +1,339 @@
+"""The command line as its contract describes it, from outside."""
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import DATA, RECIPE, Runs
+from PIL import Image
+from processes import CommandLine
+
+import stagecost as sc
+
+VERBS = ("demo", "train", "analyze", "prune", "evaluate", "bound", "report")
+ANALYZE_LISTS = {"losses": 4, "accuracies": 4, "residual_ratios": 3, "weight_norms": 3}
+SIZES = {"parameters_before", "parameters_after", "macs_before", "macs_after"}
+PRUNE_KEYS = SIZES | {"kept_blocks", "accuracy_before", "accuracy_predicted", "accuracy_after", "path"}
+
+
+def really_run(*arguments: object, script: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does, import of torch included."""
+    beside = Path(sys.executable).with_name("stagecost")
+    command = [str(beside)] if script else [sys.executable, "-m", "stagecost.cli"]
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    found = json.loads(done.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+
+
+# ---------------------------------------------------------------------------------------------
+# Help and version
+
+
+@pytest.mark.parametrize("verb", [*VERBS, None])
+def test_help(cli: CommandLine, verb: str | None) -> None:
+    outcome = cli(*([verb] if verb else []), "--help")
+    assert outcome.status == 0
+    assert "usage: stagecost" in outcome.stdout
+    for name in [verb] if verb else VERBS:
+        assert str(name) in outcome.stdout
+    if verb == "train":
+        for flag in ("--num-blocks", "--blocks-per-stage", "--val-fraction", "--resume", "--json"):
+            assert flag in outcome.stdout
+
+
+@pytest.mark.parametrize("script", [False, True])
+def test_version(script: bool) -> None:
+    done = really_run("--version", script=script)
+    assert done.returncode == 0
+    assert sc.__version__ in done.stdout
+    assert done.stderr == ""
+
+
+def test_help_answers_at_once() -> None:
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        assert really_run("--help", script=True).returncode == 0
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 1
+
+
+# ---------------------------------------------------------------------------------------------
+# Every verb, as a user runs it
+
+
+@pytest.mark.slow
+def test_the_whole_way_in_processes_of_a_users_own(tmp_path: Path, runs: Runs) -> None:
+    run, small = tmp_path / "run", tmp_path / "small"
+    model = ("--num-blocks", 3, "--width", 6)
+    trained = answer(really_run("train", *RECIPE, *model, "--output", run, "--json", script=True))
+    assert trained.keys() >= {"run", "epochs", "val_accuracy", "val_loss", "seconds"}
+    assert (trained["run"], trained["epochs"]) == (str(run), 2)
+    found = answer(really_run("analyze", run, "--json"))
+    assert found["accuracies"][-1] == trained["val_accuracy"]
+    cut = answer(really_run("prune", run, "--keep-blocks", 1, "--output", small, "--json"))
+    assert cut["kept_blocks"] == [0]
+    score = answer(really_run("evaluate", small, "--split", "val", "--json"))
+    assert score["accuracy"] == cut["accuracy_after"] == found["accuracies"][1]
+    limit = answer(really_run("bound", run, "--sub", runs.two, "--json"))
+    assert [row["num_blocks"] for row in limit["bounds"]] == [2]
+    wrote = answer(really_run("report", run, "--json"))
+    assert Path(wrote["report"]).read_text().startswith("<!DOCTYPE html>")
+
+
+def test_train(cli: CommandLine, tmp_path: Path) -> None:
+    outcome = cli(
+        "train", *RECIPE, "--num-blocks", 2, "--width", 4, "--output", tmp_path / "a", "--json"
+    )
+    found = outcome.answer
+    assert set(found) >= {"run", "epochs", "val_accuracy", "val_loss", "seconds"}
+    assert "epoch 1/2" in outcome.stderr  # progress goes there
+    assert "Traceback" not in outcome.stderr
+    assert len(metrics(tmp_path / "a")) == 2
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert names >= {"config.yaml", "last.safetensors", "best.safetensors", "trajectory.csv"}
+
+
+def test_analyze(cli: CommandLine, runs: Runs) -> None:
+    for split, count in (("val", 60), ("test", 200), ("train", 540)):
+        outcome = cli("analyze", runs.three, "--split", split, "--tolerance", 0.25, "--json")
+        found = outcome.answer
+        assert outcome.stderr == ""
+        assert (found["num_blocks"], found["split"], found["tolerance"]) == (3, split, 0.25)
+        assert {name: len(found[name]) for name in ANALYZE_LISTS} == ANALYZE_LISTS
+        assert all(0 <= accuracy <= 100 for accuracy in found["accuracies"])
+        # An accuracy is a number of images out of those that the split has.
+        for accuracy in found["accuracies"]:
+            assert math.isclose(accuracy * count / 100, round(accuracy * count / 100), abs_tol=1e-6)
+        least = found["accuracies"][-1] - 0.25
+        enough = [k for k in range(1, 4) if found["accuracies"][k] >= least - 1e-9]
+        assert found["needed_blocks"] == enough[0]
+
+
+def test_the_validation_split_is_that_of_training(cli: CommandLine, runs: Runs) -> None:
+    reported = metrics(runs.three)[-1]
+    for verb in ("evaluate", "analyze"):
+        found = cli(verb, runs.three, "--split", "val", "--json").answer
+        accuracy = found["accuracy"] if verb == "evaluate" else found["accuracies"][-1]
+        loss = found["loss"] if verb == "evaluate" else found["losses"][-1]
+        assert accuracy == float(reported["val_accuracy"])
+        assert loss == pytest.approx(float(reported["val_loss"]), rel=1e-6)
+
+
+def test_evaluate(cli: CommandLine, runs: Runs) -> None:
+    found = cli("evaluate", runs.three, "--json").answer
+    assert set(found) >= {"accuracy", "loss", "num_blocks", "parameters", "macs"}
+    assert found["num_blocks"] == 3
+    network = sc.load(runs.saved)
+    small = cli("evaluate", runs.saved, "--json").answer
+    assert small["parameters"] == sum(p.numel() for p in network.parameters()) < found["parameters"]
+    assert small["macs"] < found["macs"]
+    assert small["num_blocks"] == network.num_blocks == 2
+    assert cli("evaluate", runs.three, "--data", "digits", "--json").answer == found
+
+
+def test_homogeneous_pruning_is_exact(cli: CommandLine, runs: Runs, tmp_path: Path) -> None:
+    found = cli("analyze", runs.three, "--json").answer
+    for keep in (1, 2, 3):
+        small = tmp_path / f"small{keep}"
+        cut = cli("prune", runs.three, "--keep-blocks", keep, "--output", small, "--json").answer
+        assert set(cut) >= PRUNE_KEYS
+        assert cut["kept_blocks"] == list(range(keep))
+        assert cut["accuracy_predicted"] == cut["accuracy_after"] == found["accuracies"][keep]
+        assert cut["accuracy_before"] == found["accuracies"][3]
+        assert (cut["macs_after"] < cut["macs_before"]) == (keep < 3)
+        assert (cut["parameters_after"] < cut["parameters_before"]) == (keep < 3)
+        score = cli("evaluate", small, "--split", "val", "--json").answer
+        assert score["accuracy"] == cut["accuracy_after"]
+        assert score["loss"] == pytest.approx(found["losses"][keep], rel=1e-6)
+        assert (score["parameters"], score["macs"]) == (cut["parameters_after"], cut["macs_after"])
+
+
+def test_max_drop_keeps_the_fewest_blocks(cli: CommandLine, runs: Runs, tmp_path: Path) -> None:
+    cut = cli("prune", runs.three, "--max-drop", 100, "--output", tmp_path / "a", "--json").answer
+    assert cut["kept_blocks"] == [0]
+    none = cli("prune", runs.three, "--max-drop", 0, "--output", tmp_path / "b", "--json").answer
+    assert none["accuracy_after"] >= none["accuracy_before"]
+
+
+def test_staged_pruning(cli: CommandLine, runs: Runs, tmp_path: Path) -> None:
+    wishes = (["--keep-per-stage", "1,2"], ["--keep-blocks", 2], ["--max-drop", 100], ["--max-drop", 0])
+    expected = ([0, 2, 3], [0, 2], [0, 2], None)
+    for number, (wish, kept) in enumerate(zip(wishes, expected, strict=True)):
+        small = tmp_path / f"small{number}"
+        outcome = cli("prune", runs.staged, *wish, "--output", small, "--json")
+        if kept is None and outcome.status == 2:  # nothing may be lost, and every cut loses something
+            assert not small.exists()
+            continue
+        cut = outcome.answer
+        assert kept is None or cut["kept_blocks"] == kept
+        assert (
+            cli("evaluate", small, "--split", "val", "--json").answer["accuracy"]
+            == cut["accuracy_after"]
+        )
+        assert tuple(cut["kept_blocks"]) == sc.load(small).block_indices
+
+
+def test_fine_tuning(cli: CommandLine, runs: Runs, tmp_path: Path) -> None:
+    for run, wish in ((runs.staged, ("--keep-per-stage", "1,1")), (runs.three, ("--keep-blocks", 1))):
+        small = tmp_path / run.name
+        arguments = ("prune", run, *wish, "--finetune-epochs", 1, "--output", small, "--json")
+        cut = cli(*arguments).answer
+        score = cli("evaluate", small, "--split", "val", "--json").answer
+        assert score["accuracy"] == cut["accuracy_after"]
+
+
+def test_bound(cli: CommandLine, runs: Runs) -> None:
+    found = cli("bound", runs.three, "--sub", runs.two, "--json").answer
+    assert set(found) >= {"objective", "gamma", "weight_decay", "bounds", "predicted_blocks"}
+    assert (found["gamma"], found["weight_decay"]) == (pytest.approx(1 / 3), 5e-4)
+    (row,) = found["bounds"]
+    assert set(row) >= {"num_blocks", "right_hand_side", "holds", "tightness"}
+    assert row["num_blocks"] == found["predicted_blocks"] == 2
+    assert row["holds"] == (found["objective"] <= row["right_hand_side"])
+    assert row["tightness"] == pytest.approx(found["objective"] / row["right_hand_side"])
+
+
+def test_report(cli: CommandLine, runs: Runs) -> None:
+    found = cli("report", runs.three, "--json").answer
+    page = Path(found["report"]).read_text()
+    assert found["report"] == str(runs.three / "report.html")
+    assert page.rstrip().endswith("</html>")
+    assert 'src="http' not in page
+    assert 'rel="stylesheet"' not in page
+
+
+def test_people_are_told_something(cli: CommandLine, runs: Runs, tmp_path: Path) -> None:
+    commands: list[tuple[object, ...]] = [
+        ("train", *RECIPE, "--num-blocks", 1, "--width", 4, "--output", tmp_path / "run"),
+        ("analyze", runs.staged),
+        ("prune", runs.three, "--keep-blocks", 1, "--output", tmp_path / "small"),
+        ("evaluate", runs.saved),
+        ("bound", runs.three, "--sub", runs.two),
+        ("report", runs.three),
+    ]
+    for command in commands:
+        outcome = cli(*command)
+        assert outcome.status == 0, outcome.stderr
+        assert outcome.stdout.strip(), command
+        assert "Traceback" not in outcome.stderr
+
+
+# ---------------------------------------------------------------------------------------------
+# Settings
+
+
+def test_flags_win_over_a_file(cli: CommandLine, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    wanted = {"data": "digits", "limit_train": 300, "num_blocks": 2, "width": 4, "epochs": 3}
+    file.write_text(yaml.safe_dump({**wanted, "batch_size": 32, "device": "cpu", "seed": 3}))
+    first, again = tmp_path / "first", tmp_path / "again"
+    found = cli("train", "--config", file, "--epochs", 1, "--output", first, "--json").answer
+    assert found["epochs"] == 1
+    merged = yaml.safe_load((first / "config.yaml").read_text())
+    assert merged.items() >= {**wanted, "epochs": 1, "seed": 3, "optimizer": "sgd"}.items()
+    repeated = cli("train", "--config", first / "config.yaml", "--output", again, "--json").answer
+    assert yaml.safe_load((again / "config.yaml").read_text()) == merged
+    for key in ("val_accuracy", "val_loss"):
+        assert repeated[key] == found[key]
+
+
+def test_gamma_zero(cli: CommandLine, tmp_path: Path) -> None:
+    run = tmp_path / "plain"
+    arguments = ("--num-blocks", 2, "--width", 4, "--gamma", 0)
+    trained = cli("train", *RECIPE, *arguments, "--output", run, "--json").answer
+    found = cli("analyze", run, "--json").answer
+    assert found["accuracies"][-1] == trained["val_accuracy"]
+    assert all(math.isfinite(loss) for loss in found["losses"])
+
+
+def test_many_options_together(cli: CommandLine, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run = tmp_path / "run"
+    options = (
+        *("--optimizer", "adamw", "--ema-decay", 0.9, "--clip-norm", 1, "--precision", "bf16"),
+        *("--label-smoothing", 0.1, "--warmup-epochs", 0.5, "--augment", "none", "--stem-stride", 2),
+        *("--head-statistics", "shared", "--gamma", 0.05, "--weight-decay", 1e-3),
+    )
+    flags = ("--normalize-objective", "--tensorboard", "--num-blocks", 2, "--width", 4)
+    trained = cli("train", *RECIPE, *options, *flags, "--output", run, "--json").answer
+    assert any(path.name.startswith("events") for path in run.rglob("*"))
+    found = cli("analyze", run, "--json").answer
+    assert found["accuracies"][-1] == trained["val_accuracy"]
+    assert found["losses"][-1] == pytest.approx(trained["val_loss"], rel=1e-6)
+    assert cli("prune", run, "--keep-blocks", 1, "--output", tmp_path / "small").status == 0
+    assert cli("report", run).status == 0
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = (*RECIPE, "--num-blocks", 2, "--width", 4, "--num-processes", 2)
+    trained = answer(really_run("train", *arguments, "--output", run, "--json"))
+    assert trained["epochs"] == len(metrics(run)) == 2
+
+
+@pytest.mark.slow
+def test_an_error_in_several_processes_is_one_line(tmp_path: Path) -> None:
+    arguments = (*RECIPE, "--num-blocks", 2, "--width", 4, "--num-processes", 2, "--lr", 1e30)
+    done = really_run("train", *arguments, "--output", tmp_path / "run")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "lower --lr" in done.stderr
+
+
+def test_no_validation_images(cli: CommandLine, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = (*RECIPE, "--num-blocks", 2, "--width", 4, "--val-fraction", 0)
+    assert cli("train", *arguments, "--output", run, "--json").answer["val_accuracy"] is None
+    assert "val" in cli("analyze", run, "--split", "val").refusal
+    assert "val" in cli("prune", run, "--keep-blocks", 1, "--output", tmp_path / "small").refusal
+    assert len(cli("analyze", run, "--split", "test", "--json").answer["losses"]) == 3
+    assert cli("report", run).status == 0
+
+
+def test_a_folder_of_jpeg_files(cli: CommandLine, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for number, name in enumerate(("cat", "dog")):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for index in range(24):
+            pixels = random.integers(100 * number, 100 * number + 100, (20, 16, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{index}.jpg")
+    run, small = tmp_path / "run", tmp_path / "small"
+    settings = ("--image-size", 16, "--num-blocks", 2, "--width", 4, "--epochs", 4, "--batch-size", 8)
+    arguments = ("--data", tmp_path / "pets", *settings, "--device", "cpu", "--output", run, "--json")
+    trained = cli("train", *arguments).answer
+    cut = cli("prune", run, "--keep-blocks", 1, "--output", small, "--json").answer
+    assert cut["accuracy_before"] == trained["val_accuracy"]
+    assert cli("evaluate", small, "--json").answer["num_blocks"] == 1
+
+
+def test_underscores_work_as_dashes(cli: CommandLine, tmp_path: Path) -> None:
+    arguments = (*DATA, "--num_blocks", 1, "--width", 4, "--epochs", 1, "--batch_size", 64)
+    assert cli("train", *arguments, "--output", tmp_path / "run").status == 0

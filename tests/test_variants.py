@@ -1,0 +1,164 @@
+"""The training variants: each piece against its definition, and all of them in a short run."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import stagecost as sc
+from helpers import build, images, labels
+from stagecost.checkpoint import read_checkpoint
+from stagecost.errors import StageCostError
+from stagecost.objective import residual_parameters
+from stagecost.proximal import shrink_branches
+from stagecost.schedule import gamma_factor
+from stagecost.settings import VariantSettings
+from stagecost.stage_losses import distilled, hinged
+from stagecost.training import train
+
+
+@given(progress=st.floats(0, 1))
+def test_schedules_of_gamma(progress: float) -> None:
+    assert gamma_factor("constant", progress) == 1
+    assert gamma_factor("warmup", progress) == min(1, 2 * progress)
+    assert gamma_factor("late", progress) == pytest.approx(min(1, max(0, (progress - 0.4) / 0.3)))
+    assert gamma_factor("falling", progress) == pytest.approx((1 + math.cos(math.pi * progress)) / 2)
+
+
+def test_depth_weights() -> None:
+    assert VariantSettings().weights(4) == [1, 1, 1, 1]
+    assert VariantSettings(depth_weights="growing").weights(4) == [0.25, 0.5, 0.75, 1]
+    assert VariantSettings(first_depth=2).weights(4) == [0, 0, 1, 1]
+
+
+def test_distillation_is_its_formula_and_teaches_nothing_to_the_teacher() -> None:
+    student = torch.randn(4, 5, requires_grad=True)
+    teacher = torch.randn(4, 5)
+    p, q = (teacher / 2).softmax(1), (student / 2).softmax(1)
+    divergence = (p * (p / q).log()).sum(1).mean()
+    expected = 0.7 * F.cross_entropy(student, labels()) + 0.3 * 4 * divergence
+    value = distilled(F.cross_entropy, share=0.3, temperature=2.0)(student, labels(), teacher)
+    torch.testing.assert_close(value, expected)
+    outputs = torch.randn(3, 4, 5, requires_grad=True)
+    terms = sc.stage_cost_objective(
+        outputs, labels(), 0.5, stage_loss=distilled(F.cross_entropy, share=1.0)
+    )
+    (gradient,) = torch.autograd.grad(terms.stage, outputs)
+    assert gradient[:2].abs().sum() > 0
+    assert gradient[2].abs().sum() == 0
+
+
+def test_the_hinge_forgives_what_is_good_enough() -> None:
+    good, bad = torch.eye(5)[labels()] * 5, torch.zeros(4, 5)
+    loss = hinged(F.cross_entropy, margin=0.1)
+    assert loss(good, labels(), bad) == 0
+    expected = F.cross_entropy(bad, labels()) - F.cross_entropy(good, labels()) - 0.1
+    torch.testing.assert_close(loss(bad, labels(), good), expected)
+
+
+def test_the_training_loss_as_stage_loss_is_the_default() -> None:
+    outputs = torch.randn(4, 4, 5)
+    same = sc.stage_cost_objective(
+        outputs, labels(), 0.5, stage_loss=lambda y, t, _: F.cross_entropy(y, t)
+    )
+    assert torch.equal(same.total, sc.stage_cost_objective(outputs, labels(), 0.5).total)
+
+
+@pytest.mark.parametrize("name", ["homogeneous", "staged"])
+def test_a_constant_head_gets_its_gradient_from_the_terminal_output_alone(name: str) -> None:
+    a, b = build(name).train(), build(name).train()
+    outputs = a(images(), depths="all", constant_head=True)
+    torch.testing.assert_close(outputs, b(images(), depths="all"))
+    outputs[:-1].square().sum().backward()
+    shared = [*a.head.parameters(), *(p for skip in a.skips for p in skip.parameters())]
+    # A projection is a constant behind its own block only: it still makes the states before the head.
+    constants = list(a.head.parameters()) if name == "staged" else shared
+    assert all(p.grad is None or not p.grad.any() for p in constants)
+    assert all(p.grad.any() for p in a.blocks["0"].residual.parameters())
+    a.zero_grad()
+    a(images(), depths="all", constant_head=True)[-1].square().sum().backward()
+    assert all(p.grad is not None for p in shared)
+
+
+@given(threshold=st.floats(0, 20))
+def test_the_proximal_step_shrinks_norms_by_the_threshold(threshold: float) -> None:
+    network = build("homogeneous")
+    before = [nn.utils.parameters_to_vector(b).norm().item() for b in residual_parameters(network)]
+    zero = shrink_branches(network, threshold)
+    after = [nn.utils.parameters_to_vector(b).norm().item() for b in residual_parameters(network)]
+    assert after == pytest.approx([max(0.0, norm - threshold) for norm in before], abs=1e-4)
+    assert zero == [k for k, norm in enumerate(after) if norm == 0]
+
+
+def test_a_branch_at_zero_is_its_skip_exactly() -> None:
+    network = build("staged").eval()
+    assert shrink_branches(network, 1e6) == list(range(7))
+    outputs = network(images(), depths="all")
+    states = list(network.states(images()))
+    for k, block in enumerate(network.blocks.values()):
+        assert torch.equal(states[k + 1], block.skip(states[k]))
+    torch.testing.assert_close(outputs.shape[0], 8)
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_average_projections_are_linear_and_of_the_same_shape(size: int) -> None:
+    strided, average = build("staged").eval(), build("staged", projection="average").eval()
+    for a, b in zip(strided.states(images(size=size)), average.states(images(size=size)), strict=True):
+        assert a.shape == b.shape
+    x, skip = torch.randn(2, 4, size, size), average.blocks["2"].skip
+    torch.testing.assert_close(skip(3 * x), 3 * skip(x))
+    pooled = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+    torch.testing.assert_close(skip(x), F.conv2d(pooled, skip[1].weight))
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"gamma_schedule": "late", "first_depth": 1},
+        {"gamma_schedule": "falling", "stage_loss": "hinged", "depth_weights": "growing"},
+        {"gamma_schedule": "warmup", "stage_loss": "distilled", "constant_head": True},
+        {"group_lasso": 0.01, "model": "staged", "blocks_per_stage": [1, 2], "widths": [4, 6]}
+        | {"projection": "average", "num_blocks": None, "width": None},
+    ],
+)
+def test_every_variant_trains_and_leaves_statistics_for_every_output(
+    variant: dict[str, object], tmp_path: Path
+) -> None:
+    tiny = {"data": "digits", "num_blocks": 3, "width": 4, "epochs": 2, "limit_train": 200}
+    settings = {**tiny, "batch_size": 64, "gamma": 0.3, "device": "cpu", **variant}
+    result = train({k: v for k, v in settings.items() if v is not None}, tmp_path / "run")
+    assert all(math.isfinite(loss) for loss in result.history[-1]["val_losses"])
+    network = read_checkpoint(tmp_path / "run" / "last.safetensors").network()
+    assert (network.head.norm.num_batches_tracked > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"first_depth": 3}, "first_depth is 3"),
+        ({"first_depth": -1}, "first_depth is -1"),
+        ({"group_lasso": -0.1}, "group_lasso"),
+        ({"gamma_schedule": "sometimes"}, "gamma-schedule"),
+        ({"projection": "max"}, "projection"),
+    ],
+)
+def test_impossible_variants_are_refused(change: dict[str, object], match: str, tmp_path: Path) -> None:
+    with pytest.raises(StageCostError, match=match):
+        train({"data": "digits", "num_blocks": 3, **change}, tmp_path / "run")
+
+
+def test_impossible_pieces_are_refused() -> None:
+    for make in (
+        lambda: distilled(F.cross_entropy, share=2),
+        lambda: distilled(F.cross_entropy, temperature=0),
+        lambda: hinged(F.cross_entropy, margin=-1),
+        lambda: shrink_branches(build("homogeneous"), -1),
+        lambda: sc.create_model("staged", projection="max"),
+    ):
+        with pytest.raises(StageCostError):
+            make()
