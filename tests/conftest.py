@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from processes import CommandLine
 
 # Enough to learn something, little enough to take a fraction of a second.

@@ -18,19 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stagecost import data_sources
-from stagecost.data import (
-    Augmentation,
-    DataConfig,
-    ImageFormat,
-    ImageSplit,
-    epoch_batches,
-    eval_batches,
-    load_data,
-    normalise,
-    num_batches,
-)
+from stagecost import data_sources, decoding, hf_datasets, idx, known_data
+from stagecost.augmentation import Augmentation
+from stagecost.batches import epoch_batches, eval_batches, num_batches
+from stagecost.data import load_data
+from stagecost.data_config import DataConfig
 from stagecost.errors import StageCostError
+from stagecost.images import ImageFormat, ImageSplit, normalise
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 GREY = ImageFormat(1, 4, (0.4,), (0.25,), ("a", "b"))
@@ -122,18 +116,18 @@ def test_a_split_is_the_same_whatever_else_is_asked_for(splits: tuple[str, ...])
 def test_validation_is_disjoint_and_of_the_right_size(
     fraction: float, limit: int | None, seed: int
 ) -> None:
-    from stagecost.data import _choose_rows
     from stagecost.data_sources import open_source
+    from stagecost.splits import choose_rows
 
     config = DataConfig("digits", val_fraction=fraction, limit_train=limit)
     count = min(limit or 1437, 1437)
     held_out = round(fraction * count)
     if held_out == count:
         with pytest.raises(StageCostError, match="leaves none for training"):
-            _choose_rows(open_source("digits"), config, seed)
+            choose_rows(open_source("digits"), config, seed)
         return
     rows = {
-        k: set(v.index.tolist()) for k, v in _choose_rows(open_source("digits"), config, seed).items()
+        k: set(v.index.tolist()) for k, v in choose_rows(open_source("digits"), config, seed).items()
     }
     assert len(rows.get("val", ())) == held_out
     assert len(rows["train"]) == count - held_out
@@ -194,7 +188,7 @@ def test_a_known_name_goes_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_sources, "FASHION_FOLDER", Path("/nonexistent"))
     for name in ("mnist", "fashion-mnist", "cifar10", "cifar100", "someone/something"):
         refuse("no split of a known name", DataConfig(name))
-    assert asked == [*data_sources.HUB_IDS.values(), "someone/something"]
+    assert asked == [*known_data.HUB_IDS.values(), "someone/something"]
 
 
 # -- folders of class directories -------------------------------------------------------------
@@ -334,7 +328,7 @@ class Pictures:
 
 
 def read(*pictures: Image.Image, **options: Any) -> np.ndarray:
-    return data_sources.read_pixels(Pictures(*pictures), np.arange(len(pictures)), **options)
+    return decoding.read_pixels(Pictures(*pictures), np.arange(len(pictures)), **options)
 
 
 def test_channels_and_size_follow_the_images() -> None:
@@ -402,7 +396,7 @@ def write_parquet(path: Path, columns: dict[str, list[Any]], features: dict[str,
 
     path.parent.mkdir(parents=True, exist_ok=True)
     table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-    with data_sources._quiet(bars=False):
+    with hf_datasets._quiet(bars=False):
         table.to_parquet(path)
 
 
@@ -491,7 +485,7 @@ def test_parquet_refusals(tmp_path: Path) -> None:
     [
         ([str(n) for n in range(10)], 28, "L", ("mnist", 0.1307, Augmentation(2, flip=False))),
         (
-            [n.replace("/", " / ") for n in data_sources.FASHION_NAMES],
+            [n.replace("/", " / ") for n in known_data.FASHION_NAMES],
             28,
             "L",
             ("fashion-mnist", 0.2860, Augmentation(2, flip=True)),
@@ -562,7 +556,7 @@ def read_idx_colour(folder: Path) -> torch.Tensor:
 
 
 def test_original_mnist_files_are_recognised(tmp_path: Path) -> None:
-    write_idx_folder(tmp_path / "set", "", first=data_sources.IDX_FIRST_LABELS["mnist"])
+    write_idx_folder(tmp_path / "set", "", first=idx.FIRST_LABELS["mnist"])
     bundle = load_data(DataConfig(str(tmp_path / "set")), seed=0)
     assert (bundle.name, bundle.format.mean) == ("mnist", (0.1307,))
     assert bundle.format.class_names == tuple("0123456789")
@@ -813,6 +807,6 @@ def test_quiet_leaves_the_libraries_as_they_were() -> None:
         return *levels, datasets.is_progress_bar_enabled(), hub.are_progress_bars_disabled()
 
     before = state()
-    with data_sources._quiet(bars=False):
+    with hf_datasets._quiet(bars=False):
         assert not datasets.is_progress_bar_enabled()
     assert state() == before

@@ -1,3 +1,4 @@
+import errno
 import math
 import os
 import re
@@ -14,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stagecost import plots
-from stagecost.report import ReportData, render_report, write_report
+from stagecost.report import render_report, write_report
+from stagecost.report_data import ReportData
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -450,7 +452,7 @@ def test_a_failing_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytes
     path.write_text("old")
 
     def fail(*_: object) -> None:
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no space left"):

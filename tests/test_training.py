@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import stagecost as sc
+from stagecost.batches import epoch_batches
 from stagecost.checkpoint import read_checkpoint
-from stagecost.data import epoch_batches, load_data
+from stagecost.data import load_data
 from stagecost.data_config import DataConfig
 from stagecost.errors import StageCostError
 from stagecost.parsing import parse_settings

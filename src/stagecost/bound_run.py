@@ -11,6 +11,8 @@ from stagecost.bound import (
 from stagecost.errors import StageCostError
 from stagecost.network import ResidualNetwork
 from stagecost.norms import squared_weight_norms
+from stagecost.objective import LossFunction
+from stagecost.settings import VariantSettings
 from stagecost.trained import CheckpointName, Trained, open_trained
 from stagecost.trajectory import Loader, loss_trajectory
 
@@ -20,7 +22,8 @@ def bound_of_runs(
 ) -> dict[str, Any]:
     """Compute J_N of a run and the right-hand side from each shallower run.
 
-    All losses are those of the training images of `run` in eval mode, with its gamma and lambda.
+    All losses are those of the training images of `run` in eval mode, with its loss, gamma and lambda;
+    J_N is the paper's objective, also where a variant was trained (`trained_variant` says so).
 
     Returns:
         The object that `stagecost bound --json` prints. `tightness` is objective / right-hand side;
@@ -31,7 +34,7 @@ def bound_of_runs(
         StageCostError: a run that is no SubResNet of the other.
     """
     full = open_trained(run, checkpoint=checkpoint, device=device)
-    if full.settings is None or full.checkpoint is None:
+    if full.checkpoint is None:
         raise StageCostError(f"{run} is a saved network: give the folder of its run")
     others = [open_trained(sub, checkpoint=checkpoint, device=device) for sub in subs]
     for other in others:
@@ -39,12 +42,12 @@ def bound_of_runs(
     gamma = full.checkpoint.gamma
     weight_decay = full.settings.training.weight_decay
     batches = full.batches("train")
-    losses, norms = _measure(full, batches)
+    losses, norms = _measure(full, batches, full.loss)
     value = objective(losses, norms, gamma, weight_decay)
     num_blocks = full.network.num_blocks
     sides = {}
     for other in others:
-        sub_losses, sub_norms = _measure(other, batches)
+        sub_losses, sub_norms = _measure(other, batches, full.loss)
         depth = other.network.num_blocks
         sides[depth] = right_hand_side(sub_losses, sub_norms, gamma, weight_decay, num_blocks)
     truncations = truncation_right_hand_sides(losses, norms, gamma, weight_decay)
@@ -53,6 +56,7 @@ def bound_of_runs(
         "gamma": gamma,
         "weight_decay": weight_decay,
         "num_blocks": num_blocks,
+        "trained_variant": full.settings.variant != VariantSettings(),
         "bounds": [
             {
                 "num_blocks": depth,
@@ -67,8 +71,10 @@ def bound_of_runs(
     }
 
 
-def _measure(trained: Trained, batches: Loader) -> tuple[tuple[float, ...], list[float]]:
-    trajectory = loss_trajectory(trained.network, batches, loss=trained.loss)
+def _measure(
+    trained: Trained, batches: Loader, loss: LossFunction
+) -> tuple[tuple[float, ...], list[float]]:
+    trajectory = loss_trajectory(trained.network, batches, loss=loss)
     return trajectory.losses, squared_weight_norms(trained.network)
 
 
@@ -78,7 +84,7 @@ def check_sub_network(sub: Trained, full: Trained) -> None:
     Raises:
         StageCostError: other images, or another network than the same one with fewer blocks.
     """
-    if sub.data != full.data:
+    if sub.settings.data != full.settings.data:
         raise StageCostError(
             f"{sub.path} was trained on other images than {full.path}: use the same data settings"
         )

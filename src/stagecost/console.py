@@ -30,11 +30,11 @@ def _analyze(console: Console, result: Result) -> None:
     blocks, needed = result["num_blocks"], result["needed_blocks"]
     table = Table(title=f"loss over depth, {result['split']} split", title_justify="left")
     for name in ("k", "loss L_k", "accuracy", "", "‖F_k(x_k)‖/‖x_k‖", "‖w_F,k‖"):
-        table.add_column(name, justify="left" if name == "" else "right")
+        table.add_column(name, justify="left" if name == "" else "right", no_wrap=True)
     top = max(result["losses"])
     for k in range(blocks + 1):
         loss = result["losses"][k]
-        bar = "█" * max(1, round(24 * loss / top)) if top > 0 else ""
+        bar = "█" * max(1, round(12 * loss / top)) if top > 0 else ""
         ratio = f"{result['residual_ratios'][k]:.3f}" if k < blocks else ""
         norm = f"{result['weight_norms'][k]:.2f}" if k < blocks else ""
         accuracy = f"{result['accuracies'][k]:.2f} %"
@@ -82,6 +82,8 @@ def _bound(console: Console, result: Result) -> None:
         f"J_N = {result['objective']:.4f} on the training images "
         f"(N = {result['num_blocks']}, gamma = {result['gamma']:g}, lambda = {result['weight_decay']:g})"
     )
+    if result["trained_variant"]:
+        console.print("this run was trained by a variant; J_N is the paper's objective all the same")
     table = Table("M", "right-hand side", "J_N ≤ it", "J_N / it", title="Theorem 3.1")
     for row in result["bounds"]:
         holds = "yes" if row["holds"] else "no: not optimised far enough"

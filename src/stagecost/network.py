@@ -42,7 +42,8 @@ class NetworkDescription:
 class ResidualBlock(nn.Module):
     """One step of the dynamics: x_{k+1} = S_k(x_k) + F_k(x_k).
 
-    Any module with an attribute `skip`, the block with its branch removed, can stand in its place.
+    Any module with `skip`, the block with its branch removed, and `residual`, which holds the weights of
+    the branch, can stand in its place.
     """
 
     def __init__(self, residual: nn.Module, skip: nn.Module | None = None) -> None:

@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from torch.optim import Optimizer
 
 from stagecost.errors import StageCostError
 from stagecost.macs import count_parameters, macs_by_part
 from stagecost.network import ResidualNetwork
+from stagecost.objective import LossFunction
 from stagecost.search import StageDepths, search_stage_depths
 from stagecost.surgery import keep_blocks as keep_blocks_of
+from stagecost.text import format_indices
 from stagecost.trajectory import Loader, Trajectory
 
 
@@ -77,17 +80,6 @@ class PruningPlan:
         )
 
 
-def format_indices(indices: Sequence[int]) -> str:
-    """Write block indices shortly: "0-3, 9, 18-20"."""
-    runs: list[list[int]] = []
-    for k in indices:
-        if runs and k == runs[-1][1] + 1:
-            runs[-1][1] = k
-        else:
-            runs.append([k, k])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-
-
 def plan_pruning(
     network: ResidualNetwork,
     trajectory: Trajectory,
@@ -96,6 +88,7 @@ def plan_pruning(
     keep_blocks: int | None = None,
     keep_per_stage: Sequence[int] | None = None,
     loader: Loader | None = None,
+    loss: LossFunction = F.cross_entropy,
 ) -> PruningPlan:
     """Plan which blocks stay: the fewest within `max_drop`, or as many as asked for.
 
@@ -107,6 +100,7 @@ def plan_pruning(
         keep_blocks: M, how many blocks stay; in a staged network the best vector of this sum.
         keep_per_stage: M_1, …, M_S, how many blocks stay in each stage.
         loader: validation data; needed for a staged network, whose cuts a trajectory does not tell.
+        loss: that of the trajectory.
 
     Raises:
         StageCostError: an impossible depth, nothing to go by, or more lost than `max_drop` allows.
@@ -117,7 +111,7 @@ def plan_pruning(
         raise StageCostError("keep_blocks and keep_per_stage exclude each other: give one of them")
     if max_drop is not None and not 0 <= max_drop < float("inf"):
         raise StageCostError(f"max_drop is {max_drop}: give points of accuracy, at least 0")
-    candidates = _candidates(network, trajectory, keep_blocks, keep_per_stage, loader)
+    candidates = _candidates(network, trajectory, keep_blocks, keep_per_stage, loader, loss)
     macs = macs_by_part(network, trajectory.image_shape)
     chosen = _choose(network, candidates, macs, trajectory.accuracies[-1], max_drop)
     if max_drop is not None and trajectory.accuracies[-1] - chosen.accuracy > max_drop + 1e-9:
@@ -135,6 +129,7 @@ def _candidates(
     keep_blocks: int | None,
     keep_per_stage: Sequence[int] | None,
     loader: Loader | None,
+    loss: LossFunction,
 ) -> list[StageDepths]:
     """Return the cuts to choose from, each with its accuracy."""
     if keep_per_stage is not None:
@@ -155,7 +150,7 @@ def _candidates(
         raise StageCostError("a staged network is cut by trial: give a loader of validation data")
     else:
         wanted = None if keep_per_stage is None else [[m] for m in keep_per_stage]
-        cuts = search_stage_depths(network, loader, depths=wanted)
+        cuts = search_stage_depths(network, loader, loss=loss, depths=wanted)
     if keep_per_stage is not None:
         cuts = [cut for cut in cuts if cut.keep_per_stage == tuple(keep_per_stage)]
     if keep_blocks is not None:

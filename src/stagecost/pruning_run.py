@@ -6,10 +6,12 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from stagecost.batches import eval_batches
 from stagecost.calibration import recalibrate
 from stagecost.checkpoint import load_optimizer_tensors
-from stagecost.data import DataBundle, ImageSplit, eval_batches
+from stagecost.data import DataBundle
 from stagecost.errors import StageCostError
+from stagecost.images import ImageSplit
 from stagecost.network import CONFIG_FILE, ResidualNetwork
 from stagecost.progress import TrainingDisplay
 from stagecost.prune import PruningPlan, carry_optimizer, plan_pruning
@@ -49,7 +51,7 @@ def prune_run(
     if finetune_epochs < 0:
         raise StageCostError(f"finetune_epochs is {finetune_epochs}: give a number of at least 0")
     trained = open_trained(run, checkpoint=checkpoint, device=device)
-    if trained.settings is None:
+    if trained.checkpoint is None:
         raise StageCostError(f"{run} is a saved network: give the run that it was pruned from")
     bundle = trained.load("train", "val")
     val = eval_batches(bundle.splits["val"], trained.image_format, device=trained.device)
@@ -60,6 +62,7 @@ def prune_run(
         keep_blocks=keep_blocks,
         keep_per_stage=keep_per_stage,
         loader=val,
+        loss=trained.loss,
     )
     pruned = _recalibrated(trained, plan, bundle, val)
     if finetune_epochs:
@@ -131,7 +134,6 @@ def finetune(
 
     The learning rate starts at a tenth of the run's and falls to zero; nothing is written.
     """
-    assert trained.settings is not None
     settings = _finetune_settings(trained.settings, epochs)
     session = start_session(settings, bundle, network=pruned)
     before = _optimizer_of_run(trained)
@@ -159,7 +161,6 @@ def _finetune_settings(settings: RunSettings, epochs: int) -> RunSettings:
 
 
 def _optimizer_of_run(trained: Trained) -> Optimizer:
-    assert trained.settings is not None
     assert trained.checkpoint is not None
     optimizer = make_optimizer(trained.network, trained.settings, gamma=0.0)
     load_optimizer_tensors(optimizer, trained.network, trained.checkpoint.part("optimizer"))

@@ -11,8 +11,9 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from stagecost.batches import num_batches
 from stagecost.checkpoint import Progress
-from stagecost.data import DataBundle, num_batches
+from stagecost.data import DataBundle
 from stagecost.devices import make_fabric
 from stagecost.errors import StageCostError
 from stagecost.models import create_model

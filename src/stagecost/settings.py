@@ -71,7 +71,8 @@ class TrainingSettings:
     Args:
         gamma: the stage weight; 0 is plain training; 1/N if not given.
         weight_decay: lambda, on the residual branches only.
-        normalize_objective: divide the objective, and lambda, by 1 + gamma·N.
+        normalize_objective: divide the objective, and lambda, by 1 + gamma·N; by a schedule of gamma,
+            lambda is divided by its full value throughout.
         label_smoothing: of the cross-entropy, from 0 to 1.
         epochs: passes over the training images.
         batch_size: images a step, over all processes together.

@@ -6,7 +6,8 @@ from typing import Any
 from stagecost import __version__
 from stagecost.checkpoint import read_checkpoint
 from stagecost.macs import count_macs, count_parameters
-from stagecost.report import ReportData, write_report
+from stagecost.report import write_report
+from stagecost.report_data import ReportData
 from stagecost.runs import RunFolder
 from stagecost.storage import read_json
 from stagecost.trained import Trained

@@ -1,5 +1,7 @@
 """Removing blocks from a network: the mechanism behind pruning, loading and shrinking."""
 
+from torch import nn
+
 from stagecost.errors import StageCostError
 from stagecost.network import NetworkDescription, ResidualNetwork
 
@@ -18,10 +20,10 @@ def keep_blocks(network: ResidualNetwork, kept: tuple[int, ...]) -> None:
         raise StageCostError(
             f"blocks {list(kept)} cannot be kept: choose some of {_shorten(present)}, in order"
         )
-    projections = {stage[0] for stage in network.stages[1:]}
-    if not projections <= set(kept):
-        missing = sorted(projections - set(kept))
-        raise StageCostError(f"block {missing[0]} holds a projection: keep it, it begins a stage")
+    skips = zip(present, network.skips, strict=True)
+    lost = [k for k, skip in skips if k not in kept and not isinstance(skip, nn.Identity)]
+    if lost:
+        raise StageCostError(f"block {lost[0]} holds a projection: keep it, it begins a stage")
     depths = [0] + [present.index(k) + 1 for k in kept]
     for k in set(present) - set(kept):
         del network.blocks[str(k)]

@@ -1,19 +1,19 @@
 """Opening what was trained: a run folder, or the folder of a saved network, with its images."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from stagecost.batches import eval_batches
 from stagecost.checkpoint import Checkpoint, read_checkpoint
-from stagecost.data import DataBundle, ImageFormat, eval_batches, load_data
-from stagecost.data_config import DataConfig
+from stagecost.data import DataBundle, load_data
 from stagecost.devices import select_device
 from stagecost.errors import StageCostError
+from stagecost.images import ImageFormat
 from stagecost.models import load
 from stagecost.network import CONFIG_FILE, ResidualNetwork
 from stagecost.objective import LossFunction
@@ -33,23 +33,23 @@ class Trained:
     Attributes:
         path: of the run or the saved network.
         network: in eval mode, on `device`.
-        data: the images that it was trained on.
-        seed: of the run, which decides the validation split.
+        settings: of the run that trained it.
         image_format: how its images are prepared.
-        loss: of its training.
-        settings: of the run; None for a saved network.
+        device: where it is.
         checkpoint: the run's checkpoint; None for a saved network.
     """
 
     path: Path
     network: ResidualNetwork
-    data: DataConfig
-    seed: int
+    settings: RunSettings
     image_format: ImageFormat
-    loss: LossFunction
     device: torch.device
-    settings: RunSettings | None = None
     checkpoint: Checkpoint | None = None
+
+    @property
+    def loss(self) -> LossFunction:
+        """The loss of its training."""
+        return loss_function(self.settings.training)
 
     def load(self, *splits: str, data: str | None = None) -> DataBundle:
         """Load splits of the images that it was trained on, or of other data prepared alike.
@@ -57,8 +57,11 @@ class Trained:
         Raises:
             StageCostError: there is no such split, or the other data has other classes.
         """
-        config = self.data if data is None else replace(self.data, data=data)
-        bundle = load_data(config, seed=self.seed, splits=splits, like=self.image_format)
+        own = self.settings.data
+        config = own if data is None else replace(own, data=data)
+        bundle = load_data(
+            config, seed=self.settings.training.seed, splits=splits, like=self.image_format
+        )
         for split in splits:
             if split not in bundle.splits:
                 raise StageCostError(f"{self.path} has no split {split!r}: choose train, val or test")
@@ -71,11 +74,7 @@ class Trained:
 
     def details(self) -> dict[str, Any]:
         """Return what a saved network keeps beside its structure, as plain types."""
-        return {
-            "data": asdict(self.data),
-            "seed": self.seed,
-            "image_format": self.image_format.to_json(),
-        }
+        return {"settings": self.settings.to_flat(), "image_format": self.image_format.to_json()}
 
 
 def open_trained(
@@ -111,44 +110,36 @@ def _open_run(run: RunFolder, name: CheckpointName, device: torch.device) -> Tra
     return Trained(
         path=run.path,
         network=_placed(checkpoint.network(), device),
-        data=settings.data,
-        seed=settings.training.seed,
-        image_format=ImageFormat.from_json(checkpoint.metadata.get("image_format", {})),
-        loss=loss_function(settings.training),
-        device=device,
         settings=settings,
+        image_format=ImageFormat.from_json(checkpoint.metadata.get("image_format", {})),
+        device=device,
         checkpoint=checkpoint,
     )
 
 
 def _open_saved(path: Path, device: torch.device) -> Trained:
     network = load(path)
-    config = read_json(path / CONFIG_FILE)
-    missing = [key for key in ("data", "seed", "image_format") if key not in config]
+    source = path / CONFIG_FILE
+    config = read_json(source)
+    missing = [key for key in ("settings", "image_format") if key not in config]
     if missing:
         raise StageCostError(
             f"{path} does not say how its images are prepared ({missing[0]!r} is missing in "
             f"{CONFIG_FILE}): load it with stagecost.load, or save it with `stagecost prune`"
         )
-    settings = _settings_of_data(config, path / CONFIG_FILE)
+    try:
+        settings = parse_settings(dict(config["settings"]))
+    except (TypeError, ValueError) as error:
+        raise StageCostError(
+            f"{source} does not say how it was trained ({error}): restore it from a copy"
+        ) from None
     return Trained(
         path=path,
         network=_placed(network, device),
-        data=settings.data,
-        seed=settings.training.seed,
+        settings=settings,
         image_format=ImageFormat.from_json(config["image_format"]),
-        loss=F.cross_entropy,
         device=device,
     )
-
-
-def _settings_of_data(config: dict[str, Any], source: Path) -> RunSettings:
-    try:
-        return parse_settings({**config["data"], "seed": config["seed"]})
-    except (TypeError, StageCostError) as error:
-        raise StageCostError(
-            f"{source} does not say which images it was trained on ({error}): restore it from a copy"
-        ) from None
 
 
 def _placed(network: ResidualNetwork, device: torch.device) -> ResidualNetwork:

@@ -16,9 +16,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from stagecost.batches import check_shares, epoch_batches, eval_batches
 from stagecost.calibration import calibrate_outputs
 from stagecost.checkpoint import read_checkpoint, restore_training, save_checkpoint
-from stagecost.data import check_shares, epoch_batches, eval_batches, load_data
+from stagecost.data import load_data
 from stagecost.errors import StageCostError
 from stagecost.interruption import interruption
 from stagecost.network import ResidualNetwork

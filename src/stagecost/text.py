@@ -1,0 +1,20 @@
+"""Short texts made of plain values, for messages, reports and what is printed."""
+
+from collections.abc import Sequence
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of `error`, squeezed into one line of at most 200 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+def format_indices(indices: Sequence[int]) -> str:
+    """Write ascending block indices shortly: "0-3, 9, 18-20"."""
+    runs: list[list[int]] = []
+    for k in indices:
+        if runs and k == runs[-1][1] + 1:
+            runs[-1][1] = k
+        else:
+            runs.append([k, k])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
