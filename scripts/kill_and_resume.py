@@ -26,12 +26,12 @@ from typing import Any
 
 import torch
 
-from stagecost.checkpoint import read_checkpoint
-from stagecost.runs import RunFolder
-from stagecost.training import train
+from stagecost.training.checkpoint import read_checkpoint
+from stagecost.training.folder import RunFolder
+from stagecost.training.loop import train
 
 CONTEXT = multiprocessing.get_context("forkserver")
-PRELOAD = ["stagecost.training", "sklearn.datasets", "sklearn.model_selection"]
+PRELOAD = ["stagecost.training.loop", "sklearn.datasets", "sklearn.model_selection"]
 SETTINGS: Mapping[str, Any] = {
     "data": "digits",
     "num_blocks": 4,

@@ -18,8 +18,8 @@ from unittest import mock
 
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOAD = [
-    *("stagecost.cli", "stagecost.summaries", "stagecost.pruning_run", "stagecost.bound_run"),
-    *("stagecost.console", "sklearn.datasets", "sklearn.model_selection", "datasets"),
+    *("stagecost.cli", "stagecost.verbs.summaries", "stagecost.verbs.pruning", "stagecost.verbs.bound"),
+    *("stagecost.verbs.console", "sklearn.datasets", "sklearn.model_selection", "datasets"),
 ]
 
 

@@ -18,13 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stagecost import data_sources, decoding, hf_datasets, idx, known_data
-from stagecost.augmentation import Augmentation
-from stagecost.batches import epoch_batches, eval_batches, num_batches
-from stagecost.data import load_data
-from stagecost.data_config import DataConfig
+from stagecost.data import decoding, hub, idx, known, sources
+from stagecost.data.augmentation import Augmentation
+from stagecost.data.batches import epoch_batches, eval_batches, num_batches
+from stagecost.data.config import DataConfig
+from stagecost.data.images import ImageFormat, ImageSplit, normalise
+from stagecost.data.loading import load_data
 from stagecost.errors import StageCostError
-from stagecost.images import ImageFormat, ImageSplit, normalise
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 GREY = ImageFormat(1, 4, (0.4,), (0.25,), ("a", "b"))
@@ -116,8 +116,8 @@ def test_a_split_is_the_same_whatever_else_is_asked_for(splits: tuple[str, ...])
 def test_validation_is_disjoint_and_of_the_right_size(
     fraction: float, limit: int | None, seed: int
 ) -> None:
-    from stagecost.data_sources import open_source
-    from stagecost.splits import choose_rows
+    from stagecost.data.sources import open_source
+    from stagecost.data.splits import choose_rows
 
     config = DataConfig("digits", val_fraction=fraction, limit_train=limit)
     count = min(limit or 1437, 1437)
@@ -185,10 +185,10 @@ def test_other_refusals() -> None:
 def test_a_known_name_goes_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr("datasets.load_dataset", lambda path, **_: asked.append(path) or {})
-    monkeypatch.setattr(data_sources, "FASHION_FOLDER", Path("/nonexistent"))
+    monkeypatch.setattr(sources, "FASHION_FOLDER", Path("/nonexistent"))
     for name in ("mnist", "fashion-mnist", "cifar10", "cifar100", "someone/something"):
         refuse("no split of a known name", DataConfig(name))
-    assert asked == [*known_data.HUB_IDS.values(), "someone/something"]
+    assert asked == [*known.HUB_IDS.values(), "someone/something"]
 
 
 # -- folders of class directories -------------------------------------------------------------
@@ -396,7 +396,7 @@ def write_parquet(path: Path, columns: dict[str, list[Any]], features: dict[str,
 
     path.parent.mkdir(parents=True, exist_ok=True)
     table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-    with hf_datasets._quiet(bars=False):
+    with hub._quiet(bars=False):
         table.to_parquet(path)
 
 
@@ -485,7 +485,7 @@ def test_parquet_refusals(tmp_path: Path) -> None:
     [
         ([str(n) for n in range(10)], 28, "L", ("mnist", 0.1307, Augmentation(2, flip=False))),
         (
-            [n.replace("/", " / ") for n in known_data.FASHION_NAMES],
+            [n.replace("/", " / ") for n in known.FASHION_NAMES],
             28,
             "L",
             ("fashion-mnist", 0.2860, Augmentation(2, flip=True)),
@@ -598,13 +598,13 @@ def test_incomplete_idx(tmp_path: Path) -> None:
 # -- real data, where present -----------------------------------------------------------------
 
 
-@pytest.mark.skipif(not data_sources.FASHION_FOLDER.exists(), reason="dataset-fashion-mnist")
+@pytest.mark.skipif(not sources.FASHION_FOLDER.exists(), reason="dataset-fashion-mnist")
 def test_fashion_mnist_of_debian() -> None:
     bundle = load_data(DataConfig("fashion-mnist"), seed=0)
     assert [len(bundle.splits[name]) for name in ("train", "val", "test")] == [54000, 6000, 10000]
     assert bundle.splits["test"].targets[:5].tolist() == [9, 2, 1, 1, 6]
     assert (bundle.splits["val"].targets.bincount() == 600).all()
-    by_folder = load_data(DataConfig(str(data_sources.FASHION_FOLDER), limit_train=9), seed=0)
+    by_folder = load_data(DataConfig(str(sources.FASHION_FOLDER), limit_train=9), seed=0)
     assert by_folder.format == bundle.format
 
 
@@ -793,20 +793,20 @@ def test_batch_sizes_below_one() -> None:
 
 def test_the_configuration_is_light_to_import() -> None:
     code = (
-        "import sys, stagecost.data_config; assert not {'torch', 'datasets', 'numpy'} & {*sys.modules}"
+        "import sys, stagecost.data.config; assert not {'torch', 'datasets', 'numpy'} & {*sys.modules}"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_quiet_leaves_the_libraries_as_they_were() -> None:
     import datasets
-    import huggingface_hub.utils as hub
+    import huggingface_hub.utils as hub_utils
 
     def state() -> tuple[Any, ...]:
-        levels = datasets.logging.get_verbosity(), hub.logging.get_verbosity()
-        return *levels, datasets.is_progress_bar_enabled(), hub.are_progress_bars_disabled()
+        levels = datasets.logging.get_verbosity(), hub_utils.logging.get_verbosity()
+        return *levels, datasets.is_progress_bar_enabled(), hub_utils.are_progress_bars_disabled()
 
     before = state()
-    with hf_datasets._quiet(bars=False):
+    with hub._quiet(bars=False):
         assert not datasets.is_progress_bar_enabled()
     assert state() == before

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from stagecost import commands, demo, registry
+from stagecost import registry
 from stagecost.cli import build_parser
+from stagecost.verbs import commands, demo
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = {

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagecost import plots
-from stagecost.report import render_report, write_report
-from stagecost.report_data import ReportData
+from stagecost.report import plots
+from stagecost.report.content import ReportData
+from stagecost.report.page import render_report, write_report
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -383,7 +383,7 @@ def test_rendering_leaves_the_settings_of_matplotlib_alone() -> None:
 
 def test_importing_the_report_is_light_and_rendering_needs_neither_torch_nor_pyplot() -> None:
     program = (
-        "import sys; from stagecost.report import ReportData, render_report\n"
+        "import sys; from stagecost.report.page import ReportData, render_report\n"
         "assert not {'torch', 'matplotlib', 'jinja2'} & set(sys.modules)\n"
         f"render_report(ReportData('run', {{}}, {make_analysis(2, 1)!r}, [], None))\n"
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)\n"

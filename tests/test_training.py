@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import stagecost as sc
-from stagecost.batches import epoch_batches
-from stagecost.checkpoint import read_checkpoint
-from stagecost.data import load_data
-from stagecost.data_config import DataConfig
+from stagecost.data.batches import epoch_batches
+from stagecost.data.config import DataConfig
+from stagecost.data.loading import load_data
 from stagecost.errors import StageCostError
-from stagecost.parsing import parse_settings
-from stagecost.progress import sparkline
-from stagecost.schedule import learning_rate_factor
-from stagecost.settings import Sizes
-from stagecost.training import train
+from stagecost.training.checkpoint import read_checkpoint
+from stagecost.training.loop import train
+from stagecost.training.parsing import parse_settings
+from stagecost.training.progress import sparkline
+from stagecost.training.schedule import learning_rate_factor
+from stagecost.training.settings import Sizes
 
 TINY = {
     "data": "digits",

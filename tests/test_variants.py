@@ -12,14 +12,14 @@ from torch import nn
 
 import stagecost as sc
 from helpers import build, images, labels
-from stagecost.checkpoint import read_checkpoint
 from stagecost.errors import StageCostError
 from stagecost.objective import residual_parameters
 from stagecost.proximal import shrink_branches
-from stagecost.schedule import gamma_factor
-from stagecost.settings import VariantSettings
 from stagecost.stage_losses import distilled, hinged
-from stagecost.training import train
+from stagecost.training.checkpoint import read_checkpoint
+from stagecost.training.loop import train
+from stagecost.training.schedule import gamma_factor
+from stagecost.training.settings import VariantSettings
 
 
 @given(progress=st.floats(0, 1))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stagecost.objective import parameter_groups, stage_cost_objective
     from stagecost.prune import PruningPlan, carry_optimizer, plan_pruning
     from stagecost.registry import register_model
-    from stagecost.training import train
+    from stagecost.training.loop import train
     from stagecost.trajectory import Trajectory, loss_trajectory, needed_blocks
 
 __version__ = version("stagecost")
@@ -43,7 +43,7 @@ _HOMES = {
     "recalibrate": "calibration",
     "register_model": "registry",
     "stage_cost_objective": "objective",
-    "train": "training",
+    "train": "training.loop",
 }
 
 __all__ = [

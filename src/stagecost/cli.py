@@ -10,11 +10,11 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from stagecost import commands
-from stagecost.data_config import DataConfig
+from stagecost.data.config import DataConfig
 from stagecost.errors import StageCostError
-from stagecost.parsing import plain_words
-from stagecost.settings import ModelSettings, TrainingSettings, VariantSettings
+from stagecost.training.parsing import plain_words
+from stagecost.training.settings import ModelSettings, TrainingSettings, VariantSettings
+from stagecost.verbs import commands
 
 _TRAIN_FLAGS = {
     "normalize_objective": "divide the objective, and lambda, by 1 + gamma·N",
@@ -164,7 +164,7 @@ def _print(verb: str, result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(result))
     else:
-        from stagecost.console import show
+        from stagecost.verbs.console import show
 
         show(verb, result)
 

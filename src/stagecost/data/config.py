@@ -1,0 +1,33 @@
+"""Which images to train on: the part of the data that the command line describes.
+
+Kept apart from `stagecost.data.loading`, and free of heavy imports, so that `stagecost --help` answers
+at once.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images to use, and how they are prepared.
+
+    Args:
+        data: 'digits', 'mnist', 'fashion-mnist', 'cifar10', 'cifar100', a Hugging Face dataset id,
+            or a local folder (class directories, parquet or IDX files).
+        image_size: side in pixels; images are resized (short side) and centre-cropped to it.
+        val_fraction: part of the training images held out for validation, in [0, 1); unused where
+            the data set brings its own validation split.
+        limit_train: at most this many training images, drawn at random with the seed before the
+            validation images are taken from them.
+        limit_test: at most this many test images, the same ones whatever the seed.
+        augment: 'auto' shifts and mirrors the training images as usual for the data set; 'none'
+            leaves them as they are.
+    """
+
+    data: str | None = None
+    image_size: int | None = None
+    val_fraction: float = 0.1
+    limit_train: int | None = None
+    limit_test: int | None = None
+    augment: Literal["auto", "none"] = "auto"

@@ -1,0 +1,60 @@
+"""Data sets that are known by name: where they are, how to recognise, normalise and augment them."""
+
+from dataclasses import dataclass
+
+from stagecost.data.augmentation import NO_AUGMENTATION, Augmentation
+from stagecost.data.class_names import name_keys
+
+HUB_IDS = {
+    "mnist": "ylecun/mnist",
+    "fashion-mnist": "zalando-datasets/fashion_mnist",
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+}
+KNOWN_NAMES = ("digits", *HUB_IDS)
+DIGIT_NAMES = tuple("0123456789")
+FASHION_NAMES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+
+
+@dataclass(frozen=True)
+class KnownData:
+    """How a well-known data set is recognised, normalised and augmented."""
+
+    channels: int
+    size: int
+    num_classes: int
+    some_names: frozenset[str]
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None
+    augmentation: Augmentation
+
+
+_CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+_CIFAR100 = ["apple", "aquarium_fish", "lawn_mower", "sweet_pepper", "wardrobe", "willow_tree", "worm"]
+KNOWN = {
+    "digits": KnownData(1, 8, 10, name_keys(DIGIT_NAMES), None, NO_AUGMENTATION),
+    "mnist": KnownData(
+        1, 28, 10, name_keys(DIGIT_NAMES), ((0.1307,), (0.3081,)), Augmentation(2, flip=False)
+    ),
+    "fashion-mnist": KnownData(
+        1, 28, 10, name_keys(FASHION_NAMES), ((0.2860,), (0.3530,)), Augmentation(2, flip=True)
+    ),
+    "cifar10": KnownData(
+        3,
+        32,
+        10,
+        name_keys(_CIFAR10),
+        ((0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)),
+        Augmentation(4, flip=True),
+    ),
+    "cifar100": KnownData(
+        3,
+        32,
+        100,
+        name_keys(_CIFAR100),
+        ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+        Augmentation(4, flip=True),
+    ),
+}

@@ -1,0 +1,100 @@
+"""Which images of a source make the training, the validation and the test split.
+
+A data set's own test split is the test split; where there is none, a fixed stratified 20 % of the
+training images is held out as one, the same whatever the seed. A data set's own validation split is
+the validation split, and `val_fraction` is then unused; where there is none, that part of the
+training images is held out, drawn with the seed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from stagecost.data.config import DataConfig
+from stagecost.data.encoded import IntArray, Part, Source
+from stagecost.data.random_streams import FIXED_SEED, Stream, seed_sequence
+from stagecost.errors import StageCostError
+
+SPLITS = ("train", "val", "test")
+TEST_FRACTION = 0.2  # held out where a data set has no test split
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The chosen rows (int64, sorted) of one part of a source."""
+
+    part: Part
+    index: IntArray
+
+    @property
+    def labels(self) -> IntArray:
+        """The class numbers of the chosen images."""
+        return self.part.labels[self.index]
+
+
+def choose_rows(source: Source, config: DataConfig, seed: int) -> dict[str, Rows]:
+    """Choose the images of each split from the labels alone; no image is read."""
+    rows = {split: Rows(part, np.arange(len(part.labels))) for split, part in source.parts.items()}
+    if "train" in rows and "test" not in rows:
+        rows["train"], rows["test"] = _hold_out(rows["train"], TEST_FRACTION, FIXED_SEED)
+    if "train" in rows:
+        rows["train"] = _limit(rows["train"], config.limit_train, seed)
+    if "test" in rows:
+        rows["test"] = _limit(rows["test"], config.limit_test, FIXED_SEED)
+    if "train" in rows and "val" not in rows:
+        count = len(rows["train"].index)
+        held_out = round(config.val_fraction * count)
+        if held_out == count:
+            raise StageCostError(
+                f"val_fraction {config.val_fraction} of {count} images leaves none for training: "
+                "give a smaller --val-fraction or more images"
+            )
+        if held_out:
+            split_seed = int(seed_sequence(seed, Stream.VALIDATION).generate_state(1)[0])
+            rows["train"], rows["val"] = _hold_out(rows["train"], held_out, split_seed)
+    return rows
+
+
+def check_present(split: str, rows: Mapping[str, Rows], config: DataConfig) -> None:
+    """Refuse a split that was asked for and is not there."""
+    if split in rows:
+        return
+    if split == "val" and "train" in rows:
+        count = len(rows["train"].index)
+        raise StageCostError(
+            f"val_fraction {config.val_fraction} of {count} training images leaves none for "
+            "validation: hold out more of them (--val-fraction 0.1)"
+        )
+    raise StageCostError(
+        f"{config.data} has no {split} split (only {', '.join(rows)}): give data with training images"
+    )
+
+
+def _hold_out(rows: Rows, size: float, seed: int) -> tuple[Rows, Rows]:
+    """Split off `size` (a count or a fraction) of the rows; stratified where the classes allow."""
+    from sklearn.model_selection import train_test_split
+
+    total = len(rows.index)
+    held_out = size if isinstance(size, int) else int(np.ceil(size * total))
+    if held_out >= total:
+        raise StageCostError(
+            f"{total} training image(s) leave nothing to train on once the test images are held "
+            "out: give more images"
+        )
+    _, members = np.unique(rows.labels, return_counts=True)
+    stratified = members.min() >= 2 and len(members) <= min(held_out, total - held_out)
+    rest, held = train_test_split(
+        rows.index,
+        test_size=held_out,
+        random_state=seed,
+        stratify=rows.labels if stratified else None,
+    )
+    return Rows(rows.part, np.sort(rest)), Rows(rows.part, np.sort(held))
+
+
+def _limit(rows: Rows, limit: int | None, seed: int) -> Rows:
+    if limit is None or limit >= len(rows.index):
+        return rows
+    drawn = np.random.default_rng(seed_sequence(seed, Stream.LIMIT)).permutation(rows.index)[:limit]
+    return Rows(rows.part, np.sort(drawn))

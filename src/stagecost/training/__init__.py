@@ -1,0 +1,1 @@
+"""Training runs: settings, loop, checkpoints, folders, and opening what was trained."""

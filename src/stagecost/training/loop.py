@@ -1,0 +1,329 @@
+"""The training loop: small and explicit; devices, precision and processes are Fabric's job.
+
+A run is a pure function of its settings. Initial weights, order of the images and augmentation follow
+from the seed, the epoch and the batch, so a run that is stopped anywhere and resumed ends in the same
+weights, bit for bit, as one that was left alone (on a CPU with the same number of threads).
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from stagecost.calibration import calibrate_outputs
+from stagecost.data.batches import check_shares, epoch_batches, eval_batches
+from stagecost.data.loading import load_data
+from stagecost.errors import StageCostError
+from stagecost.network import ResidualNetwork
+from stagecost.objective import ObjectiveTerms, stage_cost_objective
+from stagecost.proximal import shrink_branches
+from stagecost.training.checkpoint import read_checkpoint, restore_training, save_checkpoint
+from stagecost.training.folder import RunFolder, claim, settings_for, write_config, write_metrics
+from stagecost.training.interruption import interruption
+from stagecost.training.progress import TrainingDisplay
+from stagecost.training.schedule import learning_rate_factor
+from stagecost.training.session import Session, loss_function, stage_loss_function, start_session
+from stagecost.training.settings import RunSettings
+from stagecost.trajectory import Trajectory, loss_trajectory
+
+CALIBRATION_IMAGES = 2048
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished run tells."""
+
+    run: str
+    epochs: int
+    val_accuracy: float | None
+    val_loss: float | None
+    seconds: float
+    history: list[dict[str, Any]]
+
+
+def train(
+    given: RunSettings | Mapping[str, Any],
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    label: str = "train",
+) -> TrainingResult:
+    """Train a network in a run folder, or go on with a run there.
+
+    Args:
+        given: the settings; or those of them that differ from the defaults, by flag name.
+        folder: where everything is written; see `stagecost.training.folder`.
+        resume: go on where the run in the folder stopped; start it if it had not come to a checkpoint.
+        label: name on the progress display.
+
+    Raises:
+        StageCostError: impossible settings, a folder that holds another run, a loss that is no number,
+            or an interruption (everything is saved then).
+    """
+    run = RunFolder(Path(folder))
+    flat = given.to_flat() if isinstance(given, RunSettings) else given
+    # Fabric starts further processes by running the same command; the first one alone owns the folder.
+    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    settings = claim(run, flat, resume) if first else settings_for(run, flat)
+    data = load_data(settings.data, seed=settings.training.seed, splits=_splits(settings))
+    training = settings.training
+    check_shares(len(data.splits["train"]), training.batch_size, training.num_processes)
+    session = start_session(settings, data, _loggers(settings, run))
+    if run.last.is_file():
+        checkpoint = read_checkpoint(run.last)
+        session.progress = restore_training(
+            checkpoint, session.network, session.optimizer, session.average
+        )
+    if first:
+        write_config(run, settings)
+    with TrainingDisplay(label, settings.training.epochs, quiet=not first) as display:
+        _train_epochs(session, run, display)
+    history = session.progress.history
+    return TrainingResult(
+        run=str(run.path),
+        epochs=session.progress.epoch,
+        val_accuracy=history[-1]["val_accuracy"],
+        val_loss=history[-1]["val_loss"],
+        seconds=round(session.progress.seconds, 3),
+        history=history,
+    )
+
+
+def _splits(settings: RunSettings) -> tuple[str, ...]:
+    return ("train", "val") if settings.data.val_fraction > 0 else ("train",)
+
+
+def _loggers(settings: RunSettings, run: RunFolder) -> list[Any]:
+    if not settings.training.tensorboard:
+        return []
+    try:
+        import tensorboard  # type: ignore[import-untyped]  # noqa: F401
+        from lightning_fabric.loggers import TensorBoardLogger
+    except ImportError:
+        raise StageCostError(
+            "--tensorboard needs a package: pip install 'stagecost[tensorboard]'"
+        ) from None
+    return [TensorBoardLogger(run.path, name="tensorboard", version="")]
+
+
+def _train_epochs(session: Session, run: RunFolder, display: TrainingDisplay) -> None:
+    progress = session.progress
+    with interruption() as interrupted:
+        while progress.epoch < session.settings.epochs:
+            display.epoch_begins(progress.epoch, progress.batch, session.num_batches)
+            train_epoch(session, run, display, interrupted)
+            entry = finish_epoch(session)
+            progress.history.append(entry)
+            if session.fabric.is_global_zero:
+                _save_epoch(session, run, entry)
+            session.fabric.log_dict(
+                {k: v for k, v in entry.items() if isinstance(v, int | float)}, step=progress.epoch
+            )
+            display.epoch_ends(entry)
+    if session.fabric.is_global_zero:
+        write_metrics(run, progress.history)
+
+
+def _save_epoch(session: Session, run: RunFolder, entry: dict[str, Any]) -> None:
+    # The best one first: killed in between, the run repeats this epoch and writes the same file again.
+    accuracies = [e["val_accuracy"] for e in session.progress.history]
+    if entry["val_accuracy"] is not None and entry["val_accuracy"] > max(accuracies[:-1], default=-1.0):
+        _save(session, run.best)
+    _save(session, run.last)
+    write_metrics(run, session.progress.history)
+
+
+def _save(session: Session, path: Path) -> None:
+    save_checkpoint(
+        path,
+        session.network,
+        session.optimizer,
+        session.average,
+        session.progress,
+        {"image_format": session.data.format.to_json(), "gamma": session.gamma},
+    )
+
+
+def train_epoch(
+    session: Session,
+    run: RunFolder | None,
+    display: TrainingDisplay,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> None:
+    """Do the steps that the epoch under way still lacks; stop and save if interrupted.
+
+    Raises:
+        StageCostError: the loss is no number, or the run was interrupted.
+    """
+    fabric, progress, settings = session.fabric, session.progress, session.settings
+    session.network.train()
+    saved = started = time.monotonic()
+    before = progress.seconds
+    batches = epoch_batches(
+        session.data.splits["train"],
+        session.data.format,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        epoch=progress.epoch,
+        augmentation=session.data.augmentation,
+        first_batch=progress.batch,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        device=fabric.device,
+    )
+    for images, targets in batches:
+        terms, correct = train_step(session, images, targets)
+        progress.batch += 1
+        _add(progress.sums, terms, correct, len(images))
+        progress.seconds = before + time.monotonic() - started
+        display.step(terms.losses.tolist(), 100 * progress.sums["correct"] / progress.sums["samples"])
+        stop = _any_process(fabric, interrupted())
+        due = time.monotonic() - saved > 60 * settings.checkpoint_minutes
+        if run is not None and (stop or due):
+            saved = time.monotonic()
+            if fabric.is_global_zero:
+                _save(session, run.last)
+        if stop:
+            raise StageCostError(_farewell(session, run))
+
+
+def _farewell(session: Session, run: RunFolder | None) -> str:
+    where = f"interrupted in epoch {session.progress.epoch + 1} of {session.settings.epochs}"
+    if run is None:
+        return f"{where}: nothing was saved"
+    return f"{where}, everything is saved: go on with `stagecost train --resume --output {run.path}`"
+
+
+def _any_process(fabric: Fabric, flag: bool) -> bool:
+    if fabric.world_size == 1:
+        return flag
+    return bool(fabric.all_reduce(torch.tensor(float(flag)), reduce_op="max") > 0)
+
+
+def train_step(session: Session, images: Tensor, targets: Tensor) -> tuple[ObjectiveTerms, int]:
+    """Do one step, and return the terms of the objective and how many images were right.
+
+    With gamma = 0 the intermediate outputs are not even computed: plain training, to the last bit.
+
+    Raises:
+        StageCostError: the objective is not finite; the weights are those before the step.
+    """
+    rate = set_learning_rate(session)
+    settings, visited = session.settings, session.visited
+    outputs = session.model(images, depths=visited, constant_head=session.variant.constant_head)
+    weights = session.variant.weights(session.network.num_blocks)
+    terms = stage_cost_objective(
+        outputs,
+        targets,
+        session.current_gamma,
+        loss=loss_function(settings),
+        stage_loss=stage_loss_function(session),
+        depth_weights=[weights[k] for k in visited[:-1]],
+        normalized=settings.normalize_objective,
+    )
+    if not torch.isfinite(terms.total):
+        raise StageCostError(
+            f"the objective is {terms.total.item()} in epoch {session.progress.epoch + 1}, batch "
+            f"{session.progress.batch + 1}: lower --lr or --gamma, or use --clip-norm; the last good "
+            "checkpoint is kept"
+        )
+    session.fabric.backward(terms.total)
+    if settings.clip_norm:
+        session.fabric.clip_gradients(session.model, session.optimizer, max_norm=settings.clip_norm)
+    session.optimizer.step()
+    session.optimizer.zero_grad()
+    if session.variant.group_lasso:
+        shrink_branches(session.network, rate * session.variant.group_lasso)
+    if session.average is not None:
+        session.average.update_parameters(session.network)
+        session.progress.averaged = int(session.average.n_averaged)
+    return terms, int((outputs[-1].argmax(dim=1) == targets).sum())
+
+
+def set_learning_rate(session: Session) -> float:
+    """Set and return the learning rate of the coming step."""
+    rate = learning_rate(session, session.progress.batch)
+    for group in session.optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+def learning_rate(session: Session, batch: int) -> float:
+    """Return the learning rate of a step of the epoch under way."""
+    settings, steps = session.settings, session.num_batches
+    return settings.peak_lr * learning_rate_factor(
+        step=session.progress.epoch * steps + batch,
+        total_steps=settings.epochs * steps,
+        warmup_steps=round(settings.warmup_epochs * steps),
+    )
+
+
+def _add(sums: dict[str, float], terms: ObjectiveTerms, correct: int, samples: int) -> None:
+    values = {
+        "objective": float(terms.total.detach()) * samples,
+        "loss": float(terms.losses[-1]) * samples,
+        "correct": correct,
+        "samples": samples,
+    }
+    for name, value in values.items():
+        sums[name] = sums.get(name, 0.0) + value
+
+
+def finish_epoch(session: Session) -> dict[str, Any]:
+    """Validate, count the epoch as complete, and return its entry for the history.
+
+    Raises:
+        StageCostError: a weight is no finite number; nothing that was saved before is touched.
+    """
+    progress, network = session.progress, session.evaluated
+    if not all(bool(torch.isfinite(p).all()) for p in network.parameters()):
+        raise StageCostError(
+            f"a weight is no finite number after epoch {progress.epoch + 1}: lower --lr; the last good "
+            "checkpoint is kept"
+        )
+    started = time.monotonic()
+    calibrate_unvisited(network, session)
+    trajectory = validate(network, session)
+    sums, samples = progress.sums, progress.sums["samples"]
+    # Not what the optimiser holds: resumed behind the last step of an epoch, it has not stepped yet.
+    rate = learning_rate(session, progress.batch - 1)
+    progress.epoch, progress.batch, progress.sums = progress.epoch + 1, 0, {}
+    progress.seconds += time.monotonic() - started
+    return {
+        "epoch": progress.epoch,
+        "seconds": round(progress.seconds, 3),
+        "learning_rate": rate,
+        "train_objective": sums["objective"] / samples,
+        "train_loss": sums["loss"] / samples,
+        "train_accuracy": 100 * sums["correct"] / samples,
+        "val_loss": trajectory.losses[-1] if trajectory else None,
+        "val_accuracy": trajectory.accuracies[-1] if trajectory else None,
+        "val_losses": list(trajectory.losses) if trajectory else None,
+        "val_accuracies": list(trajectory.accuracies) if trajectory else None,
+    }
+
+
+def validate(network: ResidualNetwork, session: Session) -> Trajectory | None:
+    """Measure the loss trajectory on the validation split, if there is one."""
+    if "val" not in session.data.splits:
+        return None
+    batches = eval_batches(session.data.splits["val"], session.data.format, device=session.fabric.device)
+    return loss_trajectory(network, batches, loss=loss_function(session.settings))
+
+
+def calibrate_unvisited(network: ResidualNetwork, session: Session) -> None:
+    """Estimate head statistics of the outputs that plain training does not visit."""
+    unvisited = sorted(set(range(network.num_blocks)) - set(session.visited))
+    if unvisited:
+        train = session.data.splits["train"]
+        some = replace(
+            train, images=train.images[:CALIBRATION_IMAGES], targets=train.targets[:CALIBRATION_IMAGES]
+        )
+        batches = eval_batches(some, session.data.format, device=session.fabric.device)
+        calibrate_outputs(network, batches, unvisited)

@@ -1,0 +1,151 @@
+"""What a running training holds, built from the settings: network, optimiser, average, device."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from stagecost.data.batches import num_batches
+from stagecost.data.loading import DataBundle
+from stagecost.errors import StageCostError
+from stagecost.models import create_model
+from stagecost.network import ResidualNetwork
+from stagecost.objective import LossFunction, objective_scale, parameter_groups, stage_weights
+from stagecost.stage_losses import StageLoss, distilled, hinged
+from stagecost.training.checkpoint import Progress
+from stagecost.training.devices import make_fabric
+from stagecost.training.schedule import gamma_factor
+from stagecost.training.settings import RunSettings, TrainingSettings, VariantSettings
+
+
+@dataclass
+class Session:
+    """What a running training holds.
+
+    `network` is the bare network; `model` the same one as Fabric wraps it, through which training calls
+    go; `average` the moving average, if one is kept.
+    """
+
+    fabric: Fabric
+    settings: TrainingSettings
+    variant: VariantSettings
+    gamma: float
+    data: DataBundle
+    network: ResidualNetwork
+    model: nn.Module
+    optimizer: Optimizer
+    average: AveragedModel | None
+    progress: Progress
+
+    @property
+    def evaluated(self) -> ResidualNetwork:
+        """The network that is judged and used in the end."""
+        return self.network if self.average is None else self.average.module  # type: ignore[return-value]
+
+    @property
+    def current_gamma(self) -> float:
+        """The stage weight of the coming step, by the schedule."""
+        done = self.progress.epoch * self.num_batches + self.progress.batch
+        progress = done / (self.settings.epochs * self.num_batches)
+        return self.gamma * gamma_factor(self.variant.gamma_schedule, progress)
+
+    @property
+    def visited(self) -> list[int]:
+        """Depths whose outputs the coming step needs: those with a stage cost, and the terminal one."""
+        weights = self.variant.weights(self.network.num_blocks) if self.current_gamma else []
+        return [k for k, weight in enumerate(weights) if weight] + [self.network.num_blocks]
+
+    @property
+    def num_batches(self) -> int:
+        """Steps of an epoch."""
+        return num_batches(len(self.data.splits["train"]), self.settings.batch_size)
+
+
+def start_session(
+    settings: RunSettings,
+    data: DataBundle,
+    loggers: list[Any] | None = None,
+    network: ResidualNetwork | None = None,
+) -> Session:
+    """Build network, optimiser and average as the settings say, on their device.
+
+    Args:
+        settings: of the run.
+        data: its images.
+        loggers: Fabric's loggers.
+        network: the network to train, if it is there already; else it is created from the seed.
+    """
+    training = settings.training
+    training.check()
+    settings.variant.check()
+    fabric = make_fabric(training.device, training.precision, training.num_processes, loggers)
+    torch.manual_seed(training.seed)
+    if network is None:
+        network = create_network(settings, data)
+    fabric.launch()  # further processes are started only for a network that can be built
+    gamma = 1 / network.num_blocks if training.gamma is None else training.gamma
+    if settings.variant.first_depth >= network.num_blocks:
+        raise StageCostError(
+            f"first_depth is {settings.variant.first_depth}, but there are {network.num_blocks} blocks: "
+            "give a smaller number"
+        )
+    # On CPUs, too, convolutions of few channels are much faster with channels last.
+    network.to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(network, settings, gamma)
+    model, optimizer = fabric.setup(network, optimizer)
+    average = None
+    if training.ema_decay:
+        average_of = get_ema_multi_avg_fn(training.ema_decay)  # type: ignore[no-untyped-call]
+        average = AveragedModel(network, multi_avg_fn=average_of, use_buffers=True)
+    return Session(
+        fabric=fabric,
+        settings=training,
+        variant=settings.variant,
+        gamma=gamma,
+        data=data,
+        network=network,
+        model=model,
+        optimizer=optimizer,
+        average=average,
+        progress=Progress(),
+    )
+
+
+def create_network(settings: RunSettings, data: DataBundle) -> ResidualNetwork:
+    """Build the network that the settings name for these images."""
+    arguments = settings.model.arguments()
+    arguments |= {"num_classes": data.num_classes, "in_channels": data.format.channels}
+    return create_model(settings.model.model, **arguments)
+
+
+def make_optimizer(network: ResidualNetwork, settings: RunSettings, gamma: float) -> Optimizer:
+    """Build the optimiser; lambda goes to the residual branches alone (see `parameter_groups`)."""
+    training = settings.training
+    decay = training.weight_decay
+    if training.normalize_objective:
+        weights = settings.variant.weights(network.num_blocks)
+        decay /= objective_scale(stage_weights(gamma, network.num_blocks, weights))
+    groups = parameter_groups(network, decay)
+    if training.optimizer == "sgd":
+        return SGD(groups, lr=training.peak_lr, momentum=0.9, nesterov=True)
+    return AdamW(groups, lr=training.peak_lr)
+
+
+def stage_loss_function(session: Session) -> StageLoss | None:
+    """Return what intermediate outputs are punished for; None if it is the training loss."""
+    loss = loss_function(session.settings)
+    kinds = {"same": None, "distilled": distilled(loss), "hinged": hinged(loss)}
+    return kinds[session.variant.stage_loss]
+
+
+def loss_function(settings: TrainingSettings) -> LossFunction:
+    """Return the cross-entropy of the settings."""
+    if settings.label_smoothing == 0:
+        return F.cross_entropy
+    return partial(F.cross_entropy, label_smoothing=settings.label_smoothing)

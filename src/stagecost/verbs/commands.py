@@ -1,0 +1,174 @@
+"""The verbs of the command line as typed functions: each returns the object that `--json` prints.
+
+Heavy imports happen inside, so that the command line can show its help at once.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from stagecost.training.settings import Sizes
+
+Split = Literal["val", "test", "train"]
+Which = Literal["last", "best"]
+
+
+def train(output: str, *, resume: bool = False, **settings: Any) -> dict[str, Any]:
+    """Train a residual network with a stage cost on images.
+
+    Args:
+        output: folder of the run; one that holds a run is refused unless it is resumed.
+        resume: go on with the run in the folder.
+        settings: see `stagecost.training.settings`.
+    """
+    from stagecost.training.loop import train as train_run
+
+    result = train_run(settings, output, resume=resume)
+    return {
+        "run": result.run,
+        "epochs": result.epochs,
+        "val_accuracy": result.val_accuracy,
+        "val_loss": result.val_loss,
+        "seconds": result.seconds,
+    }
+
+
+def analyze(
+    run: str,
+    *,
+    split: Split = "val",
+    tolerance: float = 0.5,
+    checkpoint: Which = "last",
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Show loss and accuracy over depth, and how many blocks are needed.
+
+    Args:
+        run: a run folder, or the folder of a saved network.
+        split: the images to analyse; choose depths on val, never on test.
+        tolerance: points of accuracy that may be missing to the full depth.
+        checkpoint: which checkpoint of the run.
+        device: auto, cpu, cuda or mps.
+    """
+    from stagecost.training.trained import open_trained
+    from stagecost.trajectory import loss_trajectory, needed_blocks
+    from stagecost.verbs.summaries import analysis
+
+    needed_blocks((0.0, 0.0), tolerance)  # refuse an impossible tolerance before the long work
+    trained = open_trained(run, checkpoint=checkpoint, device=device)
+    trajectory = loss_trajectory(trained.network, trained.batches(split), loss=trained.loss)
+    return analysis(trajectory, split, tolerance)
+
+
+def prune(
+    run: str,
+    output: str,
+    *,
+    max_drop: float | None = None,
+    keep_blocks: int | None = None,
+    keep_per_stage: Sizes | None = None,
+    finetune_epochs: int = 0,
+    checkpoint: Which = "last",
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Cut off the blocks that are not needed, and save the small network.
+
+    Args:
+        run: a run folder.
+        output: folder of the small network.
+        max_drop: points of validation accuracy that may be lost; the smallest such network is kept.
+        keep_blocks: how many blocks to keep.
+        keep_per_stage: how many blocks to keep in each stage, such as 3,2,4.
+        finetune_epochs: epochs of training after the cut, at a tenth of the learning rate.
+        checkpoint: which checkpoint of the run.
+        device: auto, cpu, cuda or mps.
+    """
+    from stagecost.verbs.pruning import prune_run
+
+    return prune_run(
+        run,
+        output,
+        max_drop=max_drop,
+        keep_blocks=keep_blocks,
+        keep_per_stage=keep_per_stage,
+        finetune_epochs=finetune_epochs,
+        checkpoint=checkpoint,
+        device=device,
+    )
+
+
+def evaluate(
+    path: str,
+    *,
+    data: str | None = None,
+    split: Split = "test",
+    checkpoint: Which = "last",
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Measure the accuracy of a run's network or of a saved one.
+
+    Args:
+        path: a run folder, or the folder of a saved network.
+        data: other images; those that it was trained on if not given.
+        split: the images to use.
+        checkpoint: which checkpoint of a run.
+        device: auto, cpu, cuda or mps.
+    """
+    from stagecost.training.trained import open_trained
+    from stagecost.verbs.summaries import evaluation
+
+    return evaluation(open_trained(path, checkpoint=checkpoint, device=device), split, data)
+
+
+def bound(
+    run: str, sub: list[str], *, checkpoint: Which = "last", device: str = "auto"
+) -> dict[str, Any]:
+    """Compare the objective of a run with the bound of Theorem 3.1 from shallower runs.
+
+    Args:
+        run: the run of ResNet-N.
+        sub: runs of SubResNets of fewer blocks, trained alone by the same recipe.
+        checkpoint: which checkpoint of the runs.
+        device: auto, cpu, cuda or mps.
+    """
+    from stagecost.verbs.bound import bound_of_runs
+
+    return bound_of_runs(run, sub, checkpoint=checkpoint, device=device)
+
+
+def report(
+    run: str, *, tolerance: float = 0.5, checkpoint: Which = "last", device: str = "auto"
+) -> dict[str, Any]:
+    """Write report.html into a run folder: figures, tables, and how to use the result.
+
+    Args:
+        run: a run folder.
+        tolerance: points of accuracy that may be missing to the full depth.
+        checkpoint: which checkpoint of the run.
+        device: auto, cpu, cuda or mps.
+    """
+    from stagecost.training.folder import RunFolder
+    from stagecost.verbs.summaries import write_run_report
+
+    found = analyze(
+        run, split=_report_split(run), tolerance=tolerance, checkpoint=checkpoint, device=device
+    )
+    return write_run_report(RunFolder(Path(run)), found)
+
+
+def _report_split(run: str) -> Split:
+    from stagecost.training.folder import RunFolder
+
+    # Without a validation split the training images stand in; the report says which split it shows.
+    return "val" if RunFolder(Path(run)).settings().data.val_fraction > 0 else "train"
+
+
+def demo(*, output: str = "stagecost-demo", seed: int = 0) -> dict[str, Any]:
+    """Show the whole way on scikit-learn's digits in a few minutes; no network is needed.
+
+    Args:
+        output: folder for everything that the demo writes; a demo that was stopped goes on there.
+        seed: of the trainings.
+    """
+    from stagecost.verbs.demo import run_demo
+
+    return run_demo(Path(output), seed)
