@@ -1,5 +1,6 @@
 """What a running training holds, built from the settings: network, optimiser, average, device."""
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +23,8 @@ from stagecost.training.checkpoint import Progress
 from stagecost.training.devices import make_fabric
 from stagecost.training.schedule import gamma_factor
 from stagecost.training.settings import RunSettings, TrainingSettings, VariantSettings
+
+_log = logging.getLogger("stagecost")
 
 
 @dataclass
@@ -95,6 +98,8 @@ def start_session(
             f"first_depth is {settings.variant.first_depth}, but there are {network.num_blocks} blocks: "
             "give a smaller number"
         )
+    if gamma == 0 and settings.variant != VariantSettings(group_lasso=settings.variant.group_lasso):
+        _log.warning("gamma is 0: the variants of the stage cost have nothing to act on")
     # On CPUs, too, convolutions of few channels are much faster with channels last.
     network.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(network, settings, gamma)

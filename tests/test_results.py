@@ -1,0 +1,34 @@
+"""Recorded results say what produced them, and the page of results says what was recorded."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = sorted((ROOT / "results").rglob("*.json"))
+
+
+def test_the_page_follows_from_the_records() -> None:
+    script = ROOT / "scripts" / "results_table.py"
+    subprocess.run([sys.executable, str(script), "--check"], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
+def test_every_record_names_its_circumstances(record: Path) -> None:
+    content = json.loads(record.read_text())
+    for key in ("command", "commit", "seeds", "machine", "threads", "versions"):
+        assert content[key], key
+
+
+@pytest.mark.parametrize("record", (ROOT / "results" / "runs").glob("*.json"), ids=lambda p: p.stem)
+def test_every_recorded_run_kept_its_promise(record: Path) -> None:
+    """The prediction held exactly where it must, and within the allowed drop elsewhere."""
+    content = json.loads(record.read_text())
+    pruning = content["prune"]
+    if "homogeneous" in record.stem:
+        assert pruning["accuracy_after"] == pruning["accuracy_predicted"]
+    assert pruning["accuracy_before"] - pruning["accuracy_after"] <= 1.0 + 1e-9
+    assert content["test_pruned"]["num_blocks"] == len(pruning["kept_blocks"])
