@@ -5,7 +5,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -81,7 +81,7 @@ def test_killed_at_random_moments(cli: CommandLine, tmp_path: Path, variant: str
     same_run(alone, killed)
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Stands for a kill at a certain place."""
 
 
@@ -91,7 +91,7 @@ def stop_at(number: int, function: Callable[..., object]) -> Callable[..., objec
 
     def counted(*arguments: object, **options: object) -> object:
         if next(calls) == number:
-            raise Stopped
+            raise StoppedError
         return function(*arguments, **options)
 
     return counted
@@ -109,6 +109,15 @@ TINY = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks as small as these are slowed down by more threads, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone") / "run"
@@ -117,7 +126,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("place", ["before the write", "between write and rename", "between files"])
-@pytest.mark.parametrize("number", [1, 2, 4, 8, 10, 12, 14])
+@pytest.mark.parametrize("number", [1, 2, 5, 8, 9, 10])
 def test_stopped_in_a_checkpoint(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, number: int
 ) -> None:
@@ -131,7 +140,7 @@ def test_stopped_in_a_checkpoint(
             patch.setattr(Path, "unlink", lambda *arguments, **options: None)  # as after a kill
         else:
             patch.setattr("stagecost.storage.write_atomically", stop_at(number, write_atomically))
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             train(TINY, run)
     if place == "between write and rename":
         assert list(run.glob(".*.tmp"))
@@ -150,7 +159,7 @@ def test_stopped_in_an_epoch(
     run, settings = tmp_path / "run", {**TINY, "checkpoint_minutes": minutes}
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", stop_at(batch, loop.train_step))
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             train(settings, run)
     steps = 180 // 32
     saved = (batch - 1) if minutes < 1 else (batch - 1) // steps * steps
@@ -206,7 +215,7 @@ def test_a_stop_between_write_and_rename_leaves_the_old_file(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", stop_at(1, Path.replace))
         patch.setattr(Path, "unlink", lambda *arguments, **options: None)
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             write_atomically(file, b"new")
     assert file.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 2
