@@ -13,17 +13,14 @@ it the data sets come from their hub by name.
 """
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from circumstances import ROOT, circumstances
 
 HOMOGENEOUS = ["--model", "homogeneous", "--num-blocks", "12", "--width", "16", "--stem-stride", "2"]
 STAGED = [
@@ -70,7 +67,11 @@ def record(name: str, data_root: Path | None, work: Path, target: Path) -> None:
 
     run, small = str(work / "run"), work / "pruned"
     shutil.rmtree(small, ignore_errors=True)
-    recorded: dict[str, Any] = {"name": name, "seeds": [0], **_circumstances()}
+    recorded: dict[str, Any] = {
+        "name": name,
+        "seeds": [0],
+        **circumstances("python scripts/record_runs.py"),
+    }
     recorded["train"] = verb("train", *RECIPES[name], "--seed", "0", "--output", run, "--resume")
     recorded["analyze"] = verb("analyze", run, "--tolerance", MAX_DROP)
     recorded["prune"] = verb("prune", run, "--max-drop", MAX_DROP, "--output", str(small))
@@ -97,30 +98,6 @@ def _stagecost(arguments: list[str]) -> Any:
     command = [sys.executable, "-m", "stagecost.cli", *arguments, "--json"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout)
-
-
-def _circumstances() -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, check=False, capture_output=True, text=True
-    )
-    versions = {name: importlib.metadata.version(name) for name in ("stagecost", "torch", "numpy")}
-    return {
-        "command": "python scripts/record_runs.py",
-        "commit": commit.stdout.strip(),
-        "machine": machine(),
-        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
-        "versions": {**versions, "python": platform.python_version()},
-    }
-
-
-def machine() -> str:
-    """Name the processor and how many cores there are."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
-    return f"{model}, {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":
