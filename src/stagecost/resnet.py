@@ -1,7 +1,7 @@
 """Native builders of pre-activation residual networks: homogeneous, staged, and ImageNet-sized.
 
-Every residual branch begins with a normalisation (so nothing is done in place on x_k) and ends with a
-convolution without bias, so that zero weights make F_k exactly zero. Every projection is a 1×1
+Every residual branch begins with a normalisation (so its ReLU never works in place on x_k) and ends
+with a convolution without bias, so that zero weights make F_k exactly zero. Every projection is a 1×1
 convolution without bias that takes x_k itself, so it is linear in x_k as in the paper.
 
 Sources: He et al., "Identity Mappings in Deep Residual Networks" (2016) for pre-activation;
@@ -26,10 +26,10 @@ def basic_branch(width_in: int, width_out: int, stride: int) -> nn.Sequential:
     """Build F_k of two 3×3 convolutions, each after BatchNorm and ReLU."""
     return nn.Sequential(
         nn.BatchNorm2d(width_in),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(width_in, width_out, 3, stride=stride, padding=1, bias=False),
         nn.BatchNorm2d(width_out),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(width_out, width_out, 3, padding=1, bias=False),
     )
 
@@ -39,13 +39,13 @@ def bottleneck_branch(width_in: int, width_out: int, stride: int) -> nn.Sequenti
     inner = width_out // 4
     return nn.Sequential(
         nn.BatchNorm2d(width_in),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(width_in, inner, 1, bias=False),
         nn.BatchNorm2d(inner),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(inner, inner, 3, stride=stride, padding=1, bias=False),
         nn.BatchNorm2d(inner),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(inner, width_out, 1, bias=False),
     )
 
