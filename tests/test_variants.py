@@ -1,5 +1,6 @@
 """The training variants: each piece against its definition, and all of them in a short run."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from helpers import build, images, labels
 from stagecost.errors import StageCostError
 from stagecost.objective import residual_parameters
 from stagecost.proximal import shrink_branches
+from stagecost.sampling import sample_depths, strata
 from stagecost.stage_losses import distilled, hinged
 from stagecost.training.checkpoint import read_checkpoint
 from stagecost.training.loop import train
@@ -34,6 +36,45 @@ def test_depth_weights() -> None:
     assert VariantSettings().weights(4) == [1, 1, 1, 1]
     assert VariantSettings(depth_weights="growing").weights(4) == [0.25, 0.5, 0.75, 1]
     assert VariantSettings(first_depth=2).weights(4) == [0, 0, 1, 1]
+
+
+@given(
+    weights=st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=1, max_size=9),
+    samples=st.integers(1, 10),
+)
+def test_sampling_is_unbiased(weights: list[float], samples: int) -> None:
+    """The exhaustive expectation over all draws gives every depth its own weight back."""
+    bearing = [k for k, weight in enumerate(weights) if weight]
+    runs = strata(bearing, samples)
+    assert [k for run in runs for k in run] == bearing
+    assert len(runs) == min(samples, len(bearing))
+    assert max(map(len, runs), default=0) - min(map(len, runs), default=0) <= 1
+    draws = list(itertools.product(*runs))
+    expectation = [0.0] * len(weights)
+    for draw in draws:
+        for k, run in zip(draw, runs, strict=True):
+            expectation[k] += weights[k] * len(run) / len(draws)
+    assert expectation == pytest.approx(weights)
+    drawn = sample_depths(weights, samples, torch.Generator().manual_seed(samples))
+    assert [k for k, _ in drawn] == sorted(k for k, _ in drawn)
+    for (k, weight), run in zip(drawn, runs, strict=True):
+        assert k in run
+        assert weight == weights[k] * len(run)
+
+
+def test_drawing_from_runs_varies_less_than_drawing_freely() -> None:
+    """For losses that fall with depth, as they do; both are exhaustive expectations."""
+    losses = [2.0, 1.2, 0.8, 0.6, 0.5, 0.45, 0.42, 0.4]
+    total = sum(losses)
+    by_runs = [4 * (a + b) for a, b in itertools.product(losses[:4], losses[4:])]
+    freely = [8 / 2 * (a + b) for a, b in itertools.combinations(losses, 2)]
+    assert sum(by_runs) / len(by_runs) == pytest.approx(total)
+    assert sum(freely) / len(freely) == pytest.approx(total)
+
+    def variance(values: list[float]) -> float:
+        return sum((value - total) ** 2 for value in values) / len(values)
+
+    assert variance(by_runs) < variance(freely)
 
 
 def test_distillation_is_its_formula_and_teaches_nothing_to_the_teacher() -> None:
@@ -122,6 +163,7 @@ def test_average_projections_are_linear_and_of_the_same_shape(size: int) -> None
         {"gamma_schedule": "late", "first_depth": 1},
         {"gamma_schedule": "falling", "stage_loss": "hinged", "depth_weights": "growing"},
         {"gamma_schedule": "warmup", "stage_loss": "distilled", "constant_head": True},
+        {"sampled_depths": 2},
         {"group_lasso": 0.01, "model": "staged", "blocks_per_stage": [1, 2], "widths": [4, 6]}
         | {"projection": "average", "num_blocks": None, "width": None},
     ],
@@ -142,6 +184,7 @@ def test_every_variant_trains_and_leaves_statistics_for_every_output(
     [
         ({"first_depth": 3}, "first_depth is 3"),
         ({"first_depth": -1}, "first_depth is -1"),
+        ({"sampled_depths": -1}, "sampled_depths is -1"),
         ({"group_lasso": -0.1}, "group_lasso"),
         ({"gamma_schedule": "sometimes"}, "gamma-schedule"),
         ({"projection": "max"}, "projection"),

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from stagecost.data.augmentation import Augmentation
 from stagecost.data.images import ImageFormat, ImageSplit, normalise
-from stagecost.data.random_streams import Stream, torch_generator
 from stagecost.errors import StageCostError
+from stagecost.random_streams import Stream, torch_generator
 
 
 def num_batches(split_len: int, batch_size: int) -> int:

@@ -13,8 +13,8 @@ import numpy as np
 
 from stagecost.data.config import DataConfig
 from stagecost.data.encoded import IntArray, Part, Source
-from stagecost.data.random_streams import FIXED_SEED, Stream, seed_sequence
 from stagecost.errors import StageCostError
+from stagecost.random_streams import FIXED_SEED, Stream, seed_sequence
 
 SPLITS = ("train", "val", "test")
 TEST_FRACTION = 0.2  # held out where a data set has no test split

@@ -215,16 +215,16 @@ def train_step(session: Session, images: Tensor, targets: Tensor) -> tuple[Objec
         StageCostError: the objective is not finite; the weights are those before the step.
     """
     rate = set_learning_rate(session)
-    settings, visited = session.settings, session.visited
-    outputs = session.model(images, depths=visited, constant_head=session.variant.constant_head)
-    weights = session.variant.weights(session.network.num_blocks)
+    settings, stage = session.settings, session.stage_depths()
+    depths = [*(k for k, _ in stage), session.network.num_blocks]
+    outputs = session.model(images, depths=depths, constant_head=session.variant.constant_head)
     terms = stage_cost_objective(
         outputs,
         targets,
         session.current_gamma,
         loss=loss_function(settings),
         stage_loss=stage_loss_function(session),
-        depth_weights=[weights[k] for k in visited[:-1]],
+        depth_weights=[weight for _, weight in stage],
         normalized=settings.normalize_objective,
     )
     if not torch.isfinite(terms.total):
@@ -319,8 +319,7 @@ def validate(network: ResidualNetwork, session: Session) -> Trajectory | None:
 
 def calibrate_unvisited(network: ResidualNetwork, session: Session) -> None:
     """Estimate head statistics of the outputs that plain training does not visit."""
-    unvisited = sorted(set(range(network.num_blocks)) - set(session.visited))
-    if unvisited:
+    if unvisited := session.unvisited():
         train = session.data.splits["train"]
         some = replace(
             train, images=train.images[:CALIBRATION_IMAGES], targets=train.targets[:CALIBRATION_IMAGES]

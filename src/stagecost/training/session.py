@@ -18,6 +18,8 @@ from stagecost.errors import StageCostError
 from stagecost.models import create_model
 from stagecost.network import ResidualNetwork
 from stagecost.objective import LossFunction, objective_scale, parameter_groups, stage_weights
+from stagecost.random_streams import Stream, torch_generator
+from stagecost.sampling import sample_depths
 from stagecost.stage_losses import StageLoss, distilled, hinged
 from stagecost.training.checkpoint import Progress
 from stagecost.training.devices import make_fabric
@@ -58,11 +60,22 @@ class Session:
         progress = done / (self.settings.epochs * self.num_batches)
         return self.gamma * gamma_factor(self.variant.gamma_schedule, progress)
 
-    @property
-    def visited(self) -> list[int]:
-        """Depths whose outputs the coming step needs: those with a stage cost, and the terminal one."""
-        weights = self.variant.weights(self.network.num_blocks) if self.current_gamma else []
-        return [k for k, weight in enumerate(weights) if weight] + [self.network.num_blocks]
+    def stage_depths(self) -> list[tuple[int, float]]:
+        """Return the depths that bear a stage cost in the coming step, with their c_k."""
+        if not self.current_gamma:
+            return []
+        weights = self.variant.weights(self.network.num_blocks)
+        if not self.variant.sampled_depths:
+            return [(k, weight) for k, weight in enumerate(weights) if weight]
+        place = (self.progress.epoch, self.progress.batch)
+        generator = torch_generator(self.settings.seed, Stream.DEPTHS, *place)
+        return sample_depths(weights, self.variant.sampled_depths, generator)
+
+    def unvisited(self) -> list[int]:
+        """Return the depths whose head statistics training does not keep up to date."""
+        sampled = self.variant.sampled_depths > 0
+        kept = set() if sampled else {k for k, _ in self.stage_depths()}
+        return [k for k in range(self.network.num_blocks) if k not in kept]
 
     @property
     def num_batches(self) -> int:

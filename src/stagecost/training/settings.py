@@ -149,6 +149,8 @@ class VariantSettings:
             full from 70 % on) or falling (a cosine to 0).
         depth_weights: uniform, or growing with k as (k+1)/N.
         first_depth: outputs before this depth bear no stage cost.
+        sampled_depths: how many depths bear the stage cost in a step, drawn anew each step so that its
+            mean stays the same; 0 takes all.
         stage_loss: same, distilled (half of it from the detached terminal output) or hinged (only what
             an output loses against the terminal one).
         constant_head: the stage cost does not move head and projections.
@@ -158,6 +160,7 @@ class VariantSettings:
     gamma_schedule: Literal["constant", "warmup", "late", "falling"] = "constant"
     depth_weights: Literal["uniform", "growing"] = "uniform"
     first_depth: int = 0
+    sampled_depths: int = 0
     stage_loss: Literal["same", "distilled", "hinged"] = "same"
     constant_head: bool = False
     group_lasso: float = 0.0
@@ -174,8 +177,9 @@ class VariantSettings:
         Raises:
             StageCostError: names the value and what is possible.
         """
-        if self.first_depth < 0:
-            raise StageCostError(f"first_depth is {self.first_depth}: give a number of at least 0")
+        for name in ("first_depth", "sampled_depths"):
+            if getattr(self, name) < 0:
+                raise StageCostError(f"{name} is {getattr(self, name)}: give a number of at least 0")
         if not (math.isfinite(self.group_lasso) and self.group_lasso >= 0):
             raise StageCostError(f"group_lasso is {self.group_lasso}: give a number of at least 0")
 

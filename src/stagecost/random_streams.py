@@ -18,6 +18,7 @@ class Stream(IntEnum):
     VALIDATION = 1
     ORDER = 2
     AUGMENT = 3
+    DEPTHS = 4
 
 
 def seed_sequence(seed: int, stream: Stream, *places: int) -> np.random.SeedSequence:
