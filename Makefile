@@ -14,7 +14,7 @@ test: $(VENV)/.installed  ## style, types, import order, tests: all that CI chec
 	$(BIN)/ruff format --check src tests scripts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 install: $(VENV)/.installed
 

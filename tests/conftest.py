@@ -9,6 +9,12 @@ import pytest
 
 from processes import CommandLine
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow tests, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 # Enough to learn something, little enough to take a fraction of a second.
 DATA = ("--data", "digits", "--limit-train", 600, "--limit-test", 200, "--device", "cpu")
 RECIPE = (*DATA, "--epochs", 2, "--batch-size", 32)
