@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits
 
 import stagecost as sc
 from conftest import DATA, RECIPE, Runs
@@ -223,11 +224,33 @@ def test_outputs_that_cannot_be(cli: CommandLine, runs: Runs, tmp_path: Path) ->
     assert file.read_text() == "mine"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_more_than_fits_into_memory(cli: CommandLine, tmp_path: Path) -> None:
+    output = ("--output", tmp_path / "run")
+    line = cli("train", *RECIPE, "--num-blocks", 1, "--width", 10**6, *output).refusal
+    assert "not enough memory" in line
+    assert "--width" in line
+    line = cli("train", *RECIPE, "--num-blocks", 10**9, *output).refusal
+    assert "1000000000 blocks are too many" in line
+    assert not (tmp_path / "run").exists()
+
+
+def give_up_rights() -> None:
+    """Go on as a user without rights, for root may write everywhere."""
+    if os.geteuid() == 0:
+        load_digits()  # this user may not even read where Python lies; what was read once stays
+        os.seteuid(65534)
+
+
 def test_a_folder_without_permission(cli: CommandLine, tmp_path: Path) -> None:
-    (tmp_path / "locked").mkdir(mode=0o500)
-    line = cli("train", *RECIPE, *MODEL, "--output", tmp_path / "locked" / "run").refusal
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    for path in (locked, *locked.parents[:3]):
+        path.chmod(path.stat().st_mode | 0o055)  # it may be looked into, but not written to
+    command = ("train", *RECIPE, *MODEL, "--output", locked / "run")
+    line = cli(*command, prepare=give_up_rights).refusal
+    assert str(locked) in line
     assert "permission" in line.lower()
+    assert not (locked / "run").exists()
 
 
 def test_a_folder_that_holds_something(cli: CommandLine, runs: Runs) -> None:
@@ -698,3 +721,10 @@ def test_a_full_disk_leaves_the_old_file(
     assert caught.value.filename == str(file)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert file.read_text() == "old"
+
+
+def test_the_best_checkpoint_of_a_run_without_validation(cli: CommandLine, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = ("train", *RECIPE, *MODEL, "--val-fraction", 0, "--epochs", 1, "--output", run)
+    assert cli(*command).status == 0
+    assert "--checkpoint last" in cli("evaluate", run, "--checkpoint", "best").refusal

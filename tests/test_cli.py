@@ -348,3 +348,16 @@ def test_a_folder_of_jpeg_files(cli: CommandLine, tmp_path: Path) -> None:
 def test_underscores_work_as_dashes(cli: CommandLine, tmp_path: Path) -> None:
     arguments = (*DATA, "--num_blocks", 1, "--width", 4, "--epochs", 1, "--batch_size", 64)
     assert cli("train", *arguments, "--output", tmp_path / "run").status == 0
+
+
+def test_a_reader_that_has_seen_enough(runs: Runs) -> None:
+    """As in `stagecost analyze RUN | head`: no complaint, and no failure."""
+    command = [sys.executable, "-m", "stagecost.cli", "analyze", str(runs.three)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert running.stdout is not None
+    running.stdout.close()
+    assert running.stderr is not None
+    with running.stderr:
+        complaint = running.stderr.read()
+    assert running.wait(120) == 0, complaint
+    assert complaint == b""

@@ -133,8 +133,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail("interrupted: what was saved before is kept")
     except OSError as error:
         _fail(_describe(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _fail("not enough memory: lower --batch-size, --width or the number of blocks")
     if _is_first_process():
         _print(verb, result, as_json)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch has no type of its own for this on a CPU.
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
 
 
 def _quieten() -> None:
@@ -161,12 +171,17 @@ def _describe(error: OSError) -> str:
 
 
 def _print(verb: str, result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(result))
-    else:
-        from stagecost.verbs.console import show
+    try:
+        if as_json:
+            print(json.dumps(result))
+        else:
+            from stagecost.verbs.console import show
 
-        show(verb, result)
+            show(verb, result)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; without this Python complains at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

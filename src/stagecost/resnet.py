@@ -18,6 +18,8 @@ from stagecost.head import OutputHead, StatisticsPolicy
 from stagecost.network import ResidualBlock, ResidualNetwork
 from stagecost.registry import register_model
 
+MAX_BLOCKS = 10_000  # a slip of the keyboard should not build blocks until memory runs out
+
 BranchBuilder = Callable[[int, int, int], nn.Module]
 """Builds F_k from (channels in, channels out, stride)."""
 
@@ -236,3 +238,5 @@ def _check_sizes(
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise StageCostError(f"{name} is {size!r}: give a whole number of at least 1")
+    if sum(blocks_per_stage) > MAX_BLOCKS:
+        raise StageCostError(f"{sum(blocks_per_stage)} blocks are too many: give at most {MAX_BLOCKS}")

@@ -102,6 +102,11 @@ def _open_run(run: RunFolder, name: CheckpointName, device: torch.device) -> Tra
     settings = run.settings()
     file = run.best if name == "best" else run.last
     if not file.is_file():
+        if run.last.is_file():
+            raise StageCostError(
+                f"{run.path} has no best checkpoint, as no validation images chose one: use "
+                "--checkpoint last"
+            )
         raise StageCostError(
             f"{run.path} has no {name} checkpoint yet: let it train, `stagecost train --resume --output "
             f"{run.path}`"

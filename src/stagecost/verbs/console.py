@@ -11,9 +11,14 @@ from stagecost.training.progress import sparkline
 Result = Mapping[str, Any]
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # what that means is the command line's business
+
+
 def show(verb: str, result: Result) -> None:
     """Print the result of a verb on standard output."""
-    console = Console(highlight=False)
+    console = _Console(highlight=False)
     _VIEWS[verb](console, result)
 
 
