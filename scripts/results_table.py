@@ -32,7 +32,7 @@ ABLATION = """\
 `python scripts/ablation.py`: Fashion-MNIST, 12 homogeneous blocks, 10,000 training images, six epochs,
 c = gamma·N = 1. Validation accuracy (mean ± standard deviation over seeds) of the first blocks alone;
 depth 12 is the whole network. Test images are not read. `plain` is gamma = 0; `plain-4-blocks` is a
-network of 4 blocks trained alone. Sorted by the accuracy at depth 4. Times are rough: two runs side by side.
+network of 4 blocks trained alone. Sorted by the accuracy at depth 4. The times are rough.
 """
 COLUMNS = (
     "recipe",
