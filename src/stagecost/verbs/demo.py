@@ -17,6 +17,8 @@ from stagecost.verbs.pruning import prune_run
 from stagecost.verbs.summaries import analysis, evaluation, write_run_report
 
 TOLERANCE = 0.5
+# Batch size, label smoothing and the validation fraction were settled with the test accuracies of seeds
+# 0 … 4 in sight, so the demo shows the way; it is no evidence that one training beats another.
 RECIPE: dict[str, Any] = {
     "data": "digits",
     "model": "homogeneous",
