@@ -82,6 +82,10 @@ class ImageSplit:
         """Return the number of images."""
         return len(self.targets)
 
+    def first(self, count: int) -> "ImageSplit":
+        """Return the first images only, or all if there are no more."""
+        return ImageSplit(self.images[:count], self.targets[:count])
+
 
 def normalise(images: Tensor, image_format: ImageFormat) -> Tensor:
     """Return bytes (n, channels, height, width) as float32, of mean 0 and variance 1 per channel.

@@ -8,7 +8,7 @@ weights, bit for bit, as one that was left alone (on a CPU with the same number 
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -320,9 +320,6 @@ def validate(network: ResidualNetwork, session: Session) -> Trajectory | None:
 def calibrate_unvisited(network: ResidualNetwork, session: Session) -> None:
     """Estimate head statistics of the outputs that plain training does not visit."""
     if unvisited := session.unvisited():
-        train = session.data.splits["train"]
-        some = replace(
-            train, images=train.images[:CALIBRATION_IMAGES], targets=train.targets[:CALIBRATION_IMAGES]
-        )
+        some = session.data.splits["train"].first(CALIBRATION_IMAGES)
         batches = eval_batches(some, session.data.format, device=session.fabric.device)
         calibrate_outputs(network, batches, unvisited)

@@ -8,7 +8,6 @@ from torch.optim import Optimizer
 
 from stagecost.calibration import recalibrate
 from stagecost.data.batches import eval_batches
-from stagecost.data.images import ImageSplit
 from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
 from stagecost.network import CONFIG_FILE, ResidualNetwork
@@ -118,10 +117,7 @@ def _recalibrated(
     if len(trained.network.stages) == 1:
         return pruned
     anew = plan.apply(trained.network)
-    train = bundle.splits["train"]
-    some: ImageSplit = replace(
-        train, images=train.images[:RECALIBRATION_IMAGES], targets=train.targets[:RECALIBRATION_IMAGES]
-    )
+    some = bundle.splits["train"].first(RECALIBRATION_IMAGES)
     recalibrate(anew, eval_batches(some, trained.image_format, device=trained.device))
     scores = [terminal_score(network, val, loss=trained.loss)[0] for network in (anew, pruned)]
     return anew.eval() if scores[0] >= scores[1] else pruned
