@@ -16,6 +16,7 @@ from stagecost.data.config import DataConfig
 from stagecost.data.loading import load_data
 from stagecost.errors import StageCostError
 from stagecost.training.checkpoint import read_checkpoint
+from stagecost.training.folder import RunFolder, claim, write_config
 from stagecost.training.loop import train
 from stagecost.training.parsing import parse_settings
 from stagecost.training.progress import sparkline
@@ -180,3 +181,17 @@ def test_the_package_imports_nothing_heavy() -> None:
     code = "import sys, stagecost, stagecost.cli; sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONWARNINGS": "error"}
     assert subprocess.run([sys.executable, "-c", code], check=False, env=environment).returncode == 0
+
+
+def test_a_run_on_a_local_folder_can_be_used_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    run = RunFolder(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    settings = claim(run, {"data": "images"}, resume=False)
+    assert settings.data.data == str(tmp_path / "images")
+    write_config(run, settings)
+    monkeypatch.chdir("/")
+    assert claim(run, {"data": str(tmp_path / "images")}, resume=True) == settings
+    assert claim(RunFolder(tmp_path / "other"), {"data": "digits"}, resume=False).data.data == "digits"

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from stagecost.data.known import KNOWN_NAMES
 from stagecost.errors import StageCostError
 from stagecost.storage import remove_leftovers, write_atomically
 from stagecost.training.parsing import parse_settings
@@ -109,9 +110,19 @@ def settings_for(folder: RunFolder, given: Mapping[str, Any]) -> RunSettings:
     Raises:
         StageCostError: the settings are impossible, or the folder holds another run.
     """
-    settings = _merge(folder, given) if folder.config.is_file() else parse_settings(given)
+    located = _located(given)
+    settings = _merge(folder, located) if folder.config.is_file() else parse_settings(located)
     settings.training.check()
     return settings
+
+
+def _located(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the path of a local data folder absolute, so that the run can be used from anywhere."""
+    data = given.get("data")
+    named = not data or not isinstance(data, str) or data in KNOWN_NAMES
+    if named or not Path(data).expanduser().exists():
+        return dict(given)
+    return {**given, "data": str(Path(data).expanduser().resolve())}
 
 
 def _merge(folder: RunFolder, given: Mapping[str, Any]) -> RunSettings:
