@@ -118,9 +118,8 @@ def settings_for(folder: RunFolder, given: Mapping[str, Any]) -> RunSettings:
 
 def _located(given: Mapping[str, Any]) -> dict[str, Any]:
     """Make the path of a local data folder absolute, so that the run can be used from anywhere."""
-    data = given.get("data")
-    named = not data or not isinstance(data, str) or data in KNOWN_NAMES
-    if named or not Path(data).expanduser().exists():
+    data = str(given.get("data") or "")
+    if data in ("", *KNOWN_NAMES) or not Path(data).expanduser().exists():
         return dict(given)
     return {**given, "data": str(Path(data).expanduser().resolve())}
 
