@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from stagecost.errors import StageCostError
 
 if TYPE_CHECKING:
+    from stagecost.block import ResidualBlock
     from stagecost.calibration import calibrate_outputs, recalibrate
     from stagecost.head import OutputHead
     from stagecost.macs import count_macs, count_parameters
     from stagecost.models import create_model, list_models, load
-    from stagecost.network import ResidualBlock, ResidualNetwork
+    from stagecost.network import ResidualNetwork
     from stagecost.objective import parameter_groups, stage_cost_objective
     from stagecost.prune import PruningPlan, carry_optimizer, plan_pruning
     from stagecost.registry import register_model
@@ -26,7 +27,7 @@ __version__ = version("stagecost")
 _HOMES = {
     "OutputHead": "head",
     "PruningPlan": "prune",
-    "ResidualBlock": "network",
+    "ResidualBlock": "block",
     "ResidualNetwork": "network",
     "Trajectory": "trajectory",
     "calibrate_outputs": "calibration",

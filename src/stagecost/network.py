@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from stagecost.errors import StageCostError
-from stagecost.outputs import Depths, intermediate_output, resolve_depths
+from stagecost.forward_pass import ForwardPass
+from stagecost.outputs import Depths, resolve_depths
 from stagecost.storage import write_json, write_tensors
 
 WEIGHTS_FILE = "model.safetensors"
@@ -37,25 +38,6 @@ class NetworkDescription:
         """Return plain types for JSON."""
         kept = None if self.kept_blocks is None else list(self.kept_blocks)
         return {"name": self.name, "arguments": dict(self.arguments), "kept_blocks": kept}
-
-
-class ResidualBlock(nn.Module):
-    """One step of the dynamics: x_{k+1} = S_k(x_k) + F_k(x_k).
-
-    Any module with `skip`, the block with its branch removed, and `residual`, which holds the weights of
-    the branch, can stand in its place.
-    """
-
-    def __init__(self, residual: nn.Module, skip: nn.Module | None = None) -> None:
-        """Create a block; without `skip` the skip connection is the identity."""
-        super().__init__()
-        self.residual = residual
-        self.skip = nn.Identity() if skip is None else skip
-
-    def forward(self, state: Tensor) -> Tensor:
-        """Map x_k, (B, C, H, W), to x_{k+1}."""
-        following: Tensor = self.skip(state) + self.residual(state)
-        return following
 
 
 class ResidualNetwork(nn.Module):
@@ -90,7 +72,15 @@ class ResidualNetwork(nn.Module):
         if len(self.blocks) == 0:
             raise StageCostError("a network needs at least one block, got 0: raise num_blocks")
 
-    def forward(self, images: Tensor, depths: Depths = None, *, constant_head: bool = False) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        depths: Depths = None,
+        *,
+        constant_head: bool = False,
+        fused: bool = False,
+        checkpointing: bool = False,
+    ) -> Tensor:
         """Compute the terminal output, or the outputs of the depths asked for, in one pass.
 
         Args:
@@ -98,28 +88,27 @@ class ResidualNetwork(nn.Module):
             depths: None for the terminal output y_N; k for y_k; "all" for y_0 … y_N; a sequence of
                 depths for some of them. Depths count the blocks of this network: 0 … N.
             constant_head: intermediate outputs send no gradient to head and skip connections.
+            fused: compute intermediate outputs by the fast twin of the literal definition, where it
+                fits (`stagecost.fast_outputs`); they agree to rounding. In training mode its kernels
+                are compiled at the first step.
+            checkpointing: keep about √N states for the gradient and compute the others again.
 
         Returns:
             (B, classes) for None or one depth, else (number of depths, B, classes). Blocks that no
             output asked for depends on are not computed.
 
         Raises:
-            StageCostError: a depth that this network does not have, or images of another shape.
+            StageCostError: a depth that this network does not have, images of another shape, or no
+                compiler for fused kernels.
         """
         self._check_images(images)
         wanted = resolve_depths(depths, self.num_blocks)
-        skips, last = self.skips, max(wanted)
-        outputs: dict[int, Tensor] = {}
-        for depth, state in enumerate(self.states(images)):
-            if depth in wanted:
-                constant = constant_head and depth < self.num_blocks
-                outputs[depth] = intermediate_output(
-                    skips, self.head, state, depth, constant_head=constant
-                )
-            if depth == last:
-                break
+        way = ForwardPass(
+            list(self.blocks.values()), self.head, set(wanted), constant_head, fused, checkpointing
+        )
+        outputs = way.outputs(self.stem(images))
         if depths is None or isinstance(depths, int):
-            return outputs[last]
+            return outputs[wanted[0]]
         return torch.stack([outputs[depth] for depth in wanted])
 
     def states(self, images: Tensor) -> Iterator[Tensor]:

@@ -5,26 +5,45 @@ change the block by a tenth. So both are always reported side by side.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from stagecost.block import ResidualBlock
+from stagecost.chains import hooked
 from stagecost.network import ResidualNetwork
 from stagecost.objective import residual_parameters
 
 
-def residual_ratio(state: Tensor, skipped: Tensor, following: Tensor) -> Tensor:
-    """Compute ‖F_k(x_k)‖ / ‖x_k‖ for each sample, where F_k(x_k) = x_{k+1} − S_k(x_k).
+def step(block: nn.Module, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Take one step of the dynamics and measure the control.
 
     Args:
-        state: x_k, (B, …).
-        skipped: S_k(x_k), (B, …), of the shape of x_{k+1}.
-        following: x_{k+1}, (B, …).
+        block: block k.
+        state: x_k, (B, C, H, W).
 
     Returns:
-        (B,), exactly 0 where the branch adds nothing.
+        x_{k+1}, and ‖F_k(x_k)‖ of each sample, (B,), where F_k(x_k) = x_{k+1} − S_k(x_k).
     """
-    control: Tensor = (following - skipped).flatten(1).norm(dim=1)
-    scale: Tensor = state.flatten(1).norm(dim=1).clamp_min(torch.finfo(state.dtype).tiny)
-    return control / scale
+    skip = block.get_submodule("skip")
+    if type(block) is not ResidualBlock or hooked(block):
+        following: Tensor = block(state)
+        return following, sample_norms(following - skip(state))
+    control: Tensor = block.residual(state)
+    size = sample_norms(control)
+    skipped: Tensor = skip(state)
+    if torch.is_grad_enabled() or not _makes_its_own(block.residual):
+        return skipped + control, size
+    return control.add_(skipped), size  # in the branch's memory, which nobody needs any more
+
+
+def _makes_its_own(residual: nn.Module) -> bool:
+    """Tell whether the output of a branch is memory of its own."""
+    return type(residual) is nn.Sequential and len(residual) > 0 and type(residual[-1]) is nn.Conv2d
+
+
+def sample_norms(values: Tensor) -> Tensor:
+    """Compute the Euclidean norm of each sample, (B, …) → (B,)."""
+    norms: Tensor = torch.linalg.vector_norm(values, dim=tuple(range(1, values.dim())))
+    return norms
 
 
 def squared_weight_norms(network: ResidualNetwork) -> list[float]:
@@ -32,10 +51,11 @@ def squared_weight_norms(network: ResidualNetwork) -> list[float]:
 
     These are the parameters that `parameter_groups` gives to lambda. Summed in double precision.
     """
-    return [
-        sum(float(p.detach().double().square().sum()) for p in branch)
-        for branch in residual_parameters(network)
-    ]
+    branches = residual_parameters(network)
+    parameters = [p.detach() for branch in branches for p in branch]
+    norms = list(torch._foreach_norm(parameters, 2, dtype=torch.float64)) if parameters else []
+    squares = iter(torch.stack(norms).square().tolist() if norms else [])
+    return [sum(next(squares) for _ in branch) for branch in branches]
 
 
 def weight_norms(network: ResidualNetwork) -> list[float]:

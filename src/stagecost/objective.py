@@ -14,6 +14,7 @@ In a loop of your own, two lines change::
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 from stagecost.errors import StageCostError
 from stagecost.network import ResidualNetwork
 from stagecost.stage_losses import StageLoss
+
+IGNORED_CLASS = -100  # torch's cross-entropy leaves out targets of this number
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """(output (B, …), target (B, …)) → the mean loss, or one loss a sample (any shape: it is averaged)."""
@@ -77,18 +80,52 @@ def stage_cost_objective(
             f"outputs {tuple(outputs.shape)} hold {outputs.shape[1]} samples but targets "
             f"{tuple(targets.shape)} hold {targets.shape[0]}: give outputs (N+1, B, …), targets (B, …)"
         )
-    losses = [loss(output, targets).mean() for output in outputs]
-    terminal = losses[-1]
-    stage_values: Sequence[Tensor] = losses[:-1]
+    losses = losses_of(outputs, targets, loss)
+    terminal, values = losses[-1], losses[:-1]
+    # Those of weight 0 are left out: 0 times infinity is no number, and gamma = 0 is plain training.
+    chosen = [k for k, weight in enumerate(weights) if weight != 0]
+    if not chosen:
+        return ObjectiveTerms(terminal, torch.zeros_like(terminal), terminal, losses.detach())
     if stage_loss is not None:
-        stage_values = [stage_loss(output, targets, outputs[-1].detach()) for output in outputs[:-1]]
-    terms = [w * value for w, value in zip(weights, stage_values, strict=True) if w != 0]
-    stage = torch.stack(terms).sum() if terms else torch.zeros_like(terminal)
-    # Without a stage cost the sum is left out, so that not even a rounding differs from plain training.
-    total = stage + terminal if terms else terminal
-    if normalized and terms:
+        last = outputs[-1].detach()
+        values = torch.stack([stage_loss(output, targets, last) for output in outputs[:-1]])
+    if len(chosen) < len(weights):
+        values = values[chosen]
+    stage = (values * values.new_tensor([weights[k] for k in chosen])).sum()
+    total = stage + terminal
+    if normalized:
         total = total / objective_scale(weights)
-    return ObjectiveTerms(total, stage, terminal, torch.stack(losses).detach())
+    return ObjectiveTerms(total, stage, terminal, losses.detach())
+
+
+def losses_of(outputs: Tensor, targets: Tensor, loss: LossFunction) -> Tensor:
+    """Compute the mean loss of each of several outputs.
+
+    Args:
+        outputs: (K, B, …).
+        targets: (B, …), the same for all.
+        loss: maps (output, target) to a mean loss or to one loss a sample.
+
+    Returns:
+        (K,).
+    """
+    if len(outputs) > 1 and _is_cross_entropy(loss):
+        # All outputs in one call: dozens of small ones take as long as a block does.
+        repeated = targets.expand(len(outputs), *targets.shape).flatten(0, 1)
+        single = loss(outputs.flatten(0, 1), repeated, reduction="none")  # type: ignore[call-arg]
+        classes = not targets.is_floating_point()
+        counted = targets.ne(IGNORED_CLASS).sum() if classes else single.numel() // len(outputs)
+        return single.reshape(len(outputs), -1).sum(dim=1) / counted
+    return torch.stack([loss(output, targets).mean() for output in outputs])
+
+
+def _is_cross_entropy(loss: LossFunction) -> bool:
+    """Tell whether a loss is torch's cross-entropy, at most with smoothed labels."""
+    if isinstance(loss, partial):
+        return (
+            loss.func is F.cross_entropy and not loss.args and set(loss.keywords) <= {"label_smoothing"}
+        )
+    return loss is F.cross_entropy
 
 
 def stage_weights(

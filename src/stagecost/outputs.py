@@ -89,11 +89,11 @@ def intermediate_output(
         output: Tensor = head(skip_chain(skips[depth:], state), depth)
         return output
     for skip in skips[depth:]:
-        state = _with_constants(skip, state)
-    return _with_constants(head, state, depth)
+        state = with_constants(skip, state)
+    return with_constants(head, state, depth)
 
 
-def _with_constants(module: nn.Module, *arguments: object) -> Tensor:
+def with_constants(module: nn.Module, *arguments: object) -> Tensor:
     """Call a module whose parameters get no gradient; its buffers are updated as ever."""
     constants = {name: parameter.detach() for name, parameter in module.named_parameters()}
     output: Tensor = functional_call(module, constants, arguments)

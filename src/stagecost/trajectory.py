@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stagecost.errors import StageCostError
+from stagecost.fast_outputs import FastOutputs, fast_outputs
 from stagecost.network import ResidualNetwork
-from stagecost.norms import residual_ratio, weight_norms
+from stagecost.norms import sample_norms, step, weight_norms
 from stagecost.objective import LossFunction
 from stagecost.outputs import intermediate_output
 
@@ -146,22 +147,47 @@ def loss_trajectory(
 def _add_batch(
     network: ResidualNetwork, images: Tensor, targets: Tensor, loss: LossFunction, sums: _Sums
 ) -> None:
-    skips, previous = network.skips, None
-    for depth, state in enumerate(network.states(images)):
-        output = intermediate_output(skips, network.head, state, depth)
-        sums.losses[depth] += float(loss(output, targets).mean()) * len(images)
-        sums.correct[depth] += _count_correct(output, targets)
-        if previous is not None:
-            ratios = residual_ratio(previous, skips[depth - 1](previous), state)
-            sums.ratios[depth] += float(ratios.double().sum())
-        previous = state
+    outputs, ratios = _visit(network, images)
+    # One by one, so that every one is, to the last bit, what the truncated network would have.
+    losses = torch.stack([loss(output, targets).mean() for output in outputs])
+    sums.losses += losses.double().cpu() * len(images)
+    sums.correct += count_correct(outputs, targets)
+    sums.ratios[1:] += ratios.double().sum(dim=1).cpu()
     sums.num_samples += len(images)
 
 
-def _count_correct(output: Tensor, targets: Tensor) -> float:
-    if output.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():
-        return math.nan  # regression or several labels: there is no accuracy
-    return float((output.argmax(dim=1) == targets).sum())
+def _visit(network: ResidualNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return all outputs, (N+1, B, …), and ‖F_k(x_k)‖/‖x_k‖, (N, B), of a batch from one pass."""
+    skips, head = network.skips, network.head
+    fast = fast_outputs(head, skips)
+    state: Tensor = network.stem(images)
+    outputs, controls, sizes = [], [], []
+    for depth, block in enumerate(network.blocks.values()):
+        outputs.append(_output(fast, skips, head, state, depth))
+        sizes.append(sample_norms(state))
+        state, control = step(block, state)
+        controls.append(control)
+    outputs.append(intermediate_output(skips, head, state, network.num_blocks))
+    scales = torch.stack(sizes).clamp_min(torch.finfo(state.dtype).tiny)
+    return torch.stack(outputs), torch.stack(controls) / scales
+
+
+def _output(
+    fast: FastOutputs | None, skips: list[nn.Module], head: nn.Module, state: Tensor, depth: int
+) -> Tensor:
+    if fast is None:
+        return intermediate_output(skips, head, state, depth)
+    return fast.read(state, depth)
+
+
+def count_correct(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Count the right answers of outputs (…, B, classes), in double precision on the CPU.
+
+    NaN where there is no accuracy: regression, or several labels a sample.
+    """
+    if outputs.dim() < 2 or targets.dim() != 1 or targets.is_floating_point():
+        return torch.full(outputs.shape[:-2], math.nan, dtype=torch.float64)
+    return (outputs.argmax(dim=-1) == targets).sum(dim=-1).double().cpu()
 
 
 def terminal_score(
@@ -178,7 +204,7 @@ def terminal_score(
         for images, on_host in loader:
             output, targets = network(images.to(device)), on_host.to(device)
             total += float(loss(output, targets).mean()) * len(images)
-            correct += _count_correct(output, targets)
+            correct += float(count_correct(output, targets))
             num_samples += len(images)
     if num_samples == 0:
         raise StageCostError("the data set is empty: give at least one image")

@@ -1,0 +1,115 @@
+"""Skip chains collapsed: S_{N-1} ∘ … ∘ S_k as one reduction of the pixels and one matrix.
+
+Projections are linear. A strided 1×1 convolution picks pixels and then applies a matrix; an average
+pooling averages pixels, channel by channel. Both ways of treating pixels commute with the matrices, so
+a whole chain is: reduce the pixels, then apply the product of the matrices. An early state of 32×32
+pixels, two projections away from the head, needs 64 of its 1024 pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class CollapsedChain:
+    """A chain of projections: pixels are picked with a stride, or pooled, then meet one matrix.
+
+    Attributes:
+        stride: (vertical, horizontal), of the picking that comes first.
+        pools: average poolings that come next, in order.
+        matrix: (C_N, C_k, 1, 1), the product of the projections; None is the identity.
+    """
+
+    stride: tuple[int, int] = (1, 1)
+    pools: tuple[nn.AvgPool2d, ...] = ()
+    matrix: Tensor | None = None
+
+    def pick(self, state: Tensor) -> Tensor:
+        """Return the pixels of x_k, (B, C, H, W), that the stride picks."""
+        if self.stride == (1, 1):
+            return state
+        return state[:, :, :: self.stride[0], :: self.stride[1]]
+
+    def reduce(self, state: Tensor) -> Tensor:
+        """Pick and pool the pixels of x_k."""
+        state = self.pick(state)
+        for pooling in self.pools:
+            state = pooling(state)
+        return state
+
+    def __call__(self, state: Tensor) -> Tensor:
+        """Send x_k, (B, C, H, W), through the chain."""
+        reduced = self.reduce(state)
+        return reduced if self.matrix is None else F.conv2d(reduced, self.matrix.to(state.dtype))
+
+
+def collapse(skips: Sequence[nn.Module], *, constant: bool = False) -> list[CollapsedChain] | None:
+    """Collapse the chains S_{N-1} ∘ … ∘ S_k for k = 0 … N.
+
+    Args:
+        skips: S_0, …, S_{N-1}.
+        constant: let no gradient flow to the projections.
+
+    Returns:
+        N+1 chains, those of one stage sharing one matrix; or None where a skip is something else than
+        an identity or a 1×1 projection without bias, possibly after an average pooling.
+    """
+    chains = [CollapsedChain()]
+    for skip in reversed(skips):
+        longer = _precede(chains[-1], skip, constant)
+        if longer is None:
+            return None
+        chains.append(longer)
+    return chains[::-1]
+
+
+def _precede(chain: CollapsedChain, skip: nn.Module, constant: bool) -> CollapsedChain | None:
+    """Put one more skip before a chain."""
+    if has_hooks(skip):
+        return None
+    if type(skip) is nn.Identity:
+        return chain
+    if type(skip) is nn.Sequential and len(skip) == 2 and type(skip[0]) is nn.AvgPool2d:
+        projected = _precede(chain, skip[1], constant)
+        if projected is None or projected.stride != (1, 1):
+            return None
+        return replace(projected, pools=(skip[0], *projected.pools))
+    if not _is_projection(skip):
+        return None
+    assert isinstance(skip, nn.Conv2d)
+    weight = skip.weight.detach() if constant else skip.weight
+    stride = (chain.stride[0] * skip.stride[0], chain.stride[1] * skip.stride[1])
+    return replace(chain, stride=stride, matrix=_product(chain.matrix, weight))
+
+
+def _is_projection(skip: nn.Module) -> bool:
+    return (
+        type(skip) is nn.Conv2d
+        and skip.kernel_size == (1, 1)
+        and skip.padding == (0, 0)
+        and skip.groups == 1
+        and skip.bias is None
+    )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether somebody wants to see this module, or a part of it, being called."""
+    return any(hooked(part) for part in module.modules())
+
+
+def hooked(module: nn.Module) -> bool:
+    """Tell whether somebody wants to see this module, not counting its parts, being called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _product(later: Tensor | None, earlier: Tensor) -> Tensor:
+    """Multiply two 1×1 kernels (C_out, C, 1, 1) and (C, C_in, 1, 1)."""
+    if later is None:
+        return earlier
+    # In full precision also under autocast: the product is small and is used for every depth.
+    with torch.autocast(earlier.device.type, enabled=False):
+        return (later.flatten(1) @ earlier.flatten(1))[:, :, None, None]
