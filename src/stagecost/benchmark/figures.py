@@ -38,7 +38,7 @@ def _figure(rows: Sequence[Mapping[str, Any]], value_name: str, name: str) -> st
     axes.set_xlabel("blocks N", color=COLOURS["muted"], fontsize=FONT_SIZE)
     scale_values(axes, [list(curve.values()) for curve in curves.values()], logarithmic=True)
     if axes.get_yscale() == "linear":
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.35 * axes.get_ylim()[1])  # the key stands above the curves
     for place, (curve_name, curve) in enumerate(curves.items()):
         colour, dashes = _STYLES[place % len(_STYLES)]
         draw_curve(axes, list(curve), list(curve.values()), colour=colour, dashes=dashes)

@@ -18,7 +18,7 @@ from stagecost.benchmark.steps import (
 from stagecost.benchmark.timing import Arm, Ratio, clock_of, ratio, take_turns
 from stagecost.trajectory import loss_trajectory, terminal_score
 
-ANALYSED_BATCHES = 4
+ANALYSED_BATCHES = 3
 TARGETS = {
     "exact_step_ratio": 1.05,
     "sampled_step_ratio": 1.02,

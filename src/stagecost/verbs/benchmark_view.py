@@ -1,6 +1,7 @@
 """How a benchmark looks on a terminal: one table a subject, the aims beside the figures."""
 
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console
@@ -11,9 +12,9 @@ from stagecost.benchmark.training_ratios import TARGETS
 Result = Mapping[str, Any]
 
 _COLUMNS = {
-    "exact step": "exact_step_ratio",
-    "literal step": "literal_step_ratio",
-    "sampled step": "sampled_step_ratio",
+    "exact": "exact_step_ratio",
+    "literal": "literal_step_ratio",
+    "sampled": "sampled_step_ratio",
     "memory": "memory_ratio",
     "analyze": "analyze_ratio",
 }
@@ -37,12 +38,14 @@ def show_benchmark(console: Console, result: Result) -> None:
 def _table(title: str, *names: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     for place, name in enumerate(names):
-        table.add_column(name, justify="left" if place == 0 else "right")
+        table.add_column(name, justify="left" if place == 0 else "right", no_wrap=place == 0)
     return table
 
 
 def _ratios(console: Console, result: Result) -> None:
-    table = _table("relative to plain training (analyze: to an evaluation)", "configuration", *_COLUMNS)
+    table = _table(
+        "step time, memory and analysis, relative to the plain loop", "configuration", *_COLUMNS
+    )
     for row in result["rows"]:
         cells = (_judged(row[key], TARGETS.get(key)) for key in _COLUMNS.values())
         table.add_row(row["configuration"], *cells)
@@ -91,10 +94,14 @@ def _scale(console: Console, result: Result) -> None:
 
 
 def _peers(console: Console, result: Result) -> None:
-    table = _table("peers", "peer", "configuration", "what", "value")
-    table.columns[1].justify = table.columns[2].justify = "left"
-    for row in result["peers"]:
-        value = "no" if row["value"] is None else f"{row['value']:.3f}"
-        what = f"{row['quantity']} ({row['note']})" if row["note"] else row["quantity"]
-        table.add_row(row["peer"], row["configuration"], what, value)
+    table = _table("peers", "", "value", "quartiles")
+    table.columns[0].no_wrap = False
+    for name, rows in groupby(result["peers"], key=lambda row: (row["configuration"], row["peer"])):
+        table.add_section()
+        table.add_row(f"[bold]{name[1]}[/bold] {name[0]}")
+        for row in rows:
+            what = f"{row['quantity']} ({row['note']})" if row["note"] else row["quantity"]
+            value = "no" if row["value"] is None else f"{row['value']:.3f}"
+            spread = "" if row["spread"] is None else " … ".join(f"{q:.3f}" for q in row["spread"])
+            table.add_row(f"  {what}", value, spread)
     console.print(table)
