@@ -5,13 +5,14 @@ from typing import Any
 
 HEADING = "## What a stage cost costs"
 INTRODUCTION = """\
-How it is measured is in [docs/benchmark.md](../docs/benchmark.md): arms by turns, medians over rounds of the
-ratio within a round, quartiles in brackets, everything relative to the plain loop. All configurations are
-shown.
+How it is measured is in [docs/benchmark.md](../docs/benchmark.md): arms by turns, medians over rounds
+of the ratio within a round, quartiles in brackets, everything relative to the plain loop. All
+configurations are shown.
 """
 PEERS = """\
-Beside other packages (`python scripts/benchmark_peers.py`): a homogeneous network of 54 blocks, 16×16 images,
-initial weights, so times and MACs only. Larger is better where it says speed-up, smaller for steps.
+Beside other packages (`python scripts/benchmark_peers.py`): a homogeneous network of 54 blocks, images
+of 16×16 pixels, initial weights, so times and MACs only. Larger is better where it says speed-up,
+smaller for steps.
 """
 RATIOS = {
     "exact step": "exact_step_ratio",

@@ -316,7 +316,8 @@ def test_an_installed_package_is_measured(package: str, monkeypatch: pytest.Monk
         "earlyon": peer_exits.compare_exits,
     }[package]
     figures = compare([SMALL], CPU, 3, str)
-    assert all(figure.value is not None and figure.value > 0 for figure in figures)
+    assert all(figure.note if figure.value is None else figure.value > 0 for figure in figures)
+    assert sum(figure.value is None for figure in figures) == 2  # what it cannot do is said
     if package == "torch_pruning":
         kept = {figure.peer: figure.value for figure in figures if figure.quantity == "MACs kept"}
         ours = kept.pop("stagecost truncation")

@@ -20,7 +20,7 @@ from torch.optim import SGD
 from stagecost.benchmark.configurations import Configuration
 from stagecost.benchmark.latency import BATCHES, KEPT_BLOCKS, forward_seconds, truncated
 from stagecost.benchmark.plain_twin import module_macs, plain_twin
-from stagecost.benchmark.quantities import Quantity
+from stagecost.benchmark.quantities import Quantity, refusals
 from stagecost.benchmark.steps import LAMBDA, LEARNING_RATE, Step, step
 from stagecost.benchmark.timing import clock_of, ratio, take_turns
 
@@ -30,6 +30,12 @@ WHOLE = "whole"
 STEPS = {"uniform": 64, "global": 128}
 # Where 8 channels or 16 are left: more MACs than the target, but a width that processors like.
 HALF = "uniform, half the channels"
+
+
+LIMITS = {
+    "blocks removed": "channels only: all blocks stay, however few channels they have",
+    "latency by its own helper": "it times by CUDA events and fails on a CPU; ours times both here",
+}
 
 
 def compare_channels(
@@ -46,7 +52,12 @@ def compare_channels(
         found += _sizes(configuration, models)
         found += _latencies(configuration, models, device, rounds)
         found += _finetuning(configuration, models, device, rounds)
+        found += refusals(_peer(), configuration, LIMITS)
     return found
+
+
+def _peer() -> str:
+    return f"torch-pruning {importlib.metadata.version('torch-pruning')}"
 
 
 def _models(configuration: Configuration, device: torch.device) -> dict[str, nn.Sequential]:
@@ -58,7 +69,7 @@ def _models(configuration: Configuration, device: torch.device) -> dict[str, nn.
         OURS: plain_twin(truncated(network, configuration, device, KEPT_BLOCKS)),
     }
     target = module_macs(models[OURS], images)
-    peer = f"torch-pruning {importlib.metadata.version('torch-pruning')}"
+    peer = _peer()
     for ranking in STEPS:
         models[f"{peer}, {ranking}"] = prune_channels(plain_twin(network), images, target, ranking)
     models[f"{peer}, {HALF}"] = halve_channels(plain_twin(network), images)

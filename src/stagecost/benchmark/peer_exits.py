@@ -18,10 +18,15 @@ from torch import Tensor, nn
 from stagecost.benchmark.configurations import NUM_CLASSES, Configuration
 from stagecost.benchmark.latency import BATCHES, KEPT_BLOCKS, forward_seconds, truncated
 from stagecost.benchmark.plain_twin import plain_twin
-from stagecost.benchmark.quantities import Quantity
+from stagecost.benchmark.quantities import Quantity, refusals
 from stagecost.benchmark.steps import LEARNING_RATE
 from stagecost.benchmark.timing import Arm, clock_of, ratio, take_turns
 
+OURS = "stagecost truncation, beside earlyon"
+LIMITS = {
+    "a smaller network": "removes nothing: all blocks stay, and exits are added",
+    "images of a batch that exit apart": "a batch exits together, when its last image is sure",
+}
 # The first costs what our truncation to as many blocks costs; then one half and three quarters.
 EXITS = (KEPT_BLOCKS, 27, 40)
 EPOCH_BATCHES = 2
@@ -38,6 +43,7 @@ def compare_exits(
     for configuration in configurations:
         report(f"earlyon on {configuration.name}")
         found += [*_training(configuration, device, rounds), *_inference(configuration, device, rounds)]
+        found += refusals(_peer(), configuration, LIMITS)
     return found
 
 
@@ -109,7 +115,7 @@ def _inference(configuration: Configuration, device: torch.device, rounds: int) 
         seconds = forward_seconds(models, images[:batch], device, rounds)
         found += [
             Quantity.of_ratio(
-                f"stagecost truncation to {KEPT_BLOCKS}" if name == "cut" else _peer(),
+                OURS if name == "cut" else _peer(),
                 configuration.name,
                 f"speed-up of inference{'' if name == 'cut' else f', {name}'}, batch {batch}",
                 ratio(seconds["whole"], times),

@@ -1,8 +1,10 @@
 """One figure of a peer: whose, of which configuration, of what, and why there is none."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stagecost.benchmark.configurations import Configuration
 from stagecost.benchmark.timing import Ratio
 
 
@@ -44,3 +46,8 @@ class Quantity:
             "spread": None if self.spread is None else list(self.spread),
             "note": self.note,
         }
+
+
+def refusals(peer: str, configuration: Configuration, reasons: Mapping[str, str]) -> list[Quantity]:
+    """Return what a peer cannot do, by quantity, with the reasons."""
+    return [Quantity(peer, configuration.name, what, None, note=why) for what, why in reasons.items()]
