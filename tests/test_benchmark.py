@@ -198,7 +198,7 @@ def test_a_step_trains_and_leaves_no_gradient(
     arm = {
         "plain": steps.plain_step,
         "exact": steps.exact_step,
-        "literal": lambda *where: steps.exact_step(*where, literal=True),
+        "literal": lambda *where: steps.exact_step(*where, way="literal"),
         "sampled": steps.sampled_step,
         "separate_heads": steps.separate_heads_step,
     }[kind](configuration, CPU)
@@ -208,6 +208,24 @@ def test_a_step_trains_and_leaves_no_gradient(
     moved = {name for name, p in network.named_parameters() if not torch.equal(before[name], p)}
     assert moved == set(before)
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_a_way_chooses_among_the_options_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert steps.offered({"constant_head": True, "no_such_option": True}) == {"constant_head": True}
+    seen: list[object] = []
+    original = ResidualNetwork.forward
+
+    def forward(
+        self: ResidualNetwork, images: torch.Tensor, depths: Any = None, *, literal: bool = False
+    ) -> torch.Tensor:
+        seen.append((depths, literal))
+        return original(self, images, depths)
+
+    monkeypatch.setattr(ResidualNetwork, "forward", forward)
+    steps.plain_step(SMALL, CPU)()
+    steps.exact_step(SMALL, CPU)()
+    steps.exact_step(SMALL, CPU, way="literal")()
+    assert seen == [(None, False), ("all", False), ("all", True)]
 
 
 def test_the_plain_step_is_the_step_by_hand() -> None:
@@ -332,8 +350,9 @@ def write_shrink(folder: Path, name: str, content: object) -> None:
 def test_results_of_shrinking_are_read(tmp_path: Path) -> None:
     assert shrink_rows(tmp_path) == []
     summary = {"total_ratio": 0.5, "macs_ratio": 0.4, "accuracy_difference": -0.2, "other": 1}
-    write_shrink(tmp_path, "b", {"dataset": "mnist", "summary": summary})
-    write_shrink(tmp_path, "a", {"dataset": "cifar10", "summary": {**summary, "total_ratio": 0.6}})
+    write_shrink(tmp_path, "b", {"name": "mnist", "summary": summary})
+    other = {**summary, "total_ratio": 0.6}
+    write_shrink(tmp_path, "a", {"name": "small", "dataset": "cifar10", "summary": other})
     assert shrink_rows(tmp_path) == [
         {"dataset": "cifar10", "total_ratio": 0.6, "accuracy_difference": -0.2},
         {"dataset": "mnist", "total_ratio": 0.5, "accuracy_difference": -0.2},

@@ -37,7 +37,7 @@ def _shrink_row(file: Path) -> dict[str, Any]:
     try:
         summary = record["summary"]
         return {
-            "dataset": str(record["dataset"]),
+            "dataset": str(record["dataset"] if "dataset" in record else record["name"]),
             "total_ratio": float(summary["total_ratio"]),
             "accuracy_difference": float(summary["accuracy_difference"]),
         }

@@ -8,7 +8,7 @@ import torch
 
 from stagecost.benchmark.configurations import Configuration, homogeneous
 from stagecost.benchmark.memory import peak_bytes
-from stagecost.benchmark.steps import Step, exact_step, offers, plain_step
+from stagecost.benchmark.steps import WAYS, Step, exact_step, offered, plain_step
 from stagecost.benchmark.timing import clock_of, take_turns
 
 SIZES = (12, 54, 200, 1000)
@@ -56,6 +56,6 @@ def _arms(configuration: Configuration, device: torch.device) -> dict[str, Step]
         "plain": plain_step(configuration, device),
         "stage cost": exact_step(configuration, device),
     }
-    if offers(configuration.network(device), "checkpoint"):
-        arms["stage cost, checkpointed"] = exact_step(configuration, device, checkpoint=True)
+    if "checkpointing" in offered(WAYS["checkpointed"]):
+        arms["stage cost, checkpointed"] = exact_step(configuration, device, way="checkpointed")
     return arms

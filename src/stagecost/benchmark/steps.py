@@ -1,11 +1,11 @@
 """One training step of each kind on one batch: forward, loss, backward, the optimiser's step."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from stagecost.benchmark.configurations import NUM_CLASSES, SEED, Configuration
@@ -21,6 +21,12 @@ LAMBDA = 5e-4
 # So small that a few hundred steps on one batch change no activation's order of magnitude.
 LEARNING_RATE = 1e-3
 SAMPLED_DEPTHS = 2
+WAYS: dict[str, dict[str, bool]] = {
+    "exact": {"fused": True},
+    "literal": {"literal": True, "fused": False},
+    "checkpointed": {"fused": True, "checkpointing": True},
+}
+"""How the whole stage cost can be computed: options of `ResidualNetwork.forward` that choose the way."""
 
 
 def plain_step(configuration: Configuration, device: torch.device) -> Step:
@@ -30,26 +36,17 @@ def plain_step(configuration: Configuration, device: torch.device) -> Step:
     return step(lambda: F.cross_entropy(network(images), targets), optimizer_of(network))
 
 
-def exact_step(
-    configuration: Configuration,
-    device: torch.device,
-    *,
-    literal: bool = False,
-    checkpoint: bool = False,
-) -> Step:
+def exact_step(configuration: Configuration, device: torch.device, *, way: str = "exact") -> Step:
     """Return training with the whole stage cost.
 
     Args:
         configuration: of the network and the batch.
         device: where to compute.
-        literal: every output computed by itself, as the paper defines it.
-        checkpoint: states computed again in the backward pass instead of kept.
+        way: how the outputs are computed, a key of `WAYS`.
     """
     network = configuration.network(device)
     images, targets = configuration.batch(device)
-    gamma = 1 / network.num_blocks
-    ways = {"literal": literal and offers(network, "literal"), "checkpoint": checkpoint}
-    options = {name: True for name, wanted in ways.items() if wanted}
+    gamma, options = 1 / network.num_blocks, offered(WAYS[way])
 
     def loss() -> Tensor:
         outputs = network(images, depths="all", **options)
@@ -65,11 +62,11 @@ def sampled_step(
     network = configuration.network(device)
     images, targets = configuration.batch(device)
     generator = torch.Generator().manual_seed(SEED)
-    gamma, last = 1 / network.num_blocks, network.num_blocks
+    gamma, last, options = 1 / network.num_blocks, network.num_blocks, offered(WAYS["exact"])
 
     def loss() -> Tensor:
         drawn = sample_depths([1.0] * last, samples, generator)
-        outputs = network(images, depths=[*(k for k, _ in drawn), last])
+        outputs = network(images, depths=[*(k for k, _ in drawn), last], **options)
         weights = [weight for _, weight in drawn]
         return stage_cost_objective(outputs, targets, gamma, depth_weights=weights).total
 
@@ -104,6 +101,7 @@ def optimizer_of(network: ResidualNetwork) -> SGD:
     return SGD(groups, lr=LEARNING_RATE, momentum=0.9, nesterov=True)
 
 
-def offers(network: nn.Module, option: str) -> bool:
-    """Tell whether a network's forward call takes an option."""
-    return option in inspect.signature(network.forward).parameters
+def offered(options: Mapping[str, bool]) -> dict[str, bool]:
+    """Return those of the options that the forward call of networks takes."""
+    known = inspect.signature(ResidualNetwork.forward).parameters
+    return {name: value for name, value in options.items() if name in known}

@@ -75,7 +75,7 @@ def measure(configuration: Configuration, device: torch.device, rounds: int) -> 
     arms = {
         "plain": plain_step(configuration, device),
         "exact": exact_step(configuration, device),
-        "literal": exact_step(configuration, device, literal=True),
+        "literal": exact_step(configuration, device, way="literal"),
         "sampled": sampled_step(configuration, device),
         "separate_heads": separate_heads_step(configuration, device),
     }
