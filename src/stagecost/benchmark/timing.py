@@ -88,7 +88,6 @@ def take_turns(
         arm()
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     was_enabled = gc.isenabled()
-    gc.collect()
     gc.disable()  # a collection would hit one arm with the garbage of all
     try:
         for turn in range(rounds):
