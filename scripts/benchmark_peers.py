@@ -3,8 +3,7 @@
     pip install 'stagecost[peers]'
     python scripts/benchmark_peers.py [--threads 1] [--rounds 9] [--results DIR]
 
-Command     OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
-            taskset -c 0 python scripts/benchmark_peers.py
+Command     OMP_NUM_THREADS=1 taskset -c 0 python scripts/benchmark_peers.py
 Machine     the JSON file names it
 Runtime     about five minutes on one core
 Seeds       0
@@ -23,6 +22,7 @@ from pathlib import Path
 import torch
 from circumstances import ROOT, circumstances
 
+from stagecost.allocator import keep_freed_memory
 from stagecost.benchmark.configurations import CONFIGURATIONS
 from stagecost.benchmark.peers import compare_packages
 
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     figures = compare_packages(CONFIGURATIONS, torch.device("cpu"), options.rounds, _say)
     if missing := [figure.peer for figure in figures if not figure.configuration]:
         sys.exit(f"{missing[0]} is not installed: pip install 'stagecost[peers]'")

@@ -2,14 +2,12 @@
 
     python scripts/record_benchmark.py [--threads 1] [--rounds 15] [--results DIR]
 
-Command     OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
-            taskset -c 0 python scripts/record_benchmark.py
+Command     OMP_NUM_THREADS=1 taskset -c 0 python scripts/record_benchmark.py
 Machine     the JSON file names it; record on a quiet one
 Runtime     about ten minutes on one core
 Seeds       0
 
-The two variables keep glibc from giving memory back to the system and asking for it again, which is what
-a training of many steps does as well. Without them every large tensor costs page faults, in all arms.
+What was recorded of shrinking is left out: it has records of its own.
 """
 
 import argparse

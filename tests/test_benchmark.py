@@ -154,6 +154,30 @@ def test_peak_of_a_running_sum() -> None:
     assert peak_of([-5, 1]) == 0
 
 
+_FAULTS = """
+import resource, torch
+from stagecost.allocator import keep_freed_memory
+kept, faults = keep_freed_memory(), []
+for _ in range(15):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    tensors = [torch.ones(1_000_000) for _ in range(20)]
+    del tensors
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(kept, faults[0], max(faults[-5:]))
+"""
+
+
+def test_kept_memory_costs_no_page_faults() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _FAULTS], check=True, capture_output=True, text=True, timeout=120
+    )
+    kept, first, settled = done.stdout.split()
+    if kept == "False":
+        pytest.skip("this is not glibc")
+    # By default nearly every step costs as many as the first one.
+    assert int(settled) < int(first) / 20
+
+
 # ---------------------------------------------------------------------------------------------
 # What is timed
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from stagecost.allocator import keep_freed_memory
 from stagecost.benchmark.configurations import Configuration, choose
 from stagecost.benchmark.display import BenchmarkDisplay
 from stagecost.benchmark.latency import Speedup, pruned_speedups
@@ -46,6 +47,7 @@ def run_benchmark(
     check_rounds(rounds)
     place = _device(device)
     shrink = shrink_rows(results_folder(results))
+    keep_freed_memory()
     with using_threads(threads), BenchmarkDisplay() as display:
         if not shrink:
             display.note("no results of shrinking were found: --results names the folder that has them")
