@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmark_tables import benchmark_section
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 
@@ -64,6 +66,8 @@ def render() -> str:
     lines += ["", "How each was made:", "", *(_circumstances(record) for record in runs)]
     if ablation := _records("ablation"):
         lines += ["", ABLATION, *_ablation_table(ablation)]
+    if benchmark := benchmark_section(_records("benchmark")):
+        lines += ["", *benchmark]
     return "\n".join(lines) + "\n"
 
 

@@ -19,7 +19,13 @@ from unittest import mock
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOAD = [
     *("stagecost.cli", "stagecost.verbs.summaries", "stagecost.verbs.pruning", "stagecost.verbs.bound"),
-    *("stagecost.verbs.console", "sklearn.datasets", "sklearn.model_selection", "datasets"),
+    *(
+        "stagecost.verbs.console",
+        "stagecost.verbs.benchmark",
+        "sklearn.datasets",
+        "sklearn.model_selection",
+        "datasets",
+    ),
 ]
 
 

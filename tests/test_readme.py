@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import test_benchmark
 from stagecost import registry
 from stagecost.cli import build_parser
 from stagecost.verbs import commands, demo
@@ -23,7 +24,7 @@ DOCUMENTS = {
     for path in (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")))
 }
 README, COMMAND_LINE = DOCUMENTS["README.md"], DOCUMENTS["docs/command-line.md"]
-VERBS = ("demo", "train", "analyze", "prune", "evaluate", "bound", "report")
+VERBS = ("demo", "train", "analyze", "prune", "evaluate", "bound", "report", "benchmark")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -242,7 +243,7 @@ def test_keys_and_files_are_those_documented(folder: Path) -> None:
     results["evaluate"] = commands.evaluate("small")
     results["bound"] = commands.bound("deep", ["shallow"])
     results["report"] = commands.report("deep")
-    assert first_column(section(COMMAND_LINE, "JSON keys")) == [*results, "demo"]
+    assert first_column(section(COMMAND_LINE, "JSON keys")) == [*results, "benchmark", "demo"]
     for verb, result in results.items():
         assert list(result) == documented_keys(verb), verb
     bound_keys = {"num_blocks", "right_hand_side", "holds", "tightness"}
@@ -250,6 +251,21 @@ def test_keys_and_files_are_those_documented(folder: Path) -> None:
     files = {path.name for path in (folder / "deep").iterdir()}
     assert files == set(first_column(section(COMMAND_LINE, "The run folder")))
     assert {path.name for path in (folder / "small").iterdir()} == {"model.safetensors", "config.json"}
+
+
+def test_keys_of_the_lists_of_a_benchmark() -> None:
+    text = section(COMMAND_LINE, "benchmark").split("hold objects with these keys")[1]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE))
+    lists = {name: set(re.findall(r"`(\w+)`", keys.split(";")[0])) for name, keys in rows.items()}
+    spreads = lists.pop("spreads")
+    assert spreads == {"configuration"}
+    assert lists == {
+        "rows": test_benchmark.ROW_KEYS,
+        "shrink": test_benchmark.SHRINK_KEYS,
+        "pruned_speedup": test_benchmark.SPEEDUP_KEYS,
+        "scale": test_benchmark.SCALE_KEYS,
+        "peers": test_benchmark.PEER_KEYS,
+    }
 
 
 def test_keys_of_the_demo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from stagecost.benchmark.configurations import CONFIGURATIONS
+from stagecost.benchmark.scaling import SIZES
+
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = sorted((ROOT / "results").rglob("*.json"))
 
@@ -32,3 +35,17 @@ def test_every_recorded_run_kept_its_promise(record: Path) -> None:
         assert pruning["accuracy_after"] == pruning["accuracy_predicted"]
     assert pruning["accuracy_before"] - pruning["accuracy_after"] <= 1.0 + 1e-9
     assert content["test_pruned"]["num_blocks"] == len(pruning["kept_blocks"])
+
+
+@pytest.mark.parametrize(
+    "record", [p for p in RECORDS if p.parent.name == "benchmark"], ids=lambda p: p.stem
+)
+def test_a_recorded_benchmark_shows_all_that_was_measured(record: Path) -> None:
+    content = json.loads(record.read_text())
+    if record.stem == "peers":
+        names = {row["configuration"] for row in content["peers"]}
+        assert names == {c.name for c in CONFIGURATIONS[:2]}
+        return
+    assert [row["configuration"] for row in content["rows"]] == [c.name for c in CONFIGURATIONS]
+    assert {row["num_blocks"] for row in content["scale"]} == set(SIZES)
+    assert content["rounds"] >= 7

@@ -96,6 +96,14 @@ def _add_bound(verb: ArgumentParser, function: Any) -> None:
     verb.add_argument("--sub", nargs="+", type=str, required=True, help=text)
 
 
+def _add_benchmark(verb: ArgumentParser, function: Any) -> None:
+    text = "only the first two configurations and the pruned network, in less than two minutes"
+    verb.add_argument("--quick", action="store_true", help=text)
+    text = "names of configurations to measure; all of them if not given"
+    verb.add_argument("--configurations", nargs="+", type=str, help=text)
+    verb.add_function_arguments(function, skip={"quick", "configurations"}, as_positional=True)
+
+
 def _add_plain(verb: ArgumentParser, function: Any) -> None:
     verb.add_function_arguments(function, as_positional=True)
 
@@ -108,6 +116,7 @@ _VERBS = {
     "evaluate": _add_plain,
     "bound": _add_bound,
     "report": _add_plain,
+    "benchmark": _add_benchmark,
 }
 
 

@@ -172,3 +172,34 @@ def demo(*, output: str = "stagecost-demo", seed: int = 0) -> dict[str, Any]:
     from stagecost.verbs.demo import run_demo
 
     return run_demo(Path(output), seed)
+
+
+def benchmark(
+    *,
+    quick: bool = False,
+    configurations: list[str] | None = None,
+    rounds: int | None = None,
+    threads: int = 1,
+    device: str = "auto",
+    results: str | None = None,
+) -> dict[str, Any]:
+    """Measure what a stage cost costs on this machine, against the plain loop and against peers.
+
+    Args:
+        quick: the first two configurations and the pruned network only, in less than two minutes.
+        configurations: names of configurations to measure; all of them if not given.
+        rounds: rounds of every measurement; 15 if not given, 7 with --quick.
+        threads: threads to compute with on the CPU.
+        device: auto, cpu or cuda.
+        results: folder of recorded results; the repository's, or results, if not given.
+    """
+    from stagecost.verbs.benchmark import run_benchmark
+
+    return run_benchmark(
+        quick=quick,
+        configurations=configurations,
+        rounds=rounds,
+        threads=threads,
+        device=device,
+        results=results,
+    )

@@ -122,6 +122,12 @@ def _demo(console: Console, result: Result) -> None:
     console.print(f"the report:        {result['report']}", soft_wrap=True)
 
 
+def _benchmark(console: Console, result: Result) -> None:
+    from stagecost.verbs.benchmark_view import show_benchmark
+
+    show_benchmark(console, result)
+
+
 _VIEWS: dict[str, Callable[[Console, Result], None]] = {
     "train": _train,
     "analyze": _analyze,
@@ -130,4 +136,5 @@ _VIEWS: dict[str, Callable[[Console, Result], None]] = {
     "bound": _bound,
     "report": _report,
     "demo": _demo,
+    "benchmark": _benchmark,
 }
