@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from stagecost.data.batches import num_batches
+from stagecost.data.batches import eval_batches, num_batches
 from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
 from stagecost.models import create_model
@@ -21,10 +21,15 @@ from stagecost.objective import LossFunction, objective_scale, parameter_groups,
 from stagecost.random_streams import Stream, torch_generator
 from stagecost.sampling import sample_depths
 from stagecost.stage_losses import StageLoss, distilled, hinged
+from stagecost.surgery import keep_blocks
 from stagecost.training.checkpoint import Progress
 from stagecost.training.devices import make_fabric
 from stagecost.training.schedule import gamma_factor
 from stagecost.training.settings import RunSettings, TrainingSettings, VariantSettings
+from stagecost.training.shrink import ShrinkSettings
+from stagecost.trajectory import Loader
+
+CALIBRATION_IMAGES = 2048
 
 _log = logging.getLogger("stagecost")
 
@@ -40,6 +45,7 @@ class Session:
     fabric: Fabric
     settings: TrainingSettings
     variant: VariantSettings
+    shrink: ShrinkSettings
     gamma: float
     data: DataBundle
     network: ResidualNetwork
@@ -82,12 +88,22 @@ class Session:
         """Steps of an epoch."""
         return num_batches(len(self.data.splits["train"]), self.settings.batch_size)
 
+    def validation_batches(self) -> Loader:
+        """Load the validation images, in order."""
+        return eval_batches(self.data.splits["val"], self.data.format, device=self.fabric.device)
+
+    def calibration_batches(self) -> Loader:
+        """Load some training images, without augmentation, to estimate BatchNorm statistics from."""
+        some = self.data.splits["train"].first(CALIBRATION_IMAGES)
+        return eval_batches(some, self.data.format, device=self.fabric.device)
+
 
 def start_session(
     settings: RunSettings,
     data: DataBundle,
     loggers: list[Any] | None = None,
     network: ResidualNetwork | None = None,
+    kept_blocks: tuple[int, ...] | None = None,
 ) -> Session:
     """Build network, optimiser and average as the settings say, on their device.
 
@@ -96,10 +112,15 @@ def start_session(
         data: its images.
         loggers: Fabric's loggers.
         network: the network to train, if it is there already; else it is created from the seed.
+        kept_blocks: those that are left in a run that goes on; None if all are. What depends on N, as
+            gamma does, depends on the N at the start.
     """
     training = settings.training
     training.check()
     settings.variant.check()
+    settings.shrink.check(training.epochs)
+    if settings.shrink.shrink and "val" not in data.splits:
+        raise StageCostError("shrink needs validation images to decide by: raise --val-fraction above 0")
     fabric = make_fabric(training.device, training.precision, training.num_processes, loggers)
     torch.manual_seed(training.seed)
     if network is None:
@@ -111,11 +132,14 @@ def start_session(
             f"first_depth is {settings.variant.first_depth}, but there are {network.num_blocks} blocks: "
             "give a smaller number"
         )
+    settings.shrink.check_cuts([len(stage) for stage in network.stages])
+    if kept_blocks is not None:
+        keep_blocks(network, kept_blocks)
     if gamma == 0 and settings.variant != VariantSettings(group_lasso=settings.variant.group_lasso):
         _log.warning("gamma is 0: the variants of the stage cost have nothing to act on")
     # On CPUs, too, convolutions of few channels are much faster with channels last.
     network.to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(network, settings, gamma)
+    optimizer = make_optimizer(network, training, settings.variant, gamma)
     model, optimizer = fabric.setup(network, optimizer)
     average = None
     if training.ema_decay:
@@ -125,6 +149,7 @@ def start_session(
         fabric=fabric,
         settings=training,
         variant=settings.variant,
+        shrink=settings.shrink,
         gamma=gamma,
         data=data,
         network=network,
@@ -142,12 +167,13 @@ def create_network(settings: RunSettings, data: DataBundle) -> ResidualNetwork:
     return create_model(settings.model.model, **arguments)
 
 
-def make_optimizer(network: ResidualNetwork, settings: RunSettings, gamma: float) -> Optimizer:
+def make_optimizer(
+    network: ResidualNetwork, training: TrainingSettings, variant: VariantSettings, gamma: float
+) -> Optimizer:
     """Build the optimiser; lambda goes to the residual branches alone (see `parameter_groups`)."""
-    training = settings.training
     decay = training.weight_decay
     if training.normalize_objective:
-        weights = settings.variant.weights(network.num_blocks)
+        weights = variant.weights(network.num_blocks)
         decay /= objective_scale(stage_weights(gamma, network.num_blocks, weights))
     groups = parameter_groups(network, decay)
     if training.optimizer == "sgd":

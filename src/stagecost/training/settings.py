@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from stagecost.data.config import DataConfig
 from stagecost.errors import StageCostError
+from stagecost.training.shrink import ShrinkSettings
 
 
 class Sizes(tuple[int, ...]):
@@ -196,10 +197,11 @@ class RunSettings:
     model: ModelSettings = field(default_factory=ModelSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     variant: VariantSettings = field(default_factory=VariantSettings)
+    shrink: ShrinkSettings = field(default_factory=ShrinkSettings)
 
     def to_flat(self) -> dict[str, Any]:
         """Return all settings by their flag names, as plain types."""
-        parts = (self.data, self.model, self.training, self.variant)
+        parts = (self.data, self.model, self.training, self.variant, self.shrink)
         flat = {name: value for part in parts for name, value in asdict(part).items()}
         return {key: list(v) if isinstance(v, tuple) else v for key, v in flat.items()}
 

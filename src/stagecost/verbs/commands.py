@@ -28,6 +28,9 @@ def train(output: str, *, resume: bool = False, **settings: Any) -> dict[str, An
         "epochs": result.epochs,
         "val_accuracy": result.val_accuracy,
         "val_loss": result.val_loss,
+        "num_blocks": result.num_blocks,
+        "kept_blocks": result.kept_blocks,
+        "cuts": result.cuts,
         "seconds": result.seconds,
     }
 
