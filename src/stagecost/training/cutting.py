@@ -19,7 +19,14 @@ from stagecost.search import candidate_depths, search_stage_depths
 from stagecost.surgery import keep_blocks
 from stagecost.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 from stagecost.training.session import Session, loss_function, make_optimizer
-from stagecost.training.shrink import allowed_loss, enough_blocks, may_shrink, next_cut
+from stagecost.training.shrink import (
+    allowed_loss,
+    enough_blocks,
+    may_shrink,
+    missing_part,
+    next_cut,
+    tolerance_left,
+)
 from stagecost.trajectory import terminal_score
 
 SEARCHED_VECTORS = 27
@@ -39,6 +46,7 @@ class Cut:
         val_loss_after: of the network after it.
         val_accuracy_before: percent.
         val_accuracy_after: percent.
+        missing: the part of what all blocks take off the validation loss that is missing without them.
     """
 
     epoch: int
@@ -49,6 +57,7 @@ class Cut:
     val_loss_after: float | None
     val_accuracy_before: float | None
     val_accuracy_after: float | None
+    missing: float | None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain types for JSON."""
@@ -82,7 +91,7 @@ def cut_if_due(session: Session) -> dict[str, Any] | None:
 def _wanted_blocks(session: Session, entry: Mapping[str, Any]) -> list[int]:
     """Return how many blocks of each stage this epoch's validation could do with."""
     losses, network = entry["val_losses"], session.evaluated
-    tolerance = session.shrink.shrink_tolerance
+    tolerance = tolerance_left(session.progress.history, session.shrink.shrink_tolerance)
     if len(network.stages) == 1:  # truncation: the trajectory tells the loss of every cut exactly
         return [enough_blocks(losses, tolerance)]
     depths = candidate_depths(network, limit=SEARCHED_VECTORS)
@@ -114,8 +123,8 @@ def _cut_to(session: Session, entry: Mapping[str, Any], kept: tuple[int, ...]) -
                 networks[-1], session.validation_batches(), loss=loss_function(session.settings)
             )
         if session.shrink.shrink and loss is not None:
-            made = loss <= allowed_loss(entry["val_losses"], session.shrink.shrink_tolerance)
-            made = session.fabric.broadcast(made)
+            tolerance = tolerance_left(session.progress.history, session.shrink.shrink_tolerance)
+            made = session.fabric.broadcast(loss <= allowed_loss(entry["val_losses"], tolerance))
     if made:
         _replace_networks(session, networks)
     return Cut(
@@ -127,6 +136,7 @@ def _cut_to(session: Session, entry: Mapping[str, Any], kept: tuple[int, ...]) -
         val_loss_after=loss,
         val_accuracy_before=entry["val_accuracy"],
         val_accuracy_after=accuracy,
+        missing=None if loss is None else missing_part(entry["val_losses"], loss),
     )
 
 
@@ -155,7 +165,9 @@ def _replace_networks(session: Session, networks: Sequence[ResidualNetwork]) -> 
     network = networks[0]
     state = optimizer_tensors(session.optimizer, session.network)
     staying = dict(network.named_parameters())
-    optimizer = make_optimizer(network, session.settings, session.variant, session.gamma)
+    optimizer = make_optimizer(
+        network, session.settings, session.variant, session.gamma, session.num_blocks
+    )
     model, optimizer = session.fabric.setup(network, optimizer)
     kept_state = {key: value for key, value in state.items() if key.rpartition("/")[0] in staying}
     load_optimizer_tensors(optimizer, network, kept_state)

@@ -8,7 +8,7 @@ weights, bit for bit, as one that was left alone (on a CPU with the same number 
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -225,18 +225,8 @@ def train_step(session: Session, images: Tensor, targets: Tensor) -> tuple[Objec
         StageCostError: the objective is not finite; the weights are those before the step.
     """
     rate = set_learning_rate(session)
-    settings, stage = session.settings, session.stage_depths()
-    depths = [*(k for k, _ in stage), session.network.num_blocks]
-    outputs = session.model(images, depths=depths, constant_head=session.variant.constant_head)
-    terms = stage_cost_objective(
-        outputs,
-        targets,
-        session.current_gamma,
-        loss=loss_function(settings),
-        stage_loss=stage_loss_function(session),
-        depth_weights=[weight for _, weight in stage],
-        normalized=settings.normalize_objective,
-    )
+    settings = session.settings
+    terms, outputs = _objective(session, images, targets)
     if not torch.isfinite(terms.total):
         raise StageCostError(
             f"the objective is {terms.total.item()} in epoch {session.progress.epoch + 1}, batch "
@@ -254,6 +244,27 @@ def train_step(session: Session, images: Tensor, targets: Tensor) -> tuple[Objec
         session.average.update_parameters(session.network)
         session.progress.averaged = int(session.average.n_averaged)
     return terms, int((outputs[-1].argmax(dim=1) == targets).sum())
+
+
+def _objective(session: Session, images: Tensor, targets: Tensor) -> tuple[ObjectiveTerms, Tensor]:
+    """Compute the objective, and the outputs that it is made of, the terminal one last."""
+    settings, stage = session.settings, session.stage_depths()
+    depths = [*(k for k, _ in stage), session.network.num_blocks]
+    outputs = session.model(images, depths=depths, constant_head=session.variant.constant_head)
+    # J_N with more weight on the terminal loss is a multiple of J_N with a smaller gamma.
+    terminal_weight = session.terminal_weight()
+    terms = stage_cost_objective(
+        outputs,
+        targets,
+        session.current_gamma / terminal_weight,
+        loss=loss_function(settings),
+        stage_loss=stage_loss_function(session),
+        depth_weights=[weight for _, weight in stage],
+        normalized=settings.normalize_objective,
+    )
+    if terminal_weight != 1 and not settings.normalize_objective:
+        terms = replace(terms, total=terminal_weight * terms.total)
+    return terms, outputs
 
 
 def set_learning_rate(session: Session) -> float:

@@ -39,7 +39,7 @@ class Session:
     """What a running training holds.
 
     `network` is the bare network; `model` the same one as Fabric wraps it, through which training calls
-    go; `average` the moving average, if one is kept.
+    go; `average` the moving average, if one is kept. `num_blocks` is N at the start, whatever has left.
     """
 
     fabric: Fabric
@@ -47,6 +47,7 @@ class Session:
     variant: VariantSettings
     shrink: ShrinkSettings
     gamma: float
+    num_blocks: int
     data: DataBundle
     network: ResidualNetwork
     model: nn.Module
@@ -66,16 +67,32 @@ class Session:
         progress = done / (self.settings.epochs * self.num_batches)
         return self.gamma * gamma_factor(self.variant.gamma_schedule, progress)
 
+    def depth_weights(self) -> list[float]:
+        """Return c_0 … c_M of the network as it is now; c_M is what outputs that left add to the last.
+
+        A block that left counts as one that does nothing, so its output is that of the block before it.
+        The weights of both fall together, and J_N stays the objective that it was.
+        """
+        folded = [0.0] * (self.network.num_blocks + 1)
+        kept = self.network.block_indices
+        for depth, weight in enumerate(self.variant.weights(self.num_blocks)):
+            folded[sum(k < depth for k in kept)] += weight
+        return folded
+
     def stage_depths(self) -> list[tuple[int, float]]:
         """Return the depths that bear a stage cost in the coming step, with their c_k."""
         if not self.current_gamma:
             return []
-        weights = self.variant.weights(self.network.num_blocks)
+        weights = self.depth_weights()[:-1]
         if not self.variant.sampled_depths:
             return [(k, weight) for k, weight in enumerate(weights) if weight]
         place = (self.progress.epoch, self.progress.batch)
         generator = torch_generator(self.settings.seed, Stream.DEPTHS, *place)
         return sample_depths(weights, self.variant.sampled_depths, generator)
+
+    def terminal_weight(self) -> float:
+        """Return the weight of the terminal loss in J_N: 1, and gamma for each output that left."""
+        return 1.0 + self.current_gamma * self.depth_weights()[-1]
 
     def unvisited(self) -> list[int]:
         """Return the depths whose head statistics training does not keep up to date."""
@@ -126,10 +143,11 @@ def start_session(
     if network is None:
         network = create_network(settings, data)
     fabric.launch()  # further processes are started only for a network that can be built
-    gamma = 1 / network.num_blocks if training.gamma is None else training.gamma
-    if settings.variant.first_depth >= network.num_blocks:
+    num_blocks = network.num_blocks
+    gamma = 1 / num_blocks if training.gamma is None else training.gamma
+    if settings.variant.first_depth >= num_blocks:
         raise StageCostError(
-            f"first_depth is {settings.variant.first_depth}, but there are {network.num_blocks} blocks: "
+            f"first_depth is {settings.variant.first_depth}, but there are {num_blocks} blocks: "
             "give a smaller number"
         )
     settings.shrink.check_cuts([len(stage) for stage in network.stages])
@@ -139,7 +157,7 @@ def start_session(
         _log.warning("gamma is 0: the variants of the stage cost have nothing to act on")
     # On CPUs, too, convolutions of few channels are much faster with channels last.
     network.to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(network, training, settings.variant, gamma)
+    optimizer = make_optimizer(network, training, settings.variant, gamma, num_blocks)
     model, optimizer = fabric.setup(network, optimizer)
     average = None
     if training.ema_decay:
@@ -151,6 +169,7 @@ def start_session(
         variant=settings.variant,
         shrink=settings.shrink,
         gamma=gamma,
+        num_blocks=num_blocks,
         data=data,
         network=network,
         model=model,
@@ -168,13 +187,21 @@ def create_network(settings: RunSettings, data: DataBundle) -> ResidualNetwork:
 
 
 def make_optimizer(
-    network: ResidualNetwork, training: TrainingSettings, variant: VariantSettings, gamma: float
+    network: ResidualNetwork,
+    training: TrainingSettings,
+    variant: VariantSettings,
+    gamma: float,
+    num_blocks: int,
 ) -> Optimizer:
-    """Build the optimiser; lambda goes to the residual branches alone (see `parameter_groups`)."""
+    """Build the optimiser; lambda goes to the residual branches alone (see `parameter_groups`).
+
+    A normalised objective divides lambda, too, by its scale, which is that of all `num_blocks` at the
+    start even if some have left.
+    """
     decay = training.weight_decay
     if training.normalize_objective:
-        weights = variant.weights(network.num_blocks)
-        decay /= objective_scale(stage_weights(gamma, network.num_blocks, weights))
+        weights = variant.weights(num_blocks)
+        decay /= objective_scale(stage_weights(gamma, num_blocks, weights))
     groups = parameter_groups(network, decay)
     if training.optimizer == "sgd":
         return SGD(groups, lr=training.peak_lr, momentum=0.9, nesterov=True)

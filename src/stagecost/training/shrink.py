@@ -22,8 +22,8 @@ class ShrinkSettings:
 
     Args:
         shrink: tail blocks leave during the training once the validation loss can do without them.
-        shrink_tolerance: what may be missing without them, as a part of what all blocks together take
-            off the validation loss.
+        shrink_tolerance: what may be missing without them, over all cuts together, as a part of what
+            all blocks together take off the validation loss.
         shrink_patience: epochs in a row for which that must be so.
         shrink_after: part of the training before which no block leaves.
         cut_at: cuts that are made whatever the loss, the control for shrink: epoch:blocks, such as
@@ -105,6 +105,22 @@ def allowed_loss(losses: Sequence[float], tolerance: float) -> float:
         tolerance: the part that may be missing, from 0 to below 1.
     """
     return losses[-1] + tolerance * max(0.0, losses[0] - losses[-1])
+
+
+def missing_part(losses: Sequence[float], loss: float) -> float:
+    """Return the part of what all blocks take off the loss that is missing at a loss, from 0 to 1.
+
+    `allowed_loss` the other way round.
+    """
+    missing, gain = max(0.0, loss - losses[-1]), losses[0] - losses[-1]
+    return missing / gain if missing < gain else float(missing > 0)
+
+
+def tolerance_left(history: Sequence[Entry], tolerance: float) -> float:
+    """Return what of the tolerance earlier cuts have left."""
+    cuts = [cut for cut in map(cut_of, history) if cut is not None]
+    spent: float = sum(cut["missing"] for cut in cuts)
+    return max(0.0, tolerance - spent)
 
 
 def enough_blocks(losses: Sequence[float], tolerance: float) -> int:

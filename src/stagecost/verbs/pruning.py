@@ -161,6 +161,8 @@ def _finetune_settings(settings: RunSettings, epochs: int) -> RunSettings:
 def _optimizer_of_run(trained: Trained) -> Optimizer:
     assert trained.checkpoint is not None
     training = trained.settings.training
-    optimizer = make_optimizer(trained.network, training, VariantSettings(), gamma=0.0)
+    optimizer = make_optimizer(
+        trained.network, training, VariantSettings(), gamma=0.0, num_blocks=trained.network.num_blocks
+    )
     load_optimizer_tensors(optimizer, trained.network, trained.checkpoint.part("optimizer"))
     return optimizer
