@@ -105,10 +105,12 @@ def test_no_stage_loses_more_than_half_at_once(pairs: list[tuple[int, int]]) -> 
         assert 2 * keep >= size
 
 
-def entry(loss: float, wanted: list[int] | None = None, after: float | None = None) -> dict[str, Any]:
+def entry(
+    loss: float, wanted: list[int] | None = None, after: float | None = None, first: float = 2.0
+) -> dict[str, Any]:
     """Return what an epoch brought; `after` is the loss behind the cut that followed it."""
     cut = None if after is None else {"made": True, "val_loss_after": after, "missing": 0.25}
-    return {"val_loss": loss, "wanted": wanted, "cut": cut}
+    return {"val_losses": [first, loss, loss], "wanted": wanted, "cut": cut}
 
 
 SHRINK = ShrinkSettings(shrink=True, shrink_patience=2, shrink_after=0.25)
@@ -119,10 +121,14 @@ SHRINK = ShrinkSettings(shrink=True, shrink_patience=2, shrink_after=0.25)
     [
         ([entry(1.0)], False),  # a quarter of eight epochs has not passed
         ([entry(1.0)] * 2, True),
+        ([entry(1.0)] * 4, True),
+        ([entry(1.0)] * 5, False),  # half of the training has passed
         ([entry(math.nan)] * 2, False),
-        ([entry(1.0)] * 8, False),  # no training would follow
         ([entry(1.0), entry(0.9, after=0.95), entry(0.96)], False),  # the loss rose after the cut
         ([entry(1.0), entry(0.9, after=0.95), entry(0.96), entry(0.94)], True),
+        ([entry(1.9)] * 2, True),  # little has been learned, but nothing has left
+        ([entry(1.9, after=1.9), entry(1.1)], False),
+        ([entry(1.9, after=1.9), entry(1.0)], True),
     ],
 )
 def test_when_blocks_may_leave(history: list[dict[str, Any]], allowed: bool) -> None:
@@ -311,6 +317,15 @@ def test_the_objective_stays_the_same(
     after, outputs = _objective(session, images, targets)
     torch.testing.assert_close(after.total, before.total)
     assert len(outputs) < len(before.losses)
+
+
+def test_what_no_cut_can_reach_bears_no_stage_cost() -> None:
+    session = session_of({**TINY, "shrink": True, "num_blocks": 5})
+    assert session.depth_weights() == [0, 0, 0, 1, 1, 0]
+    cutting._cut_to(session, {"val_losses": None, "val_loss": None, "val_accuracy": None}, (0, 1, 2))
+    assert session.depth_weights() == [0, 0, 1, 2]
+    assert session.terminal_weight() == pytest.approx(1 + 2 / 5)
+    assert [depth for depth, _ in session.stage_depths()] == [2]
 
 
 def test_a_compiled_network_is_compiled_anew() -> None:

@@ -26,7 +26,7 @@ from stagecost.training.checkpoint import Progress
 from stagecost.training.devices import make_fabric
 from stagecost.training.schedule import gamma_factor
 from stagecost.training.settings import RunSettings, TrainingSettings, VariantSettings
-from stagecost.training.shrink import ShrinkSettings
+from stagecost.training.shrink import ShrinkSettings, at_most_half
 from stagecost.trajectory import Loader
 
 CALIBRATION_IMAGES = 2048
@@ -71,12 +71,16 @@ class Session:
         """Return c_0 … c_M of the network as it is now; c_M is what outputs that left add to the last.
 
         A block that left counts as one that does nothing, so its output is that of the block before it.
-        The weights of both fall together, and J_N stays the objective that it was.
+        The weights of both fall together, and J_N stays the objective that it was. When the rule of
+        `stagecost.training.shrink` cuts, outputs to which the next cut cannot go bear no stage cost.
         """
         folded = [0.0] * (self.network.num_blocks + 1)
         kept = self.network.block_indices
         for depth, weight in enumerate(self.variant.weights(self.num_blocks)):
             folded[sum(k < depth for k in kept)] += weight
+        if self.shrink.shrink:
+            least = at_most_half([1], [self.network.num_blocks])[0]
+            folded[:least] = [0.0] * least
         return folded
 
     def stage_depths(self) -> list[tuple[int, float]]:

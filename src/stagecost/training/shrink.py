@@ -142,14 +142,20 @@ def at_most_half(wanted: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]
 def may_shrink(history: Sequence[Entry], settings: ShrinkSettings, epochs: int) -> bool:
     """Tell whether blocks may leave after the last epoch of the history.
 
-    Not before the stated part of the training, not at its end, and not while the validation loss is
-    above what the latest cut left behind: a loss that rose after a cut refuses the next one.
+    - Not before the stated part of the training; and not in its second half, where a cut saves little
+      and is no longer made good.
+    - Not while the validation loss is above what the latest cut left behind: a loss that rose after a
+      cut refuses the next one.
+    - Not a second time while more than half of the loss of y_0 is still there: early in a training
+      nearly every tail looks superfluous.
     """
     done = len(history)
-    if not settings.shrink or done >= epochs or done < settings.shrink_after * epochs:
+    if not settings.shrink or not settings.shrink_after * epochs <= done <= epochs / 2:
         return False
-    loss, before = history[-1]["val_loss"], latest_cut(history)
-    return math.isfinite(loss) and (before is None or loss <= before["val_loss_after"])
+    losses, before = history[-1]["val_losses"], latest_cut(history)
+    if not all(map(math.isfinite, losses)):
+        return False
+    return before is None or (losses[-1] <= before["val_loss_after"] and min(losses) <= losses[0] / 2)
 
 
 def latest_cut(history: Sequence[Entry]) -> Entry | None:
