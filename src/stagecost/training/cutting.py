@@ -6,6 +6,7 @@ loses its tail; what that costs is tried on validation data, and a cut that cost
 """
 
 import copy
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Cut:
         val_loss_after: of the network after it.
         val_accuracy_before: percent.
         val_accuracy_after: percent.
-        missing: the part of what all blocks take off the validation loss that is missing without them.
+        missing: the part of what all blocks do that is missing without them.
     """
 
     epoch: int
@@ -76,7 +77,7 @@ def cut_if_due(session: Session) -> dict[str, Any] | None:
     history = session.progress.history
     entry = history[-1]
     due = session.shrink.schedule().get(session.progress.epoch)
-    if may_shrink(history, session.shrink, session.settings.epochs):
+    if may_shrink(history, session.shrink, session.settings.epochs, guess_loss(session)):
         entry["wanted"] = _wanted_blocks(session, entry)
         sizes = [len(stage) for stage in session.network.stages]
         due = next_cut(history, session.shrink, sizes)
@@ -88,16 +89,26 @@ def cut_if_due(session: Session) -> dict[str, Any] | None:
     return entry["cut"]  # type: ignore[no-any-return]
 
 
+def guess_loss(session: Session) -> float:
+    """Return the loss of knowing nothing, with any label smoothing."""
+    return math.log(session.data.num_classes)
+
+
+def _allowed_loss(session: Session, entry: Mapping[str, Any]) -> float:
+    tolerance = tolerance_left(session.progress.history, session.shrink.shrink_tolerance)
+    loss: float = entry["val_loss"]
+    return allowed_loss(loss, tolerance, guess_loss(session))
+
+
 def _wanted_blocks(session: Session, entry: Mapping[str, Any]) -> list[int]:
     """Return how many blocks of each stage this epoch's validation could do with."""
-    losses, network = entry["val_losses"], session.evaluated
-    tolerance = tolerance_left(session.progress.history, session.shrink.shrink_tolerance)
+    network, allowed = session.evaluated, _allowed_loss(session, entry)
     if len(network.stages) == 1:  # truncation: the trajectory tells the loss of every cut exactly
-        return [enough_blocks(losses, tolerance)]
+        return [enough_blocks(entry["val_losses"], allowed)]
     depths = candidate_depths(network, limit=SEARCHED_VECTORS)
     loss = loss_function(session.settings)
     cuts = search_stage_depths(network, session.validation_batches(), loss=loss, depths=depths)
-    enough = [cut for cut in cuts if cut.loss <= allowed_loss(losses, tolerance)]
+    enough = [cut for cut in cuts if cut.loss <= allowed]
     image = session.data.format
     macs = macs_by_part(network, (image.channels, image.size, image.size))[1:-1]
     cost = dict(zip(network.block_indices, macs, strict=True))
@@ -123,8 +134,7 @@ def _cut_to(session: Session, entry: Mapping[str, Any], kept: tuple[int, ...]) -
                 networks[-1], session.validation_batches(), loss=loss_function(session.settings)
             )
         if session.shrink.shrink and loss is not None:
-            tolerance = tolerance_left(session.progress.history, session.shrink.shrink_tolerance)
-            made = session.fabric.broadcast(loss <= allowed_loss(entry["val_losses"], tolerance))
+            made = session.fabric.broadcast(loss <= _allowed_loss(session, entry))
     if made:
         _replace_networks(session, networks)
     return Cut(
@@ -136,7 +146,7 @@ def _cut_to(session: Session, entry: Mapping[str, Any], kept: tuple[int, ...]) -
         val_loss_after=loss,
         val_accuracy_before=entry["val_accuracy"],
         val_accuracy_after=accuracy,
-        missing=None if loss is None else missing_part(entry["val_losses"], loss),
+        missing=None if loss is None else missing_part(entry["val_loss"], loss, guess_loss(session)),
     )
 
 

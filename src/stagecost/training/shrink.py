@@ -22,8 +22,8 @@ class ShrinkSettings:
 
     Args:
         shrink: tail blocks leave during the training once the validation loss can do without them.
-        shrink_tolerance: what may be missing without them, over all cuts together, as a part of what
-            all blocks together take off the validation loss.
+        shrink_tolerance: what may be missing without them, over all cuts together, as a part of what the
+            network has taken off the validation loss of a guess.
         shrink_patience: epochs in a row for which that must be so.
         shrink_after: part of the training before which no block leaves.
         cut_at: cuts that are made whatever the loss, the control for shrink: epoch:blocks, such as
@@ -31,7 +31,7 @@ class ShrinkSettings:
     """
 
     shrink: bool = False
-    shrink_tolerance: float = 0.05
+    shrink_tolerance: float = 0.03
     shrink_patience: int = 1
     shrink_after: float = 0.1
     cut_at: str | None = None
@@ -93,26 +93,27 @@ def _plus(sizes: Sequence[int]) -> str:
     return "+".join(map(str, sizes))
 
 
-def allowed_loss(losses: Sequence[float], tolerance: float) -> float:
+def allowed_loss(loss: float, tolerance: float, guess: float) -> float:
     """Return the highest loss that a network without some of its blocks may have.
 
-    That is L_N + tolerance·(L_0 − L_N): the blocks that stay must do all but a small part of what all
-    blocks together do. A part and not a difference, so that one number serves easy and hard data,
-    early and late in the training.
+    That is L_N + tolerance·(guess − L_N): the blocks that stay must do all but a small part of what all
+    blocks together do. A part and not a difference, so that one number serves easy and hard data, early
+    and late in the training.
 
     Args:
-        losses: L_0 … L_N on validation data.
+        loss: L_N, of the network as it is.
         tolerance: the part that may be missing, from 0 to below 1.
+        guess: the loss of knowing nothing: the logarithm of the number of classes.
     """
-    return losses[-1] + tolerance * max(0.0, losses[0] - losses[-1])
+    return loss + tolerance * max(0.0, guess - loss)
 
 
-def missing_part(losses: Sequence[float], loss: float) -> float:
-    """Return the part of what all blocks take off the loss that is missing at a loss, from 0 to 1.
+def missing_part(before: float, after: float, guess: float) -> float:
+    """Return the part of what all blocks do that is missing at a loss, from 0 to 1.
 
     `allowed_loss` the other way round.
     """
-    missing, gain = max(0.0, loss - losses[-1]), losses[0] - losses[-1]
+    missing, gain = max(0.0, after - before), guess - before
     return missing / gain if missing < gain else float(missing > 0)
 
 
@@ -123,15 +124,14 @@ def tolerance_left(history: Sequence[Entry], tolerance: float) -> float:
     return max(0.0, tolerance - spent)
 
 
-def enough_blocks(losses: Sequence[float], tolerance: float) -> int:
+def enough_blocks(losses: Sequence[float], allowed: float) -> int:
     """Return the least M ≥ 1 whose output y_M has an allowed loss; N if there is no such output before.
 
     Args:
         losses: L_0 … L_N on validation data.
-        tolerance: see `allowed_loss`.
+        allowed: see `allowed_loss`.
     """
-    most = allowed_loss(losses, tolerance)
-    return next((m for m in range(1, len(losses)) if losses[m] <= most), len(losses) - 1)
+    return next((m for m in range(1, len(losses)) if losses[m] <= allowed), len(losses) - 1)
 
 
 def at_most_half(wanted: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
@@ -139,15 +139,21 @@ def at_most_half(wanted: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]
     return tuple(max(m, math.ceil(n / 2)) for m, n in zip(wanted, sizes, strict=True))
 
 
-def may_shrink(history: Sequence[Entry], settings: ShrinkSettings, epochs: int) -> bool:
+def may_shrink(history: Sequence[Entry], settings: ShrinkSettings, epochs: int, guess: float) -> bool:
     """Tell whether blocks may leave after the last epoch of the history.
 
     - Not before the stated part of the training; and not in its second half, where a cut saves little
       and is no longer made good.
     - Not while the validation loss is above what the latest cut left behind: a loss that rose after a
       cut refuses the next one.
-    - Not a second time while more than half of the loss of y_0 is still there: early in a training
+    - Not a second time while every output has more than half of the loss of a guess: early in a training
       nearly every tail looks superfluous.
+
+    Args:
+        history: one entry an epoch.
+        settings: of the rule.
+        epochs: of the whole training.
+        guess: the loss of knowing nothing.
     """
     done = len(history)
     if not settings.shrink or not settings.shrink_after * epochs <= done <= epochs / 2:
@@ -155,7 +161,7 @@ def may_shrink(history: Sequence[Entry], settings: ShrinkSettings, epochs: int) 
     losses, before = history[-1]["val_losses"], latest_cut(history)
     if not all(map(math.isfinite, losses)):
         return False
-    return before is None or (losses[-1] <= before["val_loss_after"] and min(losses) <= losses[0] / 2)
+    return before is None or (losses[-1] <= before["val_loss_after"] and min(losses) <= guess / 2)
 
 
 def latest_cut(history: Sequence[Entry]) -> Entry | None:
