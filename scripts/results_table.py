@@ -44,6 +44,12 @@ depth from its start. Test accuracy in percent (mean ± standard deviation over 
 last checkpoint. The costs are parts of plain training's: CPU seconds, and operations (MACs) of all
 training and validation passes.
 """
+TRIALS = """\
+### What was tried for it
+
+`python scripts/shrink_evidence.py --trials`: one seed that is not among those above, validation
+accuracy only; the rule's defaults were chosen by such runs. Costs are parts of plain training's.
+"""
 COLUMNS = (
     "recipe",
     "blocks kept",
@@ -76,6 +82,8 @@ def render() -> str:
         lines += ["", ABLATION, *_ablation_table(ablation)]
     if shrink := _records("shrink"):
         lines += ["", SHRINK, *_shrink_tables(shrink)]
+    if trials := _records("shrink-trials"):
+        lines += ["", TRIALS, *_trials_table(trials)]
     return "\n".join(lines) + "\n"
 
 
@@ -118,6 +126,20 @@ def _difference_cells(record: dict[str, Any]) -> list[str]:
     steps = [" ".join(f"{c['epoch']}:{len(c['kept_blocks'])}" for c in run) or "none" for run in cuts]
     keys = ("accuracy_difference", "difference_to_control")
     return [record["name"], *(f"{record['summary'][key]:+.2f}" for key in keys), "; ".join(steps)]
+
+
+def _trials_table(records: list[dict[str, Any]]) -> list[str]:
+    header = ("data", "training", "blocks at the end", "validation accuracy", "CPU seconds", "MACs")
+    lines = [_row(header), _row(["---"] * len(header))]
+    for record in records:
+        link, plain = f"[{record['name']}](shrink-trials/{record['name']}.json)", record["runs"][0]
+        for run in record["runs"]:
+            costs = [f"{run[key] / plain[key]:.2f}×" for key in ("cpu_seconds", "macs")]
+            accuracy = f"{run['val_accuracy']:.2f}"
+            lines.append(_row([link, run["arm"], run["num_blocks"], accuracy, *costs]))
+    one = records[0]
+    about = f"commit {one['commit']}, {one['machine']}, {one['threads']} thread"
+    return [*lines, "", f"Seed {one['seeds'][0]}, {about}, torch {one['versions']['torch']}."]
 
 
 def _records(folder: str) -> list[dict[str, Any]]:
@@ -176,7 +198,7 @@ def _circumstances(record: dict[str, Any]) -> str:
 
 
 def _row(cells: Any) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What --shrink saves and what it costs, beside plain training, the stage cost alone, and the control.
 
-    python scripts/shrink_evidence.py [DATA …] [--data-root DIR] [--work DIR] [--results DIR]
+    python scripts/shrink_evidence.py [DATA …] [--trials] [--data-root DIR] [--work DIR] [--results DIR]
 
-Command     python scripts/shrink_evidence.py
+Command     python scripts/shrink_evidence.py, and the same with --trials
 Machine     the JSON files name it; the recorded ones come from one of two CPU cores, one thread
 Runtime     about three quarters of an hour on one core, resumable
 Seeds       digits 0 … 4; MNIST and CIFAR-10 0, 1, 2
@@ -18,8 +18,10 @@ plain-end   gamma = 0, a network of the blocks that were left at the end, traine
 Costs are CPU seconds of the process, without loading the images and without the estimates of head
 statistics that plain training needs for its analysis alone; and multiply-accumulate operations, which
 no neighbour on the machine disturbs: three times those of the terminal output for each training image,
-once for each validation image. Test images are read once, after the training. The rule's defaults were
-settled on validation images of other seeds (10 and above).
+once for each validation image. Test images are read once, after the training.
+
+The rule's defaults were settled on validation images of other seeds, 10 and above. With --trials some of
+what was tried then is recorded instead, among it what was not adopted; test images are not read.
 """
 
 import argparse
@@ -67,6 +69,27 @@ ABOUT = {
     "cifar10": "12 blocks of width 16 behind a stride of 2, 20,000 training images, 10 epochs",
 }
 SEEDS = {"digits": (0, 1, 2, 3, 4), "mnist": (0, 1, 2), "cifar10": (0, 1, 2)}
+TRIAL_SEED = 10
+TRIALS: dict[str, dict[str, dict[str, Any]]] = {
+    "mnist": {
+        "plain, 12 blocks": {"gamma": 0.0},
+        "stage cost, 12 blocks": {},
+        "stage cost, 4 blocks from the start": {"num_blocks": 4, "gamma": 1 / 12},
+        "stage cost, 3 blocks from the start": {"num_blocks": 3, "gamma": 1 / 12},
+        "--shrink": {"shrink": True},
+    },
+    "cifar10": {
+        "plain, 12 blocks": {"gamma": 0.0},
+        "stage cost, 12 blocks": {},
+        "stage cost, 5 blocks from the start": {"num_blocks": 5, "gamma": 1 / 12},
+        "stage cost, 4 blocks from the start": {"num_blocks": 4, "gamma": 1 / 12},
+        "stage cost, 6 blocks after epoch 1": {"cut_at": "1:6"},
+        "the same step by step": {"cut_at": "1:9,2:7,4:6"},
+        "6 blocks after epoch 1, stage cost from y_4 on": {"cut_at": "1:6", "first_depth": 4},
+        "6 blocks after epoch 1, stage cost from y_6 on": {"cut_at": "1:6", "first_depth": 6},
+        "--shrink": {"shrink": True},
+    },
+}
 ARMS = ("plain", "stage", "shrink", "control", "plain-end")
 
 
@@ -74,24 +97,28 @@ def main() -> None:
     """Train the arms of the data sets asked for, and record what they cost and reached."""
     parser = argparse.ArgumentParser(description="What --shrink saves and what it costs.")
     parser.add_argument("data", nargs="*", choices=[*RECIPES, []], default=[])
+    parser.add_argument("--trials", action="store_true", help="record what was tried on the way")
     parser.add_argument("--data-root", type=Path, help="folder with local copies of the data sets")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "shrink")
-    parser.add_argument("--results", type=Path, default=ROOT / "results" / "shrink")
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
     options = parser.parse_args()
+    if options.trials:
+        for name in options.data or TRIALS:
+            work = options.work / "trials" / name
+            record_trials(name, options.data_root, work, options.results / "shrink-trials")
+        return
     for name in options.data or RECIPES:
         runs = [
             run
             for seed in SEEDS[name]
             for run in runs_of(name, seed, options.data_root, options.work / name)
         ]
-        record(name, runs, options.results / f"{name}.json")
+        record(name, runs, options.results / "shrink" / f"{name}.json")
 
 
 def runs_of(name: str, seed: int, data_root: Path | None, work: Path) -> Iterator[dict[str, Any]]:
     """Train every arm with one seed."""
-    recipe = {**RECIPES[name], "seed": seed}
-    if data_root is not None and (data_root / name).is_dir():
-        recipe["data"] = str(data_root / name)
+    recipe = recipe_of(name, seed, data_root)
     yield measure("plain", {**recipe, "gamma": 0.0}, work)
     yield measure("stage", recipe, work)
     shrunk = measure("shrink", {**recipe, "shrink": True}, work)
@@ -101,20 +128,28 @@ def runs_of(name: str, seed: int, data_root: Path | None, work: Path) -> Iterato
     yield measure("plain-end", {**recipe, "gamma": 0.0, "num_blocks": shrunk["num_blocks"]}, work)
 
 
-def measure(arm: str, settings: dict[str, Any], work: Path) -> dict[str, Any]:
+def recipe_of(name: str, seed: int, data_root: Path | None) -> dict[str, Any]:
+    """Return the settings of a data set, with its local copy if there is one."""
+    recipe = {**RECIPES[name], "seed": seed}
+    if data_root is not None and (data_root / name).is_dir():
+        recipe["data"] = str(data_root / name)
+    return recipe
+
+
+def measure(arm: str, settings: dict[str, Any], work: Path, *, test: bool = True) -> dict[str, Any]:
     """Train one arm with one seed, unless that was done, and return what it cost and reached."""
     done = work / f"{arm}-{settings['seed']}.json"
     if not done.is_file():
         run = work / f"{arm}-{settings['seed']}"
         shutil.rmtree(run, ignore_errors=True)  # half a run has half its CPU seconds only
-        content = {"arm": arm, "seed": settings["seed"], **trained(settings, run)}
+        content = {"arm": arm, "seed": settings["seed"], **trained(settings, run, test)}
         done.write_text(json.dumps(content))
     found: dict[str, Any] = json.loads(done.read_text())
     return found
 
 
-def trained(settings: dict[str, Any], run: Path) -> dict[str, Any]:
-    """Train, read the test images, and return the figures."""
+def trained(settings: dict[str, Any], run: Path, test: bool) -> dict[str, Any]:
+    """Train, read the test images if they are to be read, and return the figures."""
     import torch
 
     from stagecost.training import loop
@@ -130,12 +165,12 @@ def trained(settings: dict[str, Any], run: Path) -> dict[str, Any]:
         result = loop.train(settings, run, label=run.name)
     seconds = time.process_time() - started - sum(loading)
     seconds -= sum(more) if settings.get("gamma") == 0 else 0.0  # the rule looks at all outputs
-    test = evaluation(open_trained(run, device="cpu"), "test")
+    read = {"test_accuracy": evaluation(open_trained(run), "test")["accuracy"]} if test else {}
     return {
         "cpu_seconds": round(seconds, 2),
         "macs": total_macs(run, result.history),
         "val_accuracy": result.val_accuracy,
-        "test_accuracy": test["accuracy"],
+        **read,
         "num_blocks": result.num_blocks,
         "cuts": result.cuts,
         "val_losses": [entry["val_losses"] for entry in result.history],
@@ -199,6 +234,25 @@ def record(name: str, runs: list[dict[str, Any]], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(content, indent=1) + "\n")
     print(f"recorded {target}: {content['summary']}", file=sys.stderr)
+
+
+def record_trials(name: str, data_root: Path | None, work: Path, folder: Path) -> None:
+    """Write what the trials of one data set cost and reached on validation images."""
+    recipe = recipe_of(name, TRIAL_SEED, data_root)
+    runs = [
+        {**measure(f"trial-{number}", {**recipe, **changes}, work, test=False), "arm": label}
+        for number, (label, changes) in enumerate(TRIALS[name].items())
+    ]
+    content = {
+        "name": name,
+        "seeds": [TRIAL_SEED],
+        **circumstances("python scripts/shrink_evidence.py --trials"),
+        "threads": 1,
+        "recipe": ABOUT[name],
+        "runs": runs,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, float]:

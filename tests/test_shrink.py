@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ SHRINK = ShrinkSettings(shrink=True, shrink_patience=2, shrink_after=0.25)
 @pytest.mark.parametrize(
     ("history", "allowed"),
     [
-        ([entry(1.0)], False),  # a quarter of eight epochs has not passed
+        ([entry(1.0)], True),  # the first of two epochs, the second of which may cut
         ([entry(1.0)] * 2, True),
         ([entry(1.0)] * 4, True),
         ([entry(1.0)] * 5, False),  # half of the training has passed
@@ -120,9 +121,21 @@ SHRINK = ShrinkSettings(shrink=True, shrink_patience=2, shrink_after=0.25)
         ([entry(1.9, after=1.9), entry(1.0)], True),
     ],
 )
-def test_when_blocks_may_leave(history: list[dict[str, Any]], allowed: bool) -> None:
+def test_which_epochs_may_let_blocks_leave(history: list[dict[str, Any]], allowed: bool) -> None:
     assert may_shrink(history, SHRINK, 8, guess=2.0) is allowed
     assert not may_shrink(history, ShrinkSettings(), 8, guess=2.0)  # off by default
+
+
+def test_when_the_first_blocks_may_leave() -> None:
+    patient = replace(SHRINK, shrink_after=0.5)
+    assert [may_shrink([entry(1.0)] * done, patient, 8, guess=2.0) for done in (2, 3)] == [False, True]
+    assert next_cut([entry(1, [2])] * 3, patient, 8, [4]) is None
+    assert next_cut([entry(1, [2])] * 4, patient, 8, [4]) == (2,)
+
+
+def test_patience_is_a_tenth_of_the_training() -> None:
+    assert [ShrinkSettings().patience(epochs) for epochs in (1, 10, 19, 20, 100)] == [1, 1, 1, 2, 10]
+    assert SHRINK.patience(100) == 2
 
 
 @pytest.mark.parametrize(
@@ -141,7 +154,7 @@ def test_when_blocks_may_leave(history: list[dict[str, Any]], allowed: bool) -> 
     ],
 )
 def test_what_stays(history: list[dict[str, Any]], keep: tuple[int, ...] | None) -> None:
-    assert next_cut(history, SHRINK, [4]) == keep
+    assert next_cut(history, SHRINK, 8, [4]) == keep
 
 
 @given(loss=st.floats(0, 5), tolerance=part)
@@ -163,12 +176,12 @@ def test_a_refused_cut_is_no_cut() -> None:
     refused = {**entry(1, [2]), "cut": {"made": False, "val_loss_after": 0.1}}
     history = [refused, entry(1, [2])]
     assert may_shrink(history, SHRINK, 8, guess=2.0)
-    assert next_cut(history, SHRINK, [4]) == (2,)
+    assert next_cut(history, SHRINK, 8, [4]) == (2,)
 
 
 def test_stages_are_decided_one_by_one() -> None:
     history = [entry(1, [1, 3, 2]), entry(1, [2, 3, 1])]
-    assert next_cut(history, SHRINK, [4, 3, 4]) == (2, 3, 2)
+    assert next_cut(history, SHRINK, 8, [4, 3, 4]) == (2, 3, 2)
 
 
 cuts = st.dictionaries(

@@ -80,7 +80,7 @@ def cut_if_due(session: Session) -> dict[str, Any] | None:
     if may_shrink(history, session.shrink, session.settings.epochs, guess_loss(session)):
         entry["wanted"] = _wanted_blocks(session, entry)
         sizes = [len(stage) for stage in session.network.stages]
-        due = next_cut(history, session.shrink, sizes)
+        due = next_cut(history, session.shrink, session.settings.epochs, sizes)
     # Running statistics, and with them losses, differ among processes: the first one decides for all.
     due = session.fabric.broadcast(due)
     if due is not None:

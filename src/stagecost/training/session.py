@@ -1,6 +1,7 @@
 """What a running training holds, built from the settings: network, optimiser, average, device."""
 
 import logging
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -77,7 +78,7 @@ class Session:
         folded = [0.0] * (self.network.num_blocks + 1)
         kept = self.network.block_indices
         for depth, weight in enumerate(self.variant.weights(self.num_blocks)):
-            folded[sum(k < depth for k in kept)] += weight
+            folded[bisect_left(kept, depth)] += weight  # how many blocks are left before it
         if self.shrink.shrink:
             least = at_most_half([1], [self.network.num_blocks])[0]
             folded[:least] = [0.0] * least
