@@ -39,10 +39,9 @@ SHRINK = """\
 
 `python scripts/shrink_evidence.py`: `--shrink` with its defaults, for the same number of epochs as
 plain training at full depth. `stage` is the stage cost without `--shrink`; `control` is gamma = 0, cut
-to the same depths at the same moments; `plain-end` is plain training of a network that has the final
-depth from its start. Test accuracy in percent (mean ± standard deviation over seeds), read once, of the
-last checkpoint. The costs are parts of plain training's: CPU seconds, and operations (MACs) of all
-training and validation passes.
+to the same depths at the same moments. Test accuracy in percent (mean ± standard deviation over seeds),
+read once, of the last checkpoint. The costs are parts of plain training's: CPU seconds, and operations
+(MACs) of all training and validation passes.
 """
 TRIALS = """\
 ### What was tried for it

@@ -7,13 +7,12 @@ Machine     the JSON files name it; the recorded ones come from one of two CPU c
 Runtime     about three quarters of an hour on one core, resumable
 Seeds       digits 0 … 4; MNIST and CIFAR-10 0, 1, 2
 
-Five arms for each data set and seed, by one recipe and for the same number of epochs:
+Four arms for each data set and seed, by one recipe and for the same number of epochs:
 
 plain       gamma = 0, all blocks, the measure of all costs
 stage       with a stage cost, all blocks
 shrink      the same with --shrink and its defaults
 control     gamma = 0, cut to the same numbers of blocks after the same epochs (--cut-at)
-plain-end   gamma = 0, a network of the blocks that were left at the end, trained alone
 
 Costs are CPU seconds of the process, without loading the images and without the estimates of head
 statistics that plain training needs for its analysis alone; and multiply-accumulate operations, which
@@ -90,7 +89,7 @@ TRIALS: dict[str, dict[str, dict[str, Any]]] = {
         "--shrink": {"shrink": True},
     },
 }
-ARMS = ("plain", "stage", "shrink", "control", "plain-end")
+ARMS = ("plain", "stage", "shrink", "control")
 
 
 def main() -> None:
@@ -125,7 +124,6 @@ def runs_of(name: str, seed: int, data_root: Path | None, work: Path) -> Iterato
     yield shrunk
     cuts = ",".join(f"{cut['epoch']}:{len(cut['kept_blocks'])}" for cut in shrunk["cuts"])
     yield measure("control", {**recipe, "gamma": 0.0, "cut_at": cuts or None}, work)
-    yield measure("plain-end", {**recipe, "gamma": 0.0, "num_blocks": shrunk["num_blocks"]}, work)
 
 
 def recipe_of(name: str, seed: int, data_root: Path | None) -> dict[str, Any]:

@@ -111,8 +111,8 @@ SHRINK = ShrinkSettings(shrink=True, shrink_patience=2, shrink_after=0.25)
     [
         ([entry(1.0)], True),  # the first of two epochs, the second of which may cut
         ([entry(1.0)] * 2, True),
-        ([entry(1.0)] * 4, True),
-        ([entry(1.0)] * 5, False),  # half of the training has passed
+        ([entry(1.0)] * 3, True),
+        ([entry(1.0)] * 4, False),  # half of the training has passed
         ([entry(math.nan)] * 2, False),
         ([entry(1.0), entry(0.9, after=0.95), entry(0.96)], False),  # the loss rose after the cut
         ([entry(1.0), entry(0.9, after=0.95), entry(0.96), entry(0.94)], True),
@@ -127,15 +127,10 @@ def test_which_epochs_may_let_blocks_leave(history: list[dict[str, Any]], allowe
 
 
 def test_when_the_first_blocks_may_leave() -> None:
-    patient = replace(SHRINK, shrink_after=0.5)
-    assert [may_shrink([entry(1.0)] * done, patient, 8, guess=2.0) for done in (2, 3)] == [False, True]
-    assert next_cut([entry(1, [2])] * 3, patient, 8, [4]) is None
-    assert next_cut([entry(1, [2])] * 4, patient, 8, [4]) == (2,)
-
-
-def test_patience_is_a_tenth_of_the_training() -> None:
-    assert [ShrinkSettings().patience(epochs) for epochs in (1, 10, 19, 20, 100)] == [1, 1, 1, 2, 10]
-    assert SHRINK.patience(100) == 2
+    late = replace(SHRINK, shrink_after=0.4)
+    assert [may_shrink([entry(1.0)] * done, late, 10, guess=2.0) for done in (2, 3)] == [False, True]
+    assert next_cut([entry(1, [2])] * 3, late, 10, [4]) is None
+    assert next_cut([entry(1, [2])] * 4, late, 10, [4]) == (2,)
 
 
 @pytest.mark.parametrize(

@@ -24,15 +24,15 @@ class ShrinkSettings:
         shrink: tail blocks leave during the training once the validation loss can do without them.
         shrink_tolerance: what may be missing without them, over all cuts together, as a part of what the
             network has taken off the validation loss of a guess.
-        shrink_patience: epochs in a row for which that must be so; a tenth of all if not given.
+        shrink_patience: epochs in a row for which that must be so.
         shrink_after: part of the training before which no block leaves.
         cut_at: cuts that are made whatever the loss, the control for shrink: epoch:blocks, such as
             3:8,6:4; or, in a staged network, epoch:blocks of each stage, such as 3:4+3+2.
     """
 
     shrink: bool = False
-    shrink_tolerance: float = 0.03
-    shrink_patience: int | None = None
+    shrink_tolerance: float = 0.04
+    shrink_patience: int = 1
     shrink_after: float = 0.1
     cut_at: str | None = None
 
@@ -46,7 +46,7 @@ class ShrinkSettings:
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise StageCostError(f"{name} is {value}: give a number from 0 to below 1")
-        if self.shrink_patience is not None and self.shrink_patience < 1:
+        if self.shrink_patience < 1:
             raise StageCostError(f"shrink_patience is {self.shrink_patience}: give at least 1 epoch")
         if self.shrink and self.cut_at is not None:
             raise StageCostError("shrink and cut_at exclude each other: give one of them")
@@ -56,10 +56,6 @@ class ShrinkSettings:
                     f"cut_at names epoch {epoch} of {epochs}: give one from 1 to {epochs - 1}, so that "
                     "training follows the cut"
                 )
-
-    def patience(self, epochs: int) -> int:
-        """Return for how many epochs in a row blocks must be superfluous."""
-        return max(1, epochs // 10) if self.shrink_patience is None else self.shrink_patience
 
     def schedule(self) -> dict[int, tuple[int, ...]]:
         """Return the cuts of `cut_at`: after which epoch how many blocks of each stage stay.
@@ -160,8 +156,8 @@ def may_shrink(history: Sequence[Entry], settings: ShrinkSettings, epochs: int, 
         guess: the loss of knowing nothing.
     """
     done = len(history)
-    first = settings.shrink_after * epochs - settings.patience(epochs)
-    if not settings.shrink or not first < done <= epochs / 2:
+    first = settings.shrink_after * epochs - settings.shrink_patience
+    if not settings.shrink or not first < done < epochs / 2:
         return False
     losses, before = history[-1]["val_losses"], latest_cut(history)
     if not all(map(math.isfinite, losses)):
@@ -185,8 +181,8 @@ def next_cut(
 ) -> tuple[int, ...] | None:
     """Return how many blocks of each stage stay after the last epoch; None if all do.
 
-    As many epochs in a row as patience asks for, all of them since the latest cut, must have been able
-    to do without the blocks that leave.
+    As many epochs in a row as `shrink_patience` says, all of them since the latest cut, must have been
+    able to do without the blocks that leave.
 
     Args:
         history: one entry an epoch; `wanted` is what each could do with, stage by stage.
@@ -194,7 +190,7 @@ def next_cut(
         epochs: of the whole training.
         sizes: blocks of each stage now.
     """
-    patience = settings.patience(epochs)
+    patience = settings.shrink_patience
     recent = history[-patience:]
     early = len(history) < max(patience, settings.shrink_after * epochs)
     if early or any(entry["wanted"] is None for entry in recent) or latest_cut(recent[:-1]):
