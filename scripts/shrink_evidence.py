@@ -70,22 +70,15 @@ ABOUT = {
 SEEDS = {"digits": (0, 1, 2, 3, 4), "mnist": (0, 1, 2), "cifar10": (0, 1, 2)}
 TRIAL_SEED = 10
 TRIALS: dict[str, dict[str, dict[str, Any]]] = {
-    "mnist": {
-        "plain, 12 blocks": {"gamma": 0.0},
-        "stage cost, 12 blocks": {},
-        "stage cost, 4 blocks from the start": {"num_blocks": 4, "gamma": 1 / 12},
-        "stage cost, 3 blocks from the start": {"num_blocks": 3, "gamma": 1 / 12},
-        "--shrink": {"shrink": True},
-    },
     "cifar10": {
         "plain, 12 blocks": {"gamma": 0.0},
         "stage cost, 12 blocks": {},
         "stage cost, 5 blocks from the start": {"num_blocks": 5, "gamma": 1 / 12},
         "stage cost, 4 blocks from the start": {"num_blocks": 4, "gamma": 1 / 12},
-        "stage cost, 6 blocks after epoch 1": {"cut_at": "1:6"},
-        "the same step by step": {"cut_at": "1:9,2:7,4:6"},
-        "6 blocks after epoch 1, stage cost from y_4 on": {"cut_at": "1:6", "first_depth": 4},
-        "6 blocks after epoch 1, stage cost from y_6 on": {"cut_at": "1:6", "first_depth": 6},
+        "6 after epoch 1": {"cut_at": "1:6"},
+        "9 after epoch 1, 7 after 2, 6 after 4": {"cut_at": "1:9,2:7,4:6"},
+        "6 after epoch 1, stage cost from y_4 on": {"cut_at": "1:6", "first_depth": 4},
+        "6 after epoch 1, stage cost from y_6 on": {"cut_at": "1:6", "first_depth": 6},
         "--shrink": {"shrink": True},
     },
 }
