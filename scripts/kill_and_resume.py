@@ -4,7 +4,8 @@
 
 Every step writes a checkpoint, and every second kill waits for the next file that is being written, so
 that it lands in the middle of it. The processes are forked from one that has imported everything: what
-is killed is training, not the start of Python. A run that ends before all kills have landed is compared
+is killed is training, not the start of Python. With `--cut-at` or `--shrink` blocks leave on the way, so
+that kills land around cuts, too. A run that ends before all kills have landed is compared
 and started over. Exit status 0: every run ended in the same weights, optimiser state and metrics, bit
 for bit; else 1.
 """
@@ -62,19 +63,21 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20, help="kills that must land (20)")
     parser.add_argument("--epochs", type=int, default=12, help="epochs of the run (12)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
+    parser.add_argument("--cut-at", help="blocks leave at these epochs, such as 4:3,8:1")
+    parser.add_argument("--shrink", action="store_true", help="blocks leave when validation says so")
     parser.add_argument("--output", type=Path, help="folder for the runs; a temporary one if not given")
     given = parser.parse_args()
+    settings = {**SETTINGS, "epochs": given.epochs, "cut_at": given.cut_at, "shrink": given.shrink}
     if given.output is not None:
-        return experiment(given.output, given.kills, given.epochs, given.seed)
+        return experiment(given.output, given.kills, settings, given.seed)
     with tempfile.TemporaryDirectory() as folder:
-        return experiment(Path(folder), given.kills, given.epochs, given.seed)
+        return experiment(Path(folder), given.kills, settings, given.seed)
 
 
-def experiment(folder: Path, kills: int, epochs: int, seed: int) -> int:
+def experiment(folder: Path, kills: int, settings: Mapping[str, Any], seed: int) -> int:
     """Train the reference, kill and resume, compare; return the exit status."""
     os.environ["OMP_NUM_THREADS"] = "1"  # the same sums in the same order, and no idle threads
     CONTEXT.set_forkserver_preload(PRELOAD)
-    settings = {**SETTINGS, "epochs": epochs}
     reference, killed = RunFolder(folder / "reference"), RunFolder(folder / "killed")
     for run in (reference, killed):
         shutil.rmtree(run.path, ignore_errors=True)

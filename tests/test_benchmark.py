@@ -234,22 +234,31 @@ def test_a_step_trains_and_leaves_no_gradient(
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_a_way_chooses_among_the_options_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert steps.offered({"constant_head": True, "no_such_option": True}) == {"constant_head": True}
-    seen: list[object] = []
+def test_every_way_asks_the_network_for_what_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, bool, bool]] = []
     original = ResidualNetwork.forward
 
     def forward(
-        self: ResidualNetwork, images: torch.Tensor, depths: Any = None, *, literal: bool = False
+        self: ResidualNetwork,
+        images: torch.Tensor,
+        depths: Any = None,
+        *,
+        fused: bool = False,
+        checkpointing: bool = False,
     ) -> torch.Tensor:
-        seen.append((depths, literal))
+        seen.append((depths, fused, checkpointing))
         return original(self, images, depths)
 
     monkeypatch.setattr(ResidualNetwork, "forward", forward)
     steps.plain_step(SMALL, CPU)()
-    steps.exact_step(SMALL, CPU)()
-    steps.exact_step(SMALL, CPU, way="literal")()
-    assert seen == [(None, False), ("all", False), ("all", True)]
+    for way in ("exact", "literal", "checkpointed"):
+        steps.exact_step(SMALL, CPU, way=way)()
+    assert seen == [
+        (None, False, False),
+        ("all", True, False),
+        ("all", False, False),
+        ("all", True, True),
+    ]
 
 
 def test_the_plain_step_is_the_step_by_hand() -> None:

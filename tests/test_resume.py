@@ -26,11 +26,17 @@ VARIANTS: dict[str, tuple[object, ...]] = {
     "adamw, average, clipping": ("--optimizer", "adamw", "--ema-decay", 0.9, "--clip-norm", 0.5),
     "plain": ("--gamma", 0),
     "staged": ("--model", "staged", "--blocks-per-stage", "1,2", "--widths", "4,6"),
+    "shrink": ("--shrink", "--shrink-tolerance", 0.5),
+    "staged, shrink": (
+        *("--model", "staged", "--blocks-per-stage", "2,3", "--widths", "4,6"),
+        *("--shrink", "--shrink-tolerance", 0.9, "--optimizer", "adamw", "--normalize-objective"),
+    ),
+    "cuts, average": ("--cut-at", "1:2,3:1", "--ema-decay", 0.9, "--sampled-depths", 1),
 }
 
 
 def settings_of(variant: str) -> tuple[object, ...]:
-    size = NETWORK[4:] if variant == "staged" else NETWORK
+    size = NETWORK[4:] if "staged" in variant else NETWORK
     return (*DATA, *size, *VARIANTS[variant], "--checkpoint-minutes", 1e-4)
 
 
@@ -70,7 +76,10 @@ def test_killed_at_random_moments(cli: CommandLine, tmp_path: Path, variant: str
     parts = [name.split(".")[0] for name in load_file(alone / "last.safetensors")]
     assert {"network", "optimizer", "rng"} <= set(parts)
     assert ("average" in parts) == ("average" in variant)
-    duration = read_checkpoint(alone / "last.safetensors").progress.seconds
+    progress = read_checkpoint(alone / "last.safetensors").progress
+    cuts = [entry["cut"] for entry in progress.history if entry["cut"] is not None]
+    assert bool(cuts) == ("shrink" in variant or "cuts" in variant)
+    duration = progress.seconds
     moments, landed = random.Random(variant), 0
     for _ in range(4):
         running = cli.start(*arguments, killed, "--resume")
@@ -168,6 +177,24 @@ def test_stopped_in_an_epoch(
     if saved:
         progress = read_checkpoint(checkpoint).progress
         assert progress.epoch * steps + progress.batch == saved
+    train(settings, run, resume=True)
+    same_run(alone, run)
+
+
+@pytest.mark.parametrize("number", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("change", [{"cut_at": "1:1"}, {"shrink": True, "shrink_tolerance": 0.9}])
+def test_stopped_around_a_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, change: dict[str, object]
+) -> None:
+    """Files: configuration, then after each epoch best (if it is), last, and two tables."""
+    settings = {**TINY, "checkpoint_minutes": 10.0, "ema_decay": 0.5, **change}
+    alone, run = tmp_path / "alone", tmp_path / "run"
+    assert train(settings, alone).kept_blocks == [0]
+    with monkeypatch.context() as patch:
+        patch.setattr("stagecost.storage.write_atomically", stop_at(number, write_atomically))
+        patch.setattr("stagecost.training.folder.write_atomically", stop_at(number, write_atomically))
+        with pytest.raises(StoppedError):
+            train(settings, run)
     train(settings, run, resume=True)
     same_run(alone, run)
 

@@ -14,11 +14,14 @@ from stagecost.data.config import DataConfig
 from stagecost.errors import StageCostError
 from stagecost.training.parsing import plain_words
 from stagecost.training.settings import ModelSettings, TrainingSettings, VariantSettings
+from stagecost.training.shrink import ShrinkSettings
 from stagecost.verbs import commands
 
 _TRAIN_FLAGS = {
     "normalize_objective": "divide the objective, and lambda, by 1 + gamma·N",
     "constant_head": "the stage cost does not move head and projections",
+    "shrink": "tail blocks leave during the training once the validation loss can do without them",
+    "activation_checkpointing": "keep about √N states for the gradient, compute the rest again",
     "tensorboard": "also write TensorBoard files",
     "resume": "go on with the run in the folder",
 }
@@ -80,7 +83,7 @@ def _add_train(verb: ArgumentParser, function: Any) -> None:
     for name, text in _TRAIN_FLAGS.items():
         verb.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=text)
     flags = {name for name in _TRAIN_FLAGS if name != "resume"}
-    for settings in (DataConfig, ModelSettings, TrainingSettings, VariantSettings):
+    for settings in (DataConfig, ModelSettings, TrainingSettings, VariantSettings, ShrinkSettings):
         skip = flags & set(settings.__dataclass_fields__)
         verb.add_class_arguments(settings, skip=skip)
 

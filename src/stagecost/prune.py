@@ -182,7 +182,9 @@ def _choose(
     """Choose the cheapest cut within `max_drop`; failing that, the best one."""
 
     def cost(cut: StageDepths) -> int:
-        return sum(macs[1 + network.block_indices.index(k)] for k in kept_indices(network, cut))
+        return sum(
+            macs[1 + network.block_indices.index(k)] for k in kept_indices(network, cut.keep_per_stage)
+        )
 
     if max_drop is not None:
         within = [cut for cut in cuts if cut.accuracy >= accuracy_before - max_drop - 1e-9]
@@ -191,16 +193,16 @@ def _choose(
     return max(cuts, key=lambda cut: (cut.accuracy, -cut.loss))
 
 
-def kept_indices(network: ResidualNetwork, cut: StageDepths) -> tuple[int, ...]:
+def kept_indices(network: ResidualNetwork, keep_per_stage: Sequence[int]) -> tuple[int, ...]:
     """Return the paper's indices of the first M_s blocks of each stage."""
-    pairs = zip(network.stages, cut.keep_per_stage, strict=True)
+    pairs = zip(network.stages, keep_per_stage, strict=True)
     return tuple(k for stage, keep in pairs for k in stage[:keep])
 
 
 def _plan(
     network: ResidualNetwork, trajectory: Trajectory, cut: StageDepths, macs: Sequence[int]
 ) -> PruningPlan:
-    kept = kept_indices(network, cut)
+    kept = kept_indices(network, cut.keep_per_stage)
     gone = [i for i, k in enumerate(network.block_indices) if k not in kept]
     lost = sum(count_parameters(network.blocks[str(network.block_indices[i])]) for i in gone)
     parameters = count_parameters(network)

@@ -8,7 +8,7 @@ import torch
 
 from stagecost.benchmark.configurations import Configuration, homogeneous
 from stagecost.benchmark.memory import peak_bytes
-from stagecost.benchmark.steps import WAYS, Step, exact_step, offered, plain_step
+from stagecost.benchmark.steps import Step, exact_step, plain_step
 from stagecost.benchmark.timing import clock_of, take_turns
 
 SIZES = (12, 54, 200, 1000)
@@ -52,10 +52,8 @@ def scaling(
 
 
 def _arms(configuration: Configuration, device: torch.device) -> dict[str, Step]:
-    arms = {
+    return {
         "plain": plain_step(configuration, device),
         "stage cost": exact_step(configuration, device),
+        "stage cost, checkpointed": exact_step(configuration, device, way="checkpointed"),
     }
-    if "checkpointing" in offered(WAYS["checkpointed"]):
-        arms["stage cost, checkpointed"] = exact_step(configuration, device, way="checkpointed")
-    return arms

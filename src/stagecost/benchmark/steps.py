@@ -1,7 +1,6 @@
 """One training step of each kind on one batch: forward, loss, backward, the optimiser's step."""
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +22,7 @@ LEARNING_RATE = 1e-3
 SAMPLED_DEPTHS = 2
 WAYS: dict[str, dict[str, bool]] = {
     "exact": {"fused": True},
-    "literal": {"literal": True, "fused": False},
+    "literal": {"fused": False},
     "checkpointed": {"fused": True, "checkpointing": True},
 }
 """How the whole stage cost can be computed: options of `ResidualNetwork.forward` that choose the way."""
@@ -46,7 +45,7 @@ def exact_step(configuration: Configuration, device: torch.device, *, way: str =
     """
     network = configuration.network(device)
     images, targets = configuration.batch(device)
-    gamma, options = 1 / network.num_blocks, offered(WAYS[way])
+    gamma, options = 1 / network.num_blocks, WAYS[way]
 
     def loss() -> Tensor:
         outputs = network(images, depths="all", **options)
@@ -62,7 +61,7 @@ def sampled_step(
     network = configuration.network(device)
     images, targets = configuration.batch(device)
     generator = torch.Generator().manual_seed(SEED)
-    gamma, last, options = 1 / network.num_blocks, network.num_blocks, offered(WAYS["exact"])
+    gamma, last, options = 1 / network.num_blocks, network.num_blocks, WAYS["exact"]
 
     def loss() -> Tensor:
         drawn = sample_depths([1.0] * last, samples, generator)
@@ -99,9 +98,3 @@ def optimizer_of(network: ResidualNetwork) -> SGD:
     """Return training's default optimiser, with lambda on the residual branches alone."""
     groups = parameter_groups(network, LAMBDA)
     return SGD(groups, lr=LEARNING_RATE, momentum=0.9, nesterov=True)
-
-
-def offered(options: Mapping[str, bool]) -> dict[str, bool]:
-    """Return those of the options that the forward call of networks takes."""
-    known = inspect.signature(ResidualNetwork.forward).parameters
-    return {name: value for name, value in options.items() if name in known}

@@ -99,6 +99,11 @@ class Checkpoint:
         except (KeyError, TypeError):
             raise StageCostError(f"{self.path} holds no training progress: delete it") from None
 
+    @property
+    def kept_blocks(self) -> tuple[int, ...] | None:
+        """The paper's indices of the blocks that were there; None if all were."""
+        return read_description(self.metadata.get("description"), self.path).kept_blocks
+
     def part(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors of one part, such as "network", under their own names."""
         start = prefix + "."

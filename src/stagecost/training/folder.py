@@ -150,12 +150,13 @@ METRICS = (
     "train_accuracy",
     "val_loss",
     "val_accuracy",
+    "num_blocks",
 )
 
 
 def write_metrics(folder: RunFolder, history: Sequence[Mapping[str, Any]]) -> None:
     """Write the CSV files anew from the history, so that they agree with the checkpoint after a kill."""
-    rows = [{name: entry[name] for name in METRICS} for entry in history]
+    rows = [{name: entry.get(name) for name in METRICS} for entry in history]
     write_atomically(folder.path / "metrics.csv", _csv(METRICS, rows))
     names = ("epoch", "depth", "val_loss", "val_accuracy")
     points = [

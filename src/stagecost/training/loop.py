@@ -7,8 +7,8 @@ weights, bit for bit, as one that was left alone (on a CPU with the same number 
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,22 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from stagecost.calibration import calibrate_outputs
-from stagecost.data.batches import check_shares, epoch_batches, eval_batches
+from stagecost.data.batches import check_shares, epoch_batches
 from stagecost.data.loading import load_data
 from stagecost.errors import StageCostError
 from stagecost.network import ResidualNetwork
 from stagecost.objective import ObjectiveTerms, stage_cost_objective
 from stagecost.proximal import shrink_branches
 from stagecost.training.checkpoint import read_checkpoint, restore_training, save_checkpoint
+from stagecost.training.cutting import cut_if_due
 from stagecost.training.folder import RunFolder, claim, settings_for, write_config, write_metrics
 from stagecost.training.interruption import interruption
 from stagecost.training.progress import TrainingDisplay
 from stagecost.training.schedule import learning_rate_factor
 from stagecost.training.session import Session, loss_function, stage_loss_function, start_session
 from stagecost.training.settings import RunSettings
+from stagecost.training.shrink import cut_of
 from stagecost.trajectory import Trajectory, loss_trajectory
-
-CALIBRATION_IMAGES = 2048
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,9 @@ class TrainingResult:
     epochs: int
     val_accuracy: float | None
     val_loss: float | None
+    num_blocks: int
+    kept_blocks: list[int]
+    cuts: list[dict[str, Any]]
     seconds: float
     history: list[dict[str, Any]]
 
@@ -74,9 +77,10 @@ def train(
     data = load_data(settings.data, seed=settings.training.seed, splits=_splits(settings))
     training = settings.training
     check_shares(len(data.splits["train"]), training.batch_size, training.num_processes)
-    session = start_session(settings, data, _loggers(settings, run))
-    if run.last.is_file():
-        checkpoint = read_checkpoint(run.last)
+    checkpoint = read_checkpoint(run.last) if run.last.is_file() else None
+    kept_blocks = None if checkpoint is None else checkpoint.kept_blocks
+    session = start_session(settings, data, _loggers(settings, run), kept_blocks=kept_blocks)
+    if checkpoint is not None:
         session.progress = restore_training(
             checkpoint, session.network, session.optimizer, session.average
         )
@@ -90,6 +94,9 @@ def train(
         epochs=session.progress.epoch,
         val_accuracy=history[-1]["val_accuracy"],
         val_loss=history[-1]["val_loss"],
+        num_blocks=session.network.num_blocks,
+        kept_blocks=list(session.network.block_indices),
+        cuts=[entry["cut"] for entry in history if cut_of(entry) is not None],
         seconds=round(session.progress.seconds, 3),
         history=history,
     )
@@ -120,23 +127,26 @@ def _train_epochs(session: Session, run: RunFolder, display: TrainingDisplay) ->
             train_epoch(session, run, display, interrupted)
             entry = finish_epoch(session)
             progress.history.append(entry)
+            # The best one as it was judged, before a cut. Killed in between, the run repeats this epoch.
+            if session.fabric.is_global_zero and _is_best(progress.history):
+                _save(session, run.best)
+            cut = cut_if_due(session)
             if session.fabric.is_global_zero:
-                _save_epoch(session, run, entry)
+                _save(session, run.last)
+                write_metrics(run, progress.history)
             session.fabric.log_dict(
                 {k: v for k, v in entry.items() if isinstance(v, int | float)}, step=progress.epoch
             )
             display.epoch_ends(entry)
+            if cut is not None:
+                display.cut(cut)
     if session.fabric.is_global_zero:
         write_metrics(run, progress.history)
 
 
-def _save_epoch(session: Session, run: RunFolder, entry: dict[str, Any]) -> None:
-    # The best one first: killed in between, the run repeats this epoch and writes the same file again.
-    accuracies = [e["val_accuracy"] for e in session.progress.history]
-    if entry["val_accuracy"] is not None and entry["val_accuracy"] > max(accuracies[:-1], default=-1.0):
-        _save(session, run.best)
-    _save(session, run.last)
-    write_metrics(run, session.progress.history)
+def _is_best(history: Sequence[Mapping[str, Any]]) -> bool:
+    *before, latest = (entry["val_accuracy"] for entry in history)
+    return latest is not None and latest > max(before, default=-1.0)
 
 
 def _save(session: Session, path: Path) -> None:
@@ -215,18 +225,8 @@ def train_step(session: Session, images: Tensor, targets: Tensor) -> tuple[Objec
         StageCostError: the objective is not finite; the weights are those before the step.
     """
     rate = set_learning_rate(session)
-    settings, stage = session.settings, session.stage_depths()
-    depths = [*(k for k, _ in stage), session.network.num_blocks]
-    outputs = session.model(images, depths=depths, constant_head=session.variant.constant_head)
-    terms = stage_cost_objective(
-        outputs,
-        targets,
-        session.current_gamma,
-        loss=loss_function(settings),
-        stage_loss=stage_loss_function(session),
-        depth_weights=[weight for _, weight in stage],
-        normalized=settings.normalize_objective,
-    )
+    settings = session.settings
+    terms, outputs = _objective(session, images, targets)
     if not torch.isfinite(terms.total):
         raise StageCostError(
             f"the objective is {terms.total.item()} in epoch {session.progress.epoch + 1}, batch "
@@ -244,6 +244,33 @@ def train_step(session: Session, images: Tensor, targets: Tensor) -> tuple[Objec
         session.average.update_parameters(session.network)
         session.progress.averaged = int(session.average.n_averaged)
     return terms, int((outputs[-1].argmax(dim=1) == targets).sum())
+
+
+def _objective(session: Session, images: Tensor, targets: Tensor) -> tuple[ObjectiveTerms, Tensor]:
+    """Compute the objective, and the outputs that it is made of, the terminal one last."""
+    settings, stage = session.settings, session.stage_depths()
+    depths = [*(k for k, _ in stage), session.network.num_blocks]
+    outputs = session.model(
+        images,
+        depths=depths,
+        constant_head=session.variant.constant_head,
+        fused=session.fused,
+        checkpointing=settings.activation_checkpointing,
+    )
+    # J_N with more weight on the terminal loss is a multiple of J_N with a smaller gamma.
+    terminal_weight = session.terminal_weight()
+    terms = stage_cost_objective(
+        outputs,
+        targets,
+        session.current_gamma / terminal_weight,
+        loss=loss_function(settings),
+        stage_loss=stage_loss_function(session),
+        depth_weights=[weight for _, weight in stage],
+        normalized=settings.normalize_objective,
+    )
+    if terminal_weight != 1 and not settings.normalize_objective:
+        terms = replace(terms, total=terminal_weight * terms.total)
+    return terms, outputs
 
 
 def set_learning_rate(session: Session) -> float:
@@ -297,6 +324,7 @@ def finish_epoch(session: Session) -> dict[str, Any]:
     progress.seconds += time.monotonic() - started
     return {
         "epoch": progress.epoch,
+        "num_blocks": network.num_blocks,
         "seconds": round(progress.seconds, 3),
         "learning_rate": rate,
         "train_objective": sums["objective"] / samples,
@@ -306,6 +334,8 @@ def finish_epoch(session: Session) -> dict[str, Any]:
         "val_accuracy": trajectory.accuracies[-1] if trajectory else None,
         "val_losses": list(trajectory.losses) if trajectory else None,
         "val_accuracies": list(trajectory.accuracies) if trajectory else None,
+        "wanted": None,
+        "cut": None,
     }
 
 
@@ -313,13 +343,11 @@ def validate(network: ResidualNetwork, session: Session) -> Trajectory | None:
     """Measure the loss trajectory on the validation split, if there is one."""
     if "val" not in session.data.splits:
         return None
-    batches = eval_batches(session.data.splits["val"], session.data.format, device=session.fabric.device)
-    return loss_trajectory(network, batches, loss=loss_function(session.settings))
+    loss = loss_function(session.settings)
+    return loss_trajectory(network, session.validation_batches(), loss=loss)
 
 
 def calibrate_unvisited(network: ResidualNetwork, session: Session) -> None:
     """Estimate head statistics of the outputs that plain training does not visit."""
     if unvisited := session.unvisited():
-        some = session.data.splits["train"].first(CALIBRATION_IMAGES)
-        batches = eval_batches(some, session.data.format, device=session.fabric.device)
-        calibrate_outputs(network, batches, unvisited)
+        calibrate_outputs(network, session.calibration_batches(), unvisited)

@@ -17,6 +17,7 @@ from stagecost.training.settings import (
     TrainingSettings,
     VariantSettings,
 )
+from stagecost.training.shrink import ShrinkSettings
 
 register_type(Sizes, serializer=list, deserializer=Sizes.parse)
 
@@ -25,6 +26,7 @@ _PARTS: dict[str, type] = {
     "model": ModelSettings,
     "training": TrainingSettings,
     "variant": VariantSettings,
+    "shrink": ShrinkSettings,
 }
 _KINDS = {
     "int": "a whole number",

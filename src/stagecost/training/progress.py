@@ -94,3 +94,11 @@ class TrainingDisplay:
             self.shape = sparkline(entry["val_losses"])
             text += f"  val {entry['val_loss']:.4f}  {entry['val_accuracy']:.2f} %  {self.shape}"
         self.console.print(text, highlight=False, soft_wrap=True)
+
+    def cut(self, cut: dict[str, Any]) -> None:
+        """Say which blocks left, or could not leave, after the epoch that has just ended."""
+        blocks = f"{cut['num_blocks_before']} blocks to {len(cut['kept_blocks'])}"
+        text = f"{self.label} {'cut from' if cut['made'] else 'refused to cut from'} {blocks}"
+        if cut["val_loss_after"] is not None:
+            text += f"  val {cut['val_loss_before']:.4f} → {cut['val_loss_after']:.4f}"
+        self.console.print(text, highlight=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """What a running training holds, built from the settings: network, optimiser, average, device."""
 
 import logging
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,19 +13,30 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from stagecost.data.batches import num_batches
+from stagecost.data.batches import eval_batches, num_batches
 from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
+from stagecost.kernels import can_compile, compiled_kernels
+from stagecost.macs import count_macs
 from stagecost.models import create_model
 from stagecost.network import ResidualNetwork
 from stagecost.objective import LossFunction, objective_scale, parameter_groups, stage_weights
 from stagecost.random_streams import Stream, torch_generator
 from stagecost.sampling import sample_depths
 from stagecost.stage_losses import StageLoss, distilled, hinged
+from stagecost.surgery import keep_blocks
 from stagecost.training.checkpoint import Progress
-from stagecost.training.devices import make_fabric
+from stagecost.training.devices import make_fabric, select_device
 from stagecost.training.schedule import gamma_factor
 from stagecost.training.settings import RunSettings, TrainingSettings, VariantSettings
+from stagecost.training.shrink import ShrinkSettings, at_most_half
+from stagecost.trajectory import Loader
+
+CALIBRATION_IMAGES = 2048
+FEW_CALIBRATION_IMAGES = 512
+
+# Multiply-accumulate operations, forwards and backwards; a few minutes on one core.
+LONG_TRAINING = 10**13
 
 _log = logging.getLogger("stagecost")
 
@@ -34,19 +46,23 @@ class Session:
     """What a running training holds.
 
     `network` is the bare network; `model` the same one as Fabric wraps it, through which training calls
-    go; `average` the moving average, if one is kept.
+    go; `average` the moving average, if one is kept. `num_blocks` is N at the start, whatever has left.
+    `fused` tells whether intermediate outputs come from compiled kernels.
     """
 
     fabric: Fabric
     settings: TrainingSettings
     variant: VariantSettings
+    shrink: ShrinkSettings
     gamma: float
+    num_blocks: int
     data: DataBundle
     network: ResidualNetwork
     model: nn.Module
     optimizer: Optimizer
     average: AveragedModel | None
     progress: Progress
+    fused: bool = False
 
     @property
     def evaluated(self) -> ResidualNetwork:
@@ -60,16 +76,36 @@ class Session:
         progress = done / (self.settings.epochs * self.num_batches)
         return self.gamma * gamma_factor(self.variant.gamma_schedule, progress)
 
+    def depth_weights(self) -> list[float]:
+        """Return c_0 … c_M of the network as it is now; c_M is what outputs that left add to the last.
+
+        A block that left counts as one that does nothing, so its output is that of the block before it.
+        The weights of both fall together, and J_N stays the objective that it was. When the rule of
+        `stagecost.training.shrink` cuts, outputs to which the next cut cannot go bear no stage cost.
+        """
+        folded = [0.0] * (self.network.num_blocks + 1)
+        kept = self.network.block_indices
+        for depth, weight in enumerate(self.variant.weights(self.num_blocks)):
+            folded[bisect_left(kept, depth)] += weight  # how many blocks are left before it
+        if self.shrink.shrink:
+            least = at_most_half([1], [self.network.num_blocks])[0]
+            folded[:least] = [0.0] * least
+        return folded
+
     def stage_depths(self) -> list[tuple[int, float]]:
         """Return the depths that bear a stage cost in the coming step, with their c_k."""
         if not self.current_gamma:
             return []
-        weights = self.variant.weights(self.network.num_blocks)
+        weights = self.depth_weights()[:-1]
         if not self.variant.sampled_depths:
             return [(k, weight) for k, weight in enumerate(weights) if weight]
         place = (self.progress.epoch, self.progress.batch)
         generator = torch_generator(self.settings.seed, Stream.DEPTHS, *place)
         return sample_depths(weights, self.variant.sampled_depths, generator)
+
+    def terminal_weight(self) -> float:
+        """Return the weight of the terminal loss in J_N: 1, and gamma for each output that left."""
+        return 1.0 + self.current_gamma * self.depth_weights()[-1]
 
     def unvisited(self) -> list[int]:
         """Return the depths whose head statistics training does not keep up to date."""
@@ -82,12 +118,26 @@ class Session:
         """Steps of an epoch."""
         return num_batches(len(self.data.splits["train"]), self.settings.batch_size)
 
+    def validation_batches(self) -> Loader:
+        """Load the validation images, in order."""
+        return eval_batches(self.data.splits["val"], self.data.format, device=self.fabric.device)
+
+    def calibration_batches(self) -> Loader:
+        """Load some training images, without augmentation, to estimate BatchNorm statistics from.
+
+        Fewer where blocks leave by the rule: it does not look at the outputs that need them.
+        """
+        count = FEW_CALIBRATION_IMAGES if self.shrink.shrink else CALIBRATION_IMAGES
+        some = self.data.splits["train"].first(count)
+        return eval_batches(some, self.data.format, device=self.fabric.device)
+
 
 def start_session(
     settings: RunSettings,
     data: DataBundle,
     loggers: list[Any] | None = None,
     network: ResidualNetwork | None = None,
+    kept_blocks: tuple[int, ...] | None = None,
 ) -> Session:
     """Build network, optimiser and average as the settings say, on their device.
 
@@ -96,26 +146,36 @@ def start_session(
         data: its images.
         loggers: Fabric's loggers.
         network: the network to train, if it is there already; else it is created from the seed.
+        kept_blocks: those that are left in a run that goes on; None if all are. What depends on N, as
+            gamma does, depends on the N at the start.
     """
     training = settings.training
     training.check()
     settings.variant.check()
+    settings.shrink.check(training.epochs)
+    if settings.shrink.shrink and "val" not in data.splits:
+        raise StageCostError("shrink needs validation images to decide by: raise --val-fraction above 0")
     fabric = make_fabric(training.device, training.precision, training.num_processes, loggers)
     torch.manual_seed(training.seed)
     if network is None:
         network = create_network(settings, data)
     fabric.launch()  # further processes are started only for a network that can be built
-    gamma = 1 / network.num_blocks if training.gamma is None else training.gamma
-    if settings.variant.first_depth >= network.num_blocks:
+    num_blocks = network.num_blocks
+    gamma = 1 / num_blocks if training.gamma is None else training.gamma
+    if settings.variant.first_depth >= num_blocks:
         raise StageCostError(
-            f"first_depth is {settings.variant.first_depth}, but there are {network.num_blocks} blocks: "
+            f"first_depth is {settings.variant.first_depth}, but there are {num_blocks} blocks: "
             "give a smaller number"
         )
+    settings.shrink.check_cuts([len(stage) for stage in network.stages])
+    fused = gamma > 0 and wants_fused(training, network, data)
+    if kept_blocks is not None:
+        keep_blocks(network, kept_blocks)
     if gamma == 0 and settings.variant != VariantSettings(group_lasso=settings.variant.group_lasso):
         _log.warning("gamma is 0: the variants of the stage cost have nothing to act on")
     # On CPUs, too, convolutions of few channels are much faster with channels last.
     network.to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(network, settings, gamma)
+    optimizer = make_optimizer(network, training, settings.variant, gamma, num_blocks)
     model, optimizer = fabric.setup(network, optimizer)
     average = None
     if training.ema_decay:
@@ -125,14 +185,37 @@ def start_session(
         fabric=fabric,
         settings=training,
         variant=settings.variant,
+        shrink=settings.shrink,
         gamma=gamma,
+        num_blocks=num_blocks,
         data=data,
         network=network,
         model=model,
         optimizer=optimizer,
         average=average,
         progress=Progress(),
+        fused=fused,
     )
+
+
+def wants_fused(training: TrainingSettings, network: ResidualNetwork, data: DataBundle) -> bool:
+    """Decide whether intermediate outputs come from kernels that are compiled at the first step.
+
+    "auto" is for long trainings on a CPU with a compiler: compiling takes some twenty seconds. It
+    follows from settings and machine alone, so that a run that goes on decides as it did before.
+
+    Raises:
+        StageCostError: they are asked for, and nothing can compile here.
+    """
+    if training.fused != "auto":
+        if training.fused == "yes":
+            compiled_kernels()
+        return training.fused == "yes"
+    if select_device(training.device).type != "cpu" or training.precision != "32":
+        return False
+    shape = (data.format.channels, data.format.size, data.format.size)
+    images = training.epochs * len(data.splits["train"])
+    return 3 * images * count_macs(network, shape) >= LONG_TRAINING and can_compile()
 
 
 def create_network(settings: RunSettings, data: DataBundle) -> ResidualNetwork:
@@ -142,13 +225,22 @@ def create_network(settings: RunSettings, data: DataBundle) -> ResidualNetwork:
     return create_model(settings.model.model, **arguments)
 
 
-def make_optimizer(network: ResidualNetwork, settings: RunSettings, gamma: float) -> Optimizer:
-    """Build the optimiser; lambda goes to the residual branches alone (see `parameter_groups`)."""
-    training = settings.training
+def make_optimizer(
+    network: ResidualNetwork,
+    training: TrainingSettings,
+    variant: VariantSettings,
+    gamma: float,
+    num_blocks: int,
+) -> Optimizer:
+    """Build the optimiser; lambda goes to the residual branches alone (see `parameter_groups`).
+
+    A normalised objective divides lambda, too, by its scale, which is that of all `num_blocks` at the
+    start even if some have left.
+    """
     decay = training.weight_decay
     if training.normalize_objective:
-        weights = settings.variant.weights(network.num_blocks)
-        decay /= objective_scale(stage_weights(gamma, network.num_blocks, weights))
+        weights = variant.weights(num_blocks)
+        decay /= objective_scale(stage_weights(gamma, num_blocks, weights))
     groups = parameter_groups(network, decay)
     if training.optimizer == "sgd":
         return SGD(groups, lr=training.peak_lr, momentum=0.9, nesterov=True)

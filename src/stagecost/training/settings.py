@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from stagecost.data.config import DataConfig
 from stagecost.errors import StageCostError
+from stagecost.training.shrink import ShrinkSettings
 
 
 class Sizes(tuple[int, ...]):
@@ -84,6 +85,9 @@ class TrainingSettings:
         seed: of the initial weights, the order of the images, and the validation split.
         device: auto, cpu, cuda or mps.
         precision: 32, bf16 or fp16 (mixed).
+        fused: intermediate outputs by kernels that are compiled at the first step (yes), module by
+            module (no), or the former on a CPU with a compiler if the training is long (auto).
+        activation_checkpointing: keep about √N states for the gradient and compute the rest again.
         num_processes: processes that share each batch.
         checkpoint_minutes: an unfinished epoch is saved this often.
         tensorboard: also write TensorBoard files.
@@ -103,6 +107,8 @@ class TrainingSettings:
     seed: int = 0
     device: str = "auto"
     precision: Literal["32", "bf16", "fp16"] = "32"
+    fused: Literal["auto", "yes", "no"] = "auto"
+    activation_checkpointing: bool = False
     num_processes: int = 1
     checkpoint_minutes: float = 10.0
     tensorboard: bool = False
@@ -196,10 +202,11 @@ class RunSettings:
     model: ModelSettings = field(default_factory=ModelSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     variant: VariantSettings = field(default_factory=VariantSettings)
+    shrink: ShrinkSettings = field(default_factory=ShrinkSettings)
 
     def to_flat(self) -> dict[str, Any]:
         """Return all settings by their flag names, as plain types."""
-        parts = (self.data, self.model, self.training, self.variant)
+        parts = (self.data, self.model, self.training, self.variant, self.shrink)
         flat = {name: value for part in parts for name, value in asdict(part).items()}
         return {key: list(v) if isinstance(v, tuple) else v for key, v in flat.items()}
 

@@ -56,7 +56,7 @@ def bound_of_runs(
         "gamma": gamma,
         "weight_decay": weight_decay,
         "num_blocks": num_blocks,
-        "trained_variant": full.settings.variant != VariantSettings(),
+        "trained_variant": _is_variant(full),
         "bounds": [
             {
                 "num_blocks": depth,
@@ -69,6 +69,12 @@ def bound_of_runs(
         "predicted_blocks": predicted_blocks(sides),
         "truncation_predicted_blocks": predicted_blocks(truncations),
     }
+
+
+def _is_variant(trained: Trained) -> bool:
+    """Tell whether training minimised something else than the paper's J_N of this network."""
+    cut = trained.checkpoint is not None and trained.checkpoint.kept_blocks is not None
+    return cut or trained.settings.variant != VariantSettings()
 
 
 def _measure(

@@ -20,14 +20,19 @@ def train(output: str, *, resume: bool = False, **settings: Any) -> dict[str, An
         resume: go on with the run in the folder.
         settings: see `stagecost.training.settings`.
     """
+    from stagecost.allocator import keep_freed_memory
     from stagecost.training.loop import train as train_run
 
+    keep_freed_memory()
     result = train_run(settings, output, resume=resume)
     return {
         "run": result.run,
         "epochs": result.epochs,
         "val_accuracy": result.val_accuracy,
         "val_loss": result.val_loss,
+        "num_blocks": result.num_blocks,
+        "kept_blocks": result.kept_blocks,
+        "cuts": result.cuts,
         "seconds": result.seconds,
     }
 
@@ -169,8 +174,10 @@ def demo(*, output: str = "stagecost-demo", seed: int = 0) -> dict[str, Any]:
         output: folder for everything that the demo writes; a demo that was stopped goes on there.
         seed: of the trainings.
     """
+    from stagecost.allocator import keep_freed_memory
     from stagecost.verbs.demo import run_demo
 
+    keep_freed_memory()
     return run_demo(Path(output), seed)
 
 

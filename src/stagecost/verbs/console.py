@@ -28,6 +28,9 @@ def _train(console: Console, result: Result) -> None:
         console.print(
             f"validation: accuracy {result['val_accuracy']:.2f} %, loss {result['val_loss']:.4f}"
         )
+    if result["cuts"]:
+        steps = " → ".join(str(len(cut["kept_blocks"])) for cut in result["cuts"])
+        console.print(f"blocks: {result['cuts'][0]['num_blocks_before']} → {steps}")
     console.print(f"next: stagecost analyze {result['run']}", soft_wrap=True)
 
 

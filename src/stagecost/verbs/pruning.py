@@ -19,6 +19,7 @@ from stagecost.training.loop import finish_epoch, train_epoch
 from stagecost.training.progress import TrainingDisplay
 from stagecost.training.session import make_optimizer, start_session
 from stagecost.training.settings import RunSettings, Sizes, VariantSettings
+from stagecost.training.shrink import ShrinkSettings
 from stagecost.training.trained import CheckpointName, Trained, open_trained
 from stagecost.trajectory import Loader, loss_trajectory, terminal_score
 
@@ -145,7 +146,8 @@ def finetune(
 
 
 def _finetune_settings(settings: RunSettings, epochs: int) -> RunSettings:
-    plain = replace(settings, variant=VariantSettings())  # what is left is trained for its own output
+    # What is left is trained for its own output, and stays as it is.
+    plain = replace(settings, variant=VariantSettings(), shrink=ShrinkSettings())
     return plain.with_training(
         gamma=0.0,
         epochs=epochs,
@@ -158,6 +160,9 @@ def _finetune_settings(settings: RunSettings, epochs: int) -> RunSettings:
 
 def _optimizer_of_run(trained: Trained) -> Optimizer:
     assert trained.checkpoint is not None
-    optimizer = make_optimizer(trained.network, trained.settings, gamma=0.0)
+    training = trained.settings.training
+    optimizer = make_optimizer(
+        trained.network, training, VariantSettings(), gamma=0.0, num_blocks=trained.network.num_blocks
+    )
     load_optimizer_tensors(optimizer, trained.network, trained.checkpoint.part("optimizer"))
     return optimizer
