@@ -17,7 +17,7 @@ from stagecost.errors import StageCostError
 from stagecost.fast_outputs import FastOutputs, fast_outputs
 from stagecost.network import ResidualNetwork
 from stagecost.norms import sample_norms, step, weight_norms
-from stagecost.objective import LossFunction
+from stagecost.objective import LossFunction, losses_row_by_row
 from stagecost.outputs import intermediate_output
 
 Loader = Iterable[tuple[Tensor, Tensor]]
@@ -148,8 +148,8 @@ def _add_batch(
     network: ResidualNetwork, images: Tensor, targets: Tensor, loss: LossFunction, sums: _Sums
 ) -> None:
     outputs, ratios = _visit(network, images)
-    # One by one, so that every one is, to the last bit, what the truncated network would have.
-    losses = torch.stack([loss(output, targets).mean() for output in outputs])
+    # Row by row, so that every one is, to the last bit, what the truncated network would have.
+    losses = losses_row_by_row(outputs, targets, loss)
     sums.losses += losses.double().cpu() * len(images)
     sums.correct += count_correct(outputs, targets)
     sums.ratios[1:] += ratios.double().sum(dim=1).cpu()
@@ -203,7 +203,7 @@ def terminal_score(
         device = device_of(network)
         for images, on_host in loader:
             output, targets = network(images.to(device)), on_host.to(device)
-            total += float(loss(output, targets).mean()) * len(images)
+            total += float(losses_row_by_row(output[None], targets, loss)) * len(images)
             correct += float(count_correct(output, targets))
             num_samples += len(images)
     if num_samples == 0:
