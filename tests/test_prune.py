@@ -14,7 +14,7 @@ from helpers import BUILDERS, build, images, labels, loader
 from stagecost.errors import StageCostError
 from stagecost.macs import macs_by_part
 from stagecost.prune import format_indices, kept_indices
-from stagecost.search import StageDepths, candidate_depths, search_stage_depths
+from stagecost.search import candidate_depths, search_stage_depths
 from stagecost.surgery import keep_blocks
 from stagecost.trajectory import terminal_score
 
@@ -143,7 +143,7 @@ def test_staged_search_gives_every_vector_as_if_it_were_cut() -> None:
     assert set(found) == set(product(range(1, 3), range(1, 4), range(1, 3)))
     for cut in found.values():
         small = build("staged").eval()
-        keep_blocks(small, kept_indices(network, cut))
+        keep_blocks(small, kept_indices(network, cut.keep_per_stage))
         accuracy, loss = terminal_score(small, data)
         assert (cut.accuracy, cut.loss) == (pytest.approx(accuracy), pytest.approx(loss, rel=1e-5))
     whole = found[2, 3, 2]
@@ -252,4 +252,4 @@ def test_calibrating_some_outputs_changes_nothing_else() -> None:
 
 def test_cuts_are_written_shortly() -> None:
     assert format_indices((0, 1, 2, 9, 18, 19)) == "0-2, 9, 18-19"
-    assert kept_indices(build("staged"), StageDepths((1, 2, 1), 0, 0)) == (0, 2, 3, 5)
+    assert kept_indices(build("staged"), (1, 2, 1)) == (0, 2, 3, 5)
