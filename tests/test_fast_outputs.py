@@ -112,6 +112,14 @@ def test_fused_kernels_without_a_compiler_say_so(monkeypatch: pytest.MonkeyPatch
         kernels.compiled_kernels.__wrapped__()
 
 
+def test_a_compiler_that_fails_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> object:
+        raise OSError("Python.h is missing")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert not kernels.can_compile.__wrapped__()
+
+
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(("name", "changes"), NETWORKS[:2])
 @pytest.mark.parametrize("policy", POLICIES)

@@ -21,6 +21,7 @@ from stagecost.training.loop import train
 from stagecost.training.parsing import parse_settings
 from stagecost.training.progress import sparkline
 from stagecost.training.schedule import learning_rate_factor
+from stagecost.training.session import start_session
 from stagecost.training.settings import Sizes
 
 TINY = {
@@ -195,3 +196,41 @@ def test_a_run_on_a_local_folder_can_be_used_from_anywhere(
     monkeypatch.chdir("/")
     assert claim(run, {"data": str(tmp_path / "images")}, resume=True) == settings
     assert claim(RunFolder(tmp_path / "other"), {"data": "digits"}, resume=False).data.data == "digits"
+
+
+def test_long_trainings_on_a_cpu_take_the_fused_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` weighs the length of the training; `yes` and `no` decide; gamma = 0 has no use for them."""
+
+    def decides(**changes: object) -> bool:
+        settings = parse_settings(
+            {"data": "digits", "num_blocks": 2, "width": 4, "device": "cpu", **changes}
+        )
+        data = load_data(settings.data, seed=0, splits=("train",))
+        return start_session(settings, data).fused
+
+    monkeypatch.setattr("stagecost.training.session.can_compile", lambda: True)
+    monkeypatch.setattr("stagecost.training.session.compiled_kernels", lambda: None)
+    assert not decides(epochs=1)
+    assert decides(epochs=10**6)
+    assert decides(epochs=1, fused="yes")
+    assert not decides(epochs=10**6, fused="no")
+    assert not decides(epochs=10**6, gamma=0.0)
+    assert not decides(epochs=10**6, precision="bf16")
+    monkeypatch.setattr("stagecost.training.session.can_compile", lambda: False)
+    assert not decides(epochs=10**6)
+
+
+def test_activation_checkpointing_trains_to_the_same_weights(tmp_path: Path) -> None:
+    recipe = {
+        "data": "digits",
+        "limit_train": 128,
+        "num_blocks": 5,
+        "width": 4,
+        "epochs": 1,
+        "device": "cpu",
+    }
+    histories = [
+        train({**recipe, "activation_checkpointing": chosen}, tmp_path / str(chosen)).history[-1]
+        for chosen in (False, True)
+    ]
+    assert histories[1]["val_losses"] == pytest.approx(histories[0]["val_losses"], rel=1e-4)

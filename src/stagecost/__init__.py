@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from stagecost.block import ResidualBlock
     from stagecost.calibration import calibrate_outputs, recalibrate
     from stagecost.head import OutputHead
+    from stagecost.importance import block_importance, removal_cost
     from stagecost.macs import count_macs, count_parameters
     from stagecost.models import create_model, list_models, load
     from stagecost.network import ResidualNetwork
@@ -30,6 +31,7 @@ _HOMES = {
     "ResidualBlock": "block",
     "ResidualNetwork": "network",
     "Trajectory": "trajectory",
+    "block_importance": "importance",
     "calibrate_outputs": "calibration",
     "carry_optimizer": "prune",
     "count_macs": "macs",
@@ -43,6 +45,7 @@ _HOMES = {
     "plan_pruning": "prune",
     "recalibrate": "calibration",
     "register_model": "registry",
+    "removal_cost": "importance",
     "stage_cost_objective": "objective",
     "train": "training.loop",
 }
@@ -55,6 +58,7 @@ __all__ = [
     "StageCostError",
     "Trajectory",
     "__version__",
+    "block_importance",
     "calibrate_outputs",
     "carry_optimizer",
     "count_macs",
@@ -68,6 +72,7 @@ __all__ = [
     "plan_pruning",
     "recalibrate",
     "register_model",
+    "removal_cost",
     "stage_cost_objective",
     "train",
 ]

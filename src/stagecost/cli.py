@@ -165,6 +165,7 @@ def _quieten() -> None:
     # Its modules one by one: when Fabric is imported it sets the level of the logger above them.
     for name in ("distributed", "rank_zero"):
         logging.getLogger(f"lightning_fabric.utilities.{name}").setLevel(logging.ERROR)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # GPU tools without a GPU
     own = logging.getLogger("stagecost")
     own.handlers = [logging.StreamHandler(sys.stderr)]
     own.setLevel(logging.INFO)

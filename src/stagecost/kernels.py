@@ -10,8 +10,7 @@ Shapes: states (B, C, H, W); weights, biases, means and variances (C,); sums (B,
 """
 
 import functools
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -263,18 +262,21 @@ def compiled_kernels() -> Kernels:
     """
     if not can_compile():
         raise StageCostError(
-            "fused kernels need a C++ compiler and there is none: install g++, or do without fused"
+            "fused kernels need a C++ compiler and Python's headers, and cannot be compiled here: "
+            "install g++ and python3-dev, or do without fused (--fused no)"
         )
     formulas = (getattr(FORMULAS, name) for name in Kernels.__dataclass_fields__)
     return Kernels(*(torch.compile(formula, dynamic=False) for formula in formulas))
 
 
+@functools.cache
 def can_compile() -> bool:
-    """Tell whether torch.compile has what it needs on this machine."""
-    if torch.cuda.is_available():
-        return True  # Triton comes with torch
-    from torch._inductor import config
+    """Tell whether torch.compile works on this machine, by compiling something small.
 
-    compilers = config.cpp.cxx
-    names: Sequence[Any] = compilers if isinstance(compilers, list | tuple) else [compilers]
-    return any(name and shutil.which(str(name)) for name in names)
+    Looking for a compiler is not enough: headers may be missing, or a folder to write to.
+    """
+    try:
+        torch.compile(torch.neg, dynamic=False)(torch.zeros(8))
+    except Exception:  # whatever the reason is, the answer is no
+        return False
+    return True
