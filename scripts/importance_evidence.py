@@ -7,10 +7,10 @@ Machine     the JSON file names it; one thread
 Runtime     about five minutes on one core, resumable
 Seeds       0, 1, 2, 3, 4
 
-The demo's recipe on digits (16 homogeneous blocks), with its stage cost and without one. For each trained
-network J_N is measured on the validation images with one block removed at a time, and Spearman's rank
-correlation of that with the costates' estimate, with ‖F_k(x_k)‖/‖x_k‖ and with ‖w_F,k‖. The J_N is that of
-gamma = 0.1 for both. Test images are not read.
+The demo's recipe on digits (16 homogeneous blocks), with its stage cost and without one. For each
+trained network J_N is measured on the validation images with one block removed at a time, and Spearman's
+rank correlation of that with the costates' estimate, with ‖F_k(x_k)‖/‖x_k‖ and with ‖w_F,k‖. The J_N is
+that of gamma = 0.1 for both. Test images are not read.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> None:
 
 def measure(folder: Path, gamma: float, seed: int) -> dict[str, Any]:
     """Train one network and return the measures of its blocks and their rank correlations."""
-    from scipy.stats import spearmanr  # type: ignore[import-untyped]
+    from scipy.stats import spearmanr
 
     from stagecost.importance import block_importance, removal_cost
     from stagecost.training.loop import train
