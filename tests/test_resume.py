@@ -81,12 +81,18 @@ def test_killed_at_random_moments(cli: CommandLine, tmp_path: Path, variant: str
     assert bool(cuts) == ("shrink" in variant or "cuts" in variant)
     duration = progress.seconds
     moments, landed = random.Random(variant), 0
-    for _ in range(4):
+    for _ in range(12):
         running = cli.start(*arguments, killed, "--resume")
         running.process.join(moments.uniform(0.1, 0.3 + duration))
-        landed += running.kill().status == -9
+        if running.kill().status == -9:
+            landed += 1
+        elif landed == 0:  # it came to its end before any kill: once more, and faster
+            shutil.rmtree(killed)
+            duration /= 2
+        if landed == 4:
+            break
     assert cli(*arguments, killed, "--resume").status == 0
-    assert landed  # of four kills one lands, however fast the machine
+    assert landed
     same_run(alone, killed)
 
 
