@@ -36,6 +36,8 @@ from typing import Any
 
 from circumstances import ROOT, circumstances
 
+from stagecost.verbs.demo import RECIPE as DEMO
+
 SMALL = {
     "model": "homogeneous",
     "num_blocks": 12,
@@ -46,19 +48,7 @@ SMALL = {
     "device": "cpu",
 }
 RECIPES: dict[str, dict[str, Any]] = {
-    "digits": {
-        "data": "digits",
-        "model": "homogeneous",
-        "num_blocks": 16,
-        "width": 16,
-        "gamma": 0.1,
-        "weight_decay": 5e-3,
-        "label_smoothing": 0.1,
-        "epochs": 20,
-        "batch_size": 64,
-        "val_fraction": 0.2,
-        "device": "cpu",
-    },
+    "digits": {**DEMO, "device": "cpu"},
     "mnist": {**SMALL, "data": "mnist", "limit_train": 12000},
     "cifar10": {**SMALL, "data": "cifar10", "limit_train": 24000},
 }

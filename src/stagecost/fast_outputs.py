@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from stagecost.block import ResidualBlock
-from stagecost.chains import CollapsedChain, collapse, has_hooks
+from stagecost.chains import CollapsedChain, collapse, has_hooks, hooked
 from stagecost.head import OutputBatchNorm2d, OutputHead, affine
 from stagecost.kernels import Kernels, compiled_kernels
 from stagecost.outputs import with_constants
@@ -174,8 +174,7 @@ def first_norm(block: nn.Module) -> nn.BatchNorm2d | None:
     usual = first.training and first.affine and first.track_running_stats and first.momentum is not None
     # A hook wants to see its module being called; only the parts behind these are called by `step`.
     called = (block, block.residual, first, second)
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in called)
-    return first if usual and not hooked else None
+    return first if usual and not any(hooked(module) for module in called) else None
 
 
 @torch.no_grad()
