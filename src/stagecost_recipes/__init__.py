@@ -1,0 +1,1 @@
+"""Recipes: full specifications of the runs whose results are recorded, beside the library."""
