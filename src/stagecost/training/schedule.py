@@ -3,7 +3,7 @@
 import math
 from typing import Literal
 
-GammaSchedule = Literal["constant", "warmup", "late", "falling"]
+GammaSchedule = Literal["constant", "warmup", "early", "late", "falling"]
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_steps: int) -> float:
@@ -24,9 +24,9 @@ def gamma_factor(schedule: GammaSchedule, progress: float) -> float:
     """Return the factor of gamma after a part of the training.
 
     Args:
-        schedule: "constant"; "warmup" rises over the first half; "late" is 0 until 40 % and rises until
-            70 %, so that features form before depth is pressed on; "falling" goes from 1 to 0 along a
-            cosine.
+        schedule: "constant"; "warmup" rises over the first half; "early" is 0 until 20 % and rises until
+            30 %, "late" is 0 until 40 % and rises until 70 %, so that features form before depth is
+            pressed on; "falling" goes from 1 to 0 along a cosine.
         progress: part of the training that is done, from 0 to 1.
     """
     match schedule:
@@ -34,6 +34,8 @@ def gamma_factor(schedule: GammaSchedule, progress: float) -> float:
             return 1.0
         case "warmup":
             return min(1.0, 2 * progress)
+        case "early":
+            return min(1.0, max(0.0, (progress - 0.2) / 0.1))
         case "late":
             return min(1.0, max(0.0, (progress - 0.4) / 0.3))
         case "falling":
