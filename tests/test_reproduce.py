@@ -1,8 +1,10 @@
 """Experiments of the recipes on tiny tiers: rows, records, what is read back, what is refused."""
 
 import json
+import logging
 import statistics
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +50,16 @@ MODULES = {
     "bound": (bound, "BOUND"),
     "loss-trajectory": (loss_trajectory, "LOSS_TRAJECTORY"),
 }
+ROOT = Path(__file__).resolve().parent.parent
+KEYS = {"experiment", "title", "tier", "rows", "figures", "records"}
 ROW_KEYS = {"dataset", "arm", "num_blocks", "test_accuracies", "mean", "std", "paper"}
 ROW_KEYS |= {"seeds", "training_macs", "seconds", "val_accuracies", "parameters", "macs"}
+DIFFERENCE_KEYS = {"dataset", "full_depth", "pruned", "paper_full_depth", "paper_pruned"}
+BOUND_KEYS = {"dataset", "num_blocks", "sub_blocks", "objective", "right_hand_side", "holds"}
+BOUND_KEYS |= {"tightness", "gamma", "weight_decay", "seed", "predicted_blocks"}
+BOUND_KEYS |= {"normalized_loss", "normalized_bound"}
+TRAJECTORY_KEYS = {"dataset", "arm", "seed", "num_blocks", "stage_starts", "plateau", "jump"}
+TRAJECTORY_KEYS |= {"losses", "accuracies", "seconds"}
 RECORD_KEYS = {"path", "dataset", "seeds", "command", "commit", "machine", "threads", "versions"}
 
 
@@ -66,6 +76,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         small = replace(getattr(module, attribute), datasets={"cpu": ("digits",), "gpu": ("cifar10",)})
         monkeypatch.setattr(module, attribute, small)
     monkeypatch.chdir(tmp_path)
+    logger = logging.getLogger("stagecost")  # which the command line points at standard error
+    monkeypatch.setattr(logger, "handlers", logger.handlers)
+    monkeypatch.setattr(logger, "level", logger.level)
 
 
 def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -117,13 +130,25 @@ def test_layer_pruning(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     ]
     mean = {row["arm"]: row["mean"] for row in found["rows"]}
     (differences,) = found["differences"]
+    assert set(found) == KEYS | {"other_rows", "differences"}
+    assert set(differences) == DIFFERENCE_KEYS
     assert differences["full_depth"] == pytest.approx(mean["stage_full"] - mean["plain_full"])
     assert differences["pruned"] == pytest.approx(mean["stage_pruned"] - mean["plain_sub"])
     check_truncation(found["rows"][3])
     text = shown(capsys, monkeypatch, found)
     assert "stage_pruned (pruned)" in text
     assert "Points above plain training" in text
+    page = section(monkeypatch)
+    assert f"| cpu, digits | stage_pruned, pruned | 2 | {found['rows'][3]['mean']:.2f} ± " in page
+    assert "| (stage_full, pruned) | 4 |" in page
+    assert f"| {differences['full_depth']:+.2f} |  |" in page
     check_read_back(capsys, "layer-pruning", found)
+
+
+def section(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return what the page of results says of the records that a test has made."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    return "\n".join(import_module("reproduce_tables").reproduce_section(Path("results")))
 
 
 def check_truncation(row: dict[str, Any]) -> None:
@@ -140,9 +165,9 @@ def check_read_back(capsys: pytest.CaptureFixture[str], name: str, found: dict[s
     (record,) = found["records"]
     assert set(record) == RECORD_KEYS
     assert all(record.values())
-    assert record["command"].startswith(
-        f"stagecost reproduce {name} --tier cpu --dataset digits --seeds "
-    )
+    seeds = ",".join(map(str, record["seeds"]))
+    command = f"stagecost reproduce {name} --tier cpu --dataset digits --seeds {seeds}"
+    assert record["command"] == command
     assert answer(capsys, name, "--from-results") == found
     assert answer(capsys, name, "--from-results", "--dataset", "digits") == found
 
@@ -174,7 +199,9 @@ def test_a_run_goes_on_and_is_not_repeated(
 def test_bound(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     found = answer(capsys, "bound", "--seeds", "0", "--work", "work")
     assert [(row["num_blocks"], row["sub_blocks"]) for row in found["rows"]] == [(4, 1), (4, 2)]
+    assert set(found) == KEYS
     for row in found["rows"]:
+        assert set(row) == BOUND_KEYS
         assert row["holds"] == (row["objective"] <= row["right_hand_side"])
         assert row["tightness"] == pytest.approx(row["objective"] / row["right_hand_side"])
         assert (row["gamma"], row["weight_decay"], row["seed"]) == (1 / 4, 5e-4, 0)
@@ -182,6 +209,7 @@ def test_bound(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
         assert row["normalized_loss"] < row["objective"] / 2
         assert row["normalized_bound"] < row["right_hand_side"] / 2
     assert found["rows"][0]["predicted_blocks"] in (1, 2)
+    assert f"| cpu, digits | 0 | 1 of 4 | {found['rows'][0]['objective']:.4f} |" in section(monkeypatch)
     settings = json.loads(Path("results/bound/cpu-digits.json").read_text())["settings"]
     assert {one["augment"] for one in settings.values()} == {"none"}
     for row, holds in zip(found["rows"], (True, False), strict=True):
@@ -200,6 +228,7 @@ def test_loss_trajectory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
         ("stage", 1),
     ]
     for row in found["rows"]:
+        assert set(row) == TRAJECTORY_KEYS
         assert row["stage_starts"] == [0, 2]
         loss = row["losses"]
         assert row["jump"] == pytest.approx(loss[2] - loss[3])
@@ -211,6 +240,9 @@ def test_loss_trajectory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
         "cpu-digits-accuracy.svg",
     ]
     assert "at a stage's start" in shown(capsys, monkeypatch, found)
+    page = section(monkeypatch)
+    assert f"| cpu, digits | stage | 1 | {found['rows'][3]['accuracies'][-1]:.2f} |" in page
+    assert "](loss-trajectory/cpu-digits-loss.svg)" in page
     check_read_back(capsys, "loss-trajectory", found)
 
 
@@ -253,7 +285,7 @@ def test_a_damaged_record_is_named_and_left_alone(
     file = Path("results/bound/cpu-digits.json")
     file.parent.mkdir(parents=True)
     if content == "one row less":
-        about = dict.fromkeys(("seeds", "command", "commit", "machine", "threads", "versions"), [0])
+        about = dict.fromkeys(RECORD_KEYS - {"path", "dataset"}, 0)
         rows = [{"dataset": "digits", "objective": 1.0}]
         whole = {"experiment": "bound", "dataset": "digits", "rows": rows, "figures": [], **about}
         content = json.dumps(whole)
@@ -294,16 +326,9 @@ def test_a_local_copy_is_preferred(tmp_path: Path) -> None:
 
 def test_the_papers_figures() -> None:
     """What the paper pays, as it says itself."""
-    assert [paper_difference(name, "stage_full", "plain_full") for name in PAPER] == [
-        -0.02,
-        -1.46,
-        -1.97,
-    ]
-    assert [paper_difference(name, "stage_pruned", "plain_sub") for name in PAPER] == [
-        -0.09,
-        -0.41,
-        -2.22,
-    ]
+    full = [paper_difference(name, "stage_full", "plain_full") for name in PAPER]
+    pruned = [paper_difference(name, "stage_pruned", "plain_sub") for name in PAPER]
+    assert (full, pruned) == ([-0.02, -1.46, -1.97], [-0.09, -0.41, -2.22])
     assert paper_difference("fashion-mnist", "stage_full", "plain_full") is None
     assert accuracy_row("mnist", "plain_full", [99.0, 100.0], (0, 1))["paper"] == 99.64
     assert sample_std([99.0, 100.0]) == pytest.approx(0.5**0.5)
