@@ -13,6 +13,7 @@ Result = Mapping[str, Any]
 Row = Mapping[str, Any]
 
 _COUNTS = {"parameters": "parameters", "macs": "MACs an image", "training_macs": "MACs of training"}
+_WIDE = 120
 FELL_SHORT = (
     "Where J_N is above its bound, optimisation fell short: the training of N blocks has not found "
     "weights as good as those of M blocks followed by blocks that do nothing."
@@ -45,11 +46,12 @@ def _table(title: str, *names: str) -> Table:
 
 
 def _accuracies(console: Console, result: Result) -> None:
+    wide = console.width >= _WIDE
     title = f"{result['title']}, {result['tier']} tier"
-    console.print(_accuracy_table(title, result["rows"]))
+    console.print(_accuracy_table(title, result["rows"], wide))
     if result.get("other_rows"):
         title = "The schedules of the stage cost at their other ends"
-        console.print(_accuracy_table(title, result["other_rows"]))
+        console.print(_accuracy_table(title, result["other_rows"], wide))
     if result.get("differences"):
         console.print(_difference_table(result["differences"]))
     if any(row.get("paper") is not None for row in result["rows"]):
@@ -62,12 +64,14 @@ def _about_the_paper(tier: str) -> str:
     return "The paper's networks have as many blocks; its recipe is unknown, so this is another one."
 
 
-def _accuracy_table(title: str, rows: Sequence[Row]) -> Table:
+def _accuracy_table(title: str, rows: Sequence[Row], wide: bool) -> Table:
+    """Show accuracies, and on a wide terminal also what each arm counts."""
     paper = any(row.get("paper") is not None for row in rows)
-    counts = [key for key in _COUNTS if all(row.get(key) is not None for row in rows)]
+    counts = [key for key in _COUNTS if wide and all(row.get(key) is not None for row in rows)]
     heading = ["paper, 54 and 12 blocks"] if paper else []
     names = ("data set", "arm", "blocks", "accuracy", *heading, *(_COUNTS[key] for key in counts))
     table = _table(title, *names)
+    table.columns[3].no_wrap = True
     for dataset, group in groupby(rows, key=lambda row: row["dataset"]):
         table.add_section()
         for place, row in enumerate(group):
