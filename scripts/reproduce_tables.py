@@ -66,8 +66,8 @@ def _layer_pruning(records: Sequence[Record]) -> list[str]:
     for record in records:
         for row in record["differences"]:
             keys = ("full_depth", "paper_full_depth", "pruned", "paper_pruned")
-            cells = (_number(row[key], "+") for key in keys)
-            lines.append(_line(f"{record['tier']}, {row['dataset']}", *cells))
+            points = (_number(row[key], "+") for key in keys)
+            lines.append(_line(f"{record['tier']}, {row['dataset']}", *points))
     return lines
 
 
