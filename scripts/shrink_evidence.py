@@ -134,6 +134,7 @@ def trained(settings: dict[str, Any], run: Path, test: bool) -> dict[str, Any]:
     import torch
 
     from stagecost.training import loop
+    from stagecost.training.cost import training_macs
     from stagecost.training.trained import open_trained
     from stagecost.verbs.summaries import evaluation
 
@@ -149,7 +150,7 @@ def trained(settings: dict[str, Any], run: Path, test: bool) -> dict[str, Any]:
     read = {"test_accuracy": evaluation(open_trained(run), "test")["accuracy"]} if test else {}
     return {
         "cpu_seconds": round(seconds, 2),
-        "macs": total_macs(run, result.history),
+        "macs": training_macs(run, result.history),
         "val_accuracy": result.val_accuracy,
         **read,
         "num_blocks": result.num_blocks,
@@ -180,24 +181,6 @@ def timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., A
             seconds.append(time.process_time() - started)
 
     return call
-
-
-def total_macs(run: Path, history: list[dict[str, Any]]) -> int:
-    """Count the operations of a run: three passes for a training image, one for a validation image."""
-    from stagecost.macs import macs_by_part
-    from stagecost.models import create_model
-    from stagecost.training.folder import RunFolder
-    from stagecost.training.trained import open_trained
-
-    opened = open_trained(run, device="cpu")
-    settings, image = RunFolder(run).settings(), opened.image_format
-    splits = opened.load("train", "val").splits
-    images = len(splits["train"]) // settings.training.batch_size * settings.training.batch_size
-    arguments = {**settings.model.arguments(), "num_classes": len(image.class_names)}
-    whole = create_model(settings.model.model, **arguments, in_channels=image.channels)
-    parts = macs_by_part(whole, (image.channels, image.size, image.size))
-    macs = [sum(parts[: 1 + entry["num_blocks"]]) + parts[-1] for entry in history]
-    return sum((3 * images + len(splits["val"])) * m for m in macs)
 
 
 def record(name: str, runs: list[dict[str, Any]], target: Path) -> None:

@@ -19,7 +19,7 @@ import stagecost as sc
 from conftest import DATA, RECIPE, Runs
 from processes import CommandLine
 
-VERBS = ("demo", "train", "analyze", "prune", "evaluate", "bound", "report", "benchmark")
+VERBS = ("demo", "train", "analyze", "prune", "evaluate", "bound", "report", "benchmark", "reproduce")
 ANALYZE_LISTS = {"losses": 4, "accuracies": 4, "residual_ratios": 3, "weight_norms": 3}
 SIZES = {"parameters_before", "parameters_after", "macs_before", "macs_after"}
 PRUNE_KEYS = SIZES | {"kept_blocks", "accuracy_before", "accuracy_predicted", "accuracy_after", "path"}
@@ -88,7 +88,7 @@ def test_help_answers_at_once() -> None:
 # Every verb, as a user runs it
 
 
-@pytest.mark.parametrize("verb", VERBS[1:-1])
+@pytest.mark.parametrize("verb", VERBS[1:-2])
 def test_a_verb_in_a_process_of_a_users_own(verb: str, runs: Runs, tmp_path: Path) -> None:
     """With nothing imported beforehand, and by the console script as well."""
     new = tmp_path / "new"

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import test_benchmark
+import test_reproduce
 from stagecost import registry
 from stagecost.cli import build_parser
 from stagecost.verbs import commands, demo
@@ -24,7 +25,7 @@ DOCUMENTS = {
     for path in (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")))
 }
 README, COMMAND_LINE = DOCUMENTS["README.md"], DOCUMENTS["docs/command-line.md"]
-VERBS = ("demo", "train", "analyze", "prune", "evaluate", "bound", "report", "benchmark")
+VERBS = ("demo", "train", "analyze", "prune", "evaluate", "bound", "report", "benchmark", "reproduce")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -243,10 +244,11 @@ def test_keys_and_files_are_those_documented(folder: Path) -> None:
     results["evaluate"] = commands.evaluate("small")
     results["bound"] = commands.bound("deep", ["shallow"])
     results["report"] = commands.report("deep")
-    assert first_column(section(COMMAND_LINE, "JSON keys")) == [*results, "benchmark", "demo"]
+    documented = first_column(section(COMMAND_LINE, "JSON keys"))
+    assert documented == [*results, "benchmark", "reproduce", "demo"]
     for verb, result in results.items():
         assert list(result) == documented_keys(verb), verb
-    bound_keys = {"num_blocks", "right_hand_side", "holds", "tightness"}
+    bound_keys = {"num_blocks", "right_hand_side", "holds", "tightness", "normalized_bound"}
     assert set(results["bound"]["bounds"][0]) == bound_keys
     files = {path.name for path in (folder / "deep").iterdir()}
     assert files == set(first_column(section(COMMAND_LINE, "The run folder")))
@@ -266,6 +268,22 @@ def test_keys_of_the_lists_of_a_benchmark() -> None:
         "scale": test_benchmark.SCALE_KEYS,
         "peers": test_benchmark.PEER_KEYS,
     }
+
+
+def test_keys_of_the_lists_of_a_reproduction() -> None:
+    text = section(COMMAND_LINE, "reproduce").split("hold objects with these keys")[1]
+    rows = dict(re.findall(r"^\| ([^|]+) \| (.*) \|$", text, re.MULTILINE))
+    lists = {name: set(re.findall(r"`(\w+)`", keys.split(";")[0])) for name, keys in rows.items()}
+    del lists["list"], lists["---"]
+    assert lists == {
+        "`rows` and `other_rows` of layer-pruning": test_reproduce.ROW_KEYS,
+        "`differences` of layer-pruning": test_reproduce.DIFFERENCE_KEYS,
+        "`rows` of bound": test_reproduce.BOUND_KEYS,
+        "`rows` of loss-trajectory": test_reproduce.TRAJECTORY_KEYS,
+        "`records`": test_reproduce.RECORD_KEYS,
+    }
+    every = test_reproduce.KEYS | {"other_rows", "differences"}
+    assert set(documented_keys("reproduce")) == every
 
 
 def test_keys_of_the_demo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

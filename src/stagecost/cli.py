@@ -107,6 +107,12 @@ def _add_benchmark(verb: ArgumentParser, function: Any) -> None:
     verb.add_function_arguments(function, skip={"quick", "configurations"}, as_positional=True)
 
 
+def _add_reproduce(verb: ArgumentParser, function: Any) -> None:
+    text = "train nothing, show what is recorded"
+    verb.add_argument("--from-results", action="store_true", help=text)
+    verb.add_function_arguments(function, skip={"from_results"}, as_positional=True)
+
+
 def _add_plain(verb: ArgumentParser, function: Any) -> None:
     verb.add_function_arguments(function, as_positional=True)
 
@@ -120,6 +126,7 @@ _VERBS = {
     "bound": _add_bound,
     "report": _add_plain,
     "benchmark": _add_benchmark,
+    "reproduce": _add_reproduce,
 }
 
 

@@ -12,6 +12,9 @@ from typing import Any, Literal
 
 Tier = Literal["cpu", "gpu"]
 Row = dict[str, Any]
+Parts = dict[str, list[Row]]
+
+ACCURACY_KEYS = frozenset({"dataset", "arm", "num_blocks", "test_accuracies", "mean", "std"})
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,16 @@ class Context:
     report: Callable[[str], None]
 
 
+def only_rows(rows: list[Row]) -> Parts:
+    """Return the rows as the one list of a record."""
+    return {"rows": rows}
+
+
+def no_figures(rows: Sequence[Row]) -> dict[str, str]:
+    """Draw nothing."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Experiment:
     """One of the tables or figures of `stagecost reproduce`.
@@ -46,6 +59,9 @@ class Experiment:
         seeds: that are run if none are asked for.
         run: trains what is missing and returns the rows of one data set.
         settings: returns what defines the runs of one data set, for the record.
+        parts: sorts the rows into the lists of a record, "rows" among them.
+        figures: draws the "rows" of one data set: SVG by name.
+        row_keys: what each of the "rows" has at least; a record without them is damaged.
     """
 
     name: str
@@ -54,3 +70,6 @@ class Experiment:
     seeds: Sequence[int]
     run: Callable[[Context], list[Row]]
     settings: Callable[[Tier, str], dict[str, Any]]
+    parts: Callable[[list[Row]], Parts] = only_rows
+    figures: Callable[[Sequence[Row]], dict[str, str]] = no_figures
+    row_keys: frozenset[str] = ACCURACY_KEYS

@@ -3,6 +3,7 @@
 from typing import Any
 
 from stagecost.bound import (
+    normalized_bound,
     objective,
     predicted_blocks,
     right_hand_side,
@@ -28,7 +29,9 @@ def bound_of_runs(
     Returns:
         The object that `stagecost bound --json` prints. `tightness` is objective / right-hand side;
         `predicted_blocks` the M with the least right-hand side among the shallower runs, and
-        `truncation_predicted_blocks` the same among the truncations of the run itself.
+        `truncation_predicted_blocks` the same among the truncations of the run itself. `normalized_loss`
+        is J_N/(1 + gamma·N) without its weight decay; each `normalized_bound` is what bounds it by the
+        corollary, which holds for lambda = 0.
 
     Raises:
         StageCostError: a run that is no SubResNet of the other.
@@ -45,11 +48,12 @@ def bound_of_runs(
     losses, norms = _measure(full, batches, full.loss)
     value = objective(losses, norms, gamma, weight_decay)
     num_blocks = full.network.num_blocks
-    sides = {}
+    sides, normalized = {}, {}
     for other in others:
         sub_losses, sub_norms = _measure(other, batches, full.loss)
         depth = other.network.num_blocks
         sides[depth] = right_hand_side(sub_losses, sub_norms, gamma, weight_decay, num_blocks)
+        normalized[depth] = normalized_bound(sub_losses, gamma, num_blocks)
     truncations = truncation_right_hand_sides(losses, norms, gamma, weight_decay)
     return {
         "objective": value,
@@ -57,12 +61,14 @@ def bound_of_runs(
         "weight_decay": weight_decay,
         "num_blocks": num_blocks,
         "trained_variant": _is_variant(full),
+        "normalized_loss": objective(losses, norms, gamma, 0.0) / (1 + gamma * num_blocks),
         "bounds": [
             {
                 "num_blocks": depth,
                 "right_hand_side": side,
                 "holds": value <= side,
                 "tightness": value / side,
+                "normalized_bound": normalized[depth],
             }
             for depth, side in sorted(sides.items())
         ],

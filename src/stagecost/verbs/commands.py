@@ -210,3 +210,42 @@ def benchmark(
         device=device,
         results=results,
     )
+
+
+def reproduce(
+    experiment: str,
+    *,
+    tier: Literal["cpu", "gpu"] = "cpu",
+    dataset: str | None = None,
+    seeds: Sizes | None = None,
+    data_root: str | None = None,
+    work: str | None = None,
+    results: str | None = None,
+    from_results: bool = False,
+) -> dict[str, Any]:
+    """Run an experiment that is recorded, or show what is recorded, beside the paper's figures.
+
+    Args:
+        experiment: layer-pruning, loss-trajectory or bound.
+        tier: cpu, small enough for two cores, or gpu, the paper's size.
+        dataset: one data set; all of the experiment's if not given.
+        seeds: of the runs, such as 0,1,2; the experiment's own if not given.
+        data_root: folder with local copies of the data sets, by name.
+        work: folder of the trainings; runs/reproduce if not given. What is there goes on.
+        results: folder of recorded results; the repository's, or results, if not given.
+        from_results: train nothing, show what is recorded.
+    """
+    from stagecost.allocator import keep_freed_memory
+    from stagecost.verbs.reproduce import run_reproduce
+
+    keep_freed_memory()
+    return run_reproduce(
+        experiment,
+        tier=tier,
+        dataset=dataset,
+        seeds=seeds,
+        data_root=data_root,
+        work=work,
+        results=results,
+        from_results=from_results,
+    )

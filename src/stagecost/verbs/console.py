@@ -131,6 +131,12 @@ def _benchmark(console: Console, result: Result) -> None:
     show_benchmark(console, result)
 
 
+def _reproduce(console: Console, result: Result) -> None:
+    from stagecost.verbs.reproduce_view import show_reproduction
+
+    show_reproduction(console, result)
+
+
 _VIEWS: dict[str, Callable[[Console, Result], None]] = {
     "train": _train,
     "analyze": _analyze,
@@ -140,4 +146,5 @@ _VIEWS: dict[str, Callable[[Console, Result], None]] = {
     "report": _report,
     "demo": _demo,
     "benchmark": _benchmark,
+    "reproduce": _reproduce,
 }
