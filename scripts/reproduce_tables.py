@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from peers_tables import peers_tables
+
 Record = dict[str, Any]
 
 HEADING = "## Beside the paper"
@@ -42,6 +44,7 @@ begin a later stage.
 def reproduce_section(results: Path) -> list[str]:
     """Return the lines of the section; none where nothing was recorded."""
     tables = {"layer-pruning": _layer_pruning, "bound": _bound, "loss-trajectory": _trajectory}
+    tables["peers"] = peers_tables
     lines: list[str] = []
     for name, table in tables.items():
         files = sorted((results / name).glob("*.json"))
@@ -66,8 +69,8 @@ def _layer_pruning(records: Sequence[Record]) -> list[str]:
     for record in records:
         for row in record["differences"]:
             keys = ("full_depth", "paper_full_depth", "pruned", "paper_pruned")
-            cells = (_number(row[key], "+") for key in keys)
-            lines.append(_line(f"{record['tier']}, {row['dataset']}", *cells))
+            points = (_number(row[key], "+") for key in keys)
+            lines.append(_line(f"{record['tier']}, {row['dataset']}", *points))
     return lines
 
 

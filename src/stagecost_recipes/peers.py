@@ -140,17 +140,8 @@ def _row(context: Context, name: str, outcomes: Sequence[Outcome]) -> Row:
 
 
 def settings_of(tier: Tier, dataset: str) -> dict[str, Any]:
-    """Return what defines the arms of one data set."""
-    protocol = Protocol.of(tier, dataset)
-    return {
-        "sub_blocks": protocol.sub_blocks,
-        "later_epochs": protocol.later_epochs,
-        "finetune_lr_factor": protocol.finetune_lr_factor,
-        "exits_lr": protocol.exits_lr,
-        "exit_blocks": list(protocol.exit_blocks),
-        "trainings": protocol.trainings(),
-        "arms": {name: arm.training for arm in ARMS for name in arm.rows},
-    }
+    """Return the settings of each kind of training of one data set."""
+    return Protocol.of(tier, dataset).trainings()
 
 
 PEERS = Experiment(

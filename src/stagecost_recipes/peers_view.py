@@ -8,6 +8,8 @@ from rich.table import Table
 
 from stagecost_recipes.experiment import Row
 
+COLUMNS = ("test accuracy", "validation", "blocks", "parameters", "MACs", "training MACs", "time")
+"""What `cells` tells."""
 OWN = ("ours_", "control_")
 """How the names of those arms begin that nothing but this library makes; they are set in bold."""
 
@@ -26,7 +28,7 @@ def show(console: Console, rows: Sequence[Row]) -> None:
 def _table(dataset: str, rows: Sequence[Row]) -> Table:
     table = Table(title=dataset, title_justify="left")
     table.add_column("arm")
-    for name in ("test accuracy", "validation", "blocks", "parameters", "MACs", "training", "time"):
+    for name in COLUMNS:
         table.add_column(name, justify="right")
     plain = next((row for row in rows if row["arm"] == "plain_full"), rows[0])
     for row in by_accuracy(rows):
