@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from peers_tables import peers_tables
+
 Record = dict[str, Any]
 
 HEADING = "## Beside the paper"
@@ -42,6 +44,7 @@ begin a later stage.
 def reproduce_section(results: Path) -> list[str]:
     """Return the lines of the section; none where nothing was recorded."""
     tables = {"layer-pruning": _layer_pruning, "bound": _bound, "loss-trajectory": _trajectory}
+    tables["peers"] = peers_tables
     lines: list[str] = []
     for name, table in tables.items():
         files = sorted((results / name).glob("*.json"))

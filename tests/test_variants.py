@@ -13,13 +13,16 @@ from torch import nn
 
 import stagecost as sc
 from helpers import build, images, labels
+from stagecost.drop_path import draw_branch_scales, drop_rates, scaled_step
 from stagecost.errors import StageCostError
 from stagecost.objective import residual_parameters
 from stagecost.proximal import shrink_branches
+from stagecost.random_streams import Stream, torch_generator
 from stagecost.sampling import sample_depths, strata
 from stagecost.stage_losses import distilled, hinged
+from stagecost.training import loop
 from stagecost.training.checkpoint import read_checkpoint
-from stagecost.training.loop import train
+from stagecost.training.loop import train, train_step
 from stagecost.training.schedule import gamma_factor
 from stagecost.training.settings import VariantSettings
 
@@ -164,6 +167,8 @@ def test_average_projections_are_linear_and_of_the_same_shape(size: int) -> None
         {"gamma_schedule": "falling", "stage_loss": "hinged", "depth_weights": "growing"},
         {"gamma_schedule": "warmup", "stage_loss": "distilled", "constant_head": True},
         {"sampled_depths": 2},
+        {"drop_path": 0.5},
+        {"drop_path": 0.5, "activation_checkpointing": True},
         {"group_lasso": 0.01, "model": "staged", "blocks_per_stage": [1, 2], "widths": [4, 6]}
         | {"projection": "average", "num_blocks": None, "width": None},
     ],
@@ -186,6 +191,8 @@ def test_every_variant_trains_and_leaves_statistics_for_every_output(
         ({"first_depth": -1}, "first_depth is -1"),
         ({"sampled_depths": -1}, "sampled_depths is -1"),
         ({"group_lasso": -0.1}, "group_lasso"),
+        ({"drop_path": 1.0}, "drop_path is 1.0"),
+        ({"drop_path": -0.1}, "drop_path is -0.1"),
         ({"gamma_schedule": "sometimes"}, "gamma-schedule"),
         ({"projection": "max"}, "projection"),
     ],
@@ -193,6 +200,95 @@ def test_every_variant_trains_and_leaves_statistics_for_every_output(
 def test_impossible_variants_are_refused(change: dict[str, object], match: str, tmp_path: Path) -> None:
     with pytest.raises(StageCostError, match=match):
         train({"data": "digits", "num_blocks": 3, **change}, tmp_path / "run")
+
+
+def test_rates_of_stochastic_depth_grow_linearly() -> None:
+    assert drop_rates(0.8, 4) == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert drop_rates(0.0, 3) == [0, 0, 0]
+
+
+def test_the_expectation_over_all_drops_is_the_branch() -> None:
+    """Σ over s ∈ {0, 1/(1 − p)} of its probability times the step is the plain step."""
+    network, rates = build("staged").double().eval(), drop_rates(0.6, 7)
+    state = network.stem(images().double())
+    for rate, block in zip(rates, network.blocks.values(), strict=True):
+        without = scaled_step(block, state, torch.zeros(4))
+        scaled = scaled_step(block, state, torch.full((4,), 1 / (1 - rate), dtype=torch.float64))
+        assert torch.equal(without, block.skip(state))
+        state = block(state)
+        torch.testing.assert_close(rate * without + (1 - rate) * scaled, state)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5, 0.9])
+def test_branches_are_dropped_as_often_as_said(rate: float) -> None:
+    rates = drop_rates(rate, 3)
+    scales = draw_branch_scales(rates, 20_000, torch_generator(0, Stream.BRANCHES, 1, 2))
+    for p, drawn in zip(rates, scales, strict=True):
+        assert drawn[drawn != 0].unique().tolist() == pytest.approx([1 / (1 - p)])
+        assert (drawn == 0).double().mean().item() == pytest.approx(p, abs=0.02)
+    torch.testing.assert_close(scales.mean(dim=1), torch.ones(3), atol=0.1, rtol=0)
+
+
+def test_a_block_of_another_kind_is_scaled_by_what_it_adds() -> None:
+    class Foreign(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.skip, self.residual = nn.Identity(), nn.Linear(3, 3)
+
+        def forward(self, state: torch.Tensor) -> torch.Tensor:
+            return torch.relu(state + self.residual(state))
+
+    block, state = Foreign(), torch.rand(2, 3)
+    expected = state + 0.5 * (block(state) - state)
+    torch.testing.assert_close(scaled_step(block, state, torch.full((2,), 0.5)), expected)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_scales_reach_the_outputs(fused: bool) -> None:
+    """Zero from block 2 on: all later outputs are those of block 2, whichever path computes them."""
+    network = build("homogeneous", head_statistics="terminal").eval()
+    scales = torch.ones(4, 4)
+    scales[2:] = 0.0
+    plain = network(images(), depths="all")
+    outputs = network(images(), depths="all", fused=fused, branch_scales=scales)
+    torch.testing.assert_close(outputs[:3], plain[:3])
+    torch.testing.assert_close(outputs[3:], plain[2].expand(2, -1, -1))
+    torch.testing.assert_close(network(images(), branch_scales=torch.ones(4, 4)), plain[-1])
+
+
+def weights_after_training(folder: Path, **changes: object) -> dict[str, torch.Tensor]:
+    tiny = {"data": "digits", "num_blocks": 3, "width": 4, "epochs": 2, "limit_train": 200}
+    train({**tiny, "batch_size": 64, "gamma": 0.0, "device": "cpu", **changes}, folder)
+    return read_checkpoint(folder / "last.safetensors").network().state_dict()
+
+
+def test_a_rate_of_zero_is_plain_training_to_the_last_bit(tmp_path: Path) -> None:
+    plain = weights_after_training(tmp_path / "plain")
+    off = weights_after_training(tmp_path / "off", drop_path=0.0)
+    on = weights_after_training(tmp_path / "on", drop_path=0.5)
+    again = weights_after_training(tmp_path / "again", drop_path=0.5)
+    assert all(torch.equal(off[name], tensor) for name, tensor in plain.items())
+    assert not torch.equal(on["stem.weight"], plain["stem.weight"])
+    assert all(torch.equal(again[name], tensor) for name, tensor in on.items())
+
+
+def test_dropped_branches_do_not_depend_on_where_a_run_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = weights_after_training(tmp_path / "whole", drop_path=0.5)
+    steps = iter(range(100))
+
+    def stop_once(session: object, images: object, targets: object) -> object:
+        if next(steps) == 3:
+            raise KeyboardInterrupt
+        return train_step(session, images, targets)
+
+    monkeypatch.setattr(loop, "train_step", stop_once)
+    with pytest.raises(KeyboardInterrupt):
+        weights_after_training(tmp_path / "stopped", drop_path=0.5)
+    train({}, tmp_path / "stopped", resume=True)
+    resumed = read_checkpoint(tmp_path / "stopped" / "last.safetensors").network().state_dict()
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
 
 
 def test_impossible_pieces_are_refused() -> None:

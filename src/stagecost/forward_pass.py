@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from stagecost.drop_path import scaled_step
 from stagecost.fast_outputs import FastOutputs, fast_outputs
 from stagecost.outputs import intermediate_output
 
@@ -29,6 +30,7 @@ class ForwardPass:
         constant_head: intermediate outputs send no gradient to head and skip connections.
         fused: read intermediate outputs by `stagecost.fast_outputs`, where it fits.
         checkpointing: keep the first state of each piece only, and compute the rest again.
+        branch_scales: (N, B), what the branch of each block is multiplied with; None leaves them alone.
     """
 
     blocks: Sequence[nn.Module]
@@ -37,6 +39,7 @@ class ForwardPass:
     constant_head: bool = False
     fused: bool = False
     checkpointing: bool = False
+    branch_scales: Tensor | None = None
 
     @property
     def skips(self) -> list[nn.Module]:
@@ -70,8 +73,13 @@ class ForwardPass:
         if fast is None:
             return self._literal_piece(state, piece)
         for depth in piece:
-            block = self.blocks[depth]
-            state = fast.step(block, state, depth) if depth in self.wanted else block(state)
+            if depth not in self.wanted:
+                state = self._step(state, depth)
+            elif self.branch_scales is None:
+                state = fast.step(self.blocks[depth], state, depth)
+            else:  # the fused step knows no scales
+                fast.read(state, depth)
+                state = self._step(state, depth)
         outputs = fast.outputs()
         return state, *(outputs[k] for k in piece if k in self.wanted)
 
@@ -82,8 +90,14 @@ class ForwardPass:
                 constant = self.constant_head
                 output = intermediate_output(skips, self.head, state, depth, constant_head=constant)
                 outputs.append(output)
-            state = self.blocks[depth](state)
+            state = self._step(state, depth)
         return state, *outputs
+
+    def _step(self, state: Tensor, depth: int) -> Tensor:
+        if self.branch_scales is not None:
+            return scaled_step(self.blocks[depth], state, self.branch_scales[depth])
+        following: Tensor = self.blocks[depth](state)
+        return following
 
     def _fast(self) -> FastOutputs | None:
         if not self.fused:

@@ -80,6 +80,7 @@ class ResidualNetwork(nn.Module):
         constant_head: bool = False,
         fused: bool = False,
         checkpointing: bool = False,
+        branch_scales: Tensor | None = None,
     ) -> Tensor:
         """Compute the terminal output, or the outputs of the depths asked for, in one pass.
 
@@ -92,6 +93,8 @@ class ResidualNetwork(nn.Module):
                 fits (`stagecost.fast_outputs`); they agree to rounding. In training mode its kernels
                 are compiled at the first step.
             checkpointing: keep about √N states for the gradient and compute the others again.
+            branch_scales: (N, B), s_k of x_{k+1} = S_k(x_k) + s_k·F_k(x_k) for each sample; None is 1,
+                to the last bit (`stagecost.drop_path`).
 
         Returns:
             (B, classes) for None or one depth, else (number of depths, B, classes). Blocks that no
@@ -104,7 +107,13 @@ class ResidualNetwork(nn.Module):
         self._check_images(images)
         wanted = resolve_depths(depths, self.num_blocks)
         way = ForwardPass(
-            list(self.blocks.values()), self.head, set(wanted), constant_head, fused, checkpointing
+            list(self.blocks.values()),
+            self.head,
+            set(wanted),
+            constant_head,
+            fused,
+            checkpointing,
+            branch_scales,
         )
         outputs = way.outputs(self.stem(images))
         if depths is None or isinstance(depths, int):

@@ -19,6 +19,7 @@ class Stream(IntEnum):
     ORDER = 2
     AUGMENT = 3
     DEPTHS = 4
+    BRANCHES = 5
 
 
 def seed_sequence(seed: int, stream: Stream, *places: int) -> np.random.SeedSequence:

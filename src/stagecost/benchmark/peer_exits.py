@@ -51,13 +51,19 @@ def _peer() -> str:
     return f"earlyon {importlib.metadata.version('earlyon')}"
 
 
-def with_exits(backbone: nn.Sequential, exits: Sequence[int], images: Tensor, width: int) -> Any:
+def with_exits(
+    backbone: nn.Sequential,
+    exits: Sequence[int],
+    images: Tensor,
+    width: int,
+    num_classes: int = NUM_CLASSES,
+) -> Any:
     """Wrap a plain network with earlyon's exits behind these blocks, as its `custom_ee` does."""
     from earlyon import EarlyExitConfig, EarlyExitHead, EarlyExitWrapper, ExitPoint
 
     points = [ExitPoint(f"e{i}", str(block), width) for i, block in enumerate(exits)]
-    heads = {point.name: EarlyExitHead(width, NUM_CLASSES) for point in points}
-    settings = EarlyExitConfig(backbone="custom", num_classes=NUM_CLASSES, exit_points=points)
+    heads = {point.name: EarlyExitHead(width, num_classes) for point in points}
+    settings = EarlyExitConfig(backbone="custom", num_classes=num_classes, exit_points=points)
     shape = (1, *images.shape[1:])
     wrapper = EarlyExitWrapper(backbone, heads, nn.Identity(), settings, input_shape=shape)
     return wrapper.to(images.device)

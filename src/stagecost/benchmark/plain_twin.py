@@ -42,6 +42,27 @@ def plain_twin(network: ResidualNetwork) -> nn.Sequential:
     return twin.to(next(network.parameters()).device).train(network.training)
 
 
+def network_of_twin(twin: nn.Sequential) -> ResidualNetwork:
+    """Return a plain twin as a network again, whatever another package did to its widths.
+
+    The modules are shared with the twin. Statistics of intermediate outputs are initial ones; the
+    terminal output is the twin's.
+    """
+    stem, *blocks, plain = twin
+    assert isinstance(plain, PlainHead)
+    head = OutputHead(plain.linear.in_features, plain.linear.out_features, len(blocks) + 1)
+    state = head.norm.state_dict()
+    for name, values in plain.norm.state_dict().items():
+        if name in ("weight", "bias"):
+            state[name] = values
+        else:
+            state[name][-1] = values
+    head.norm.load_state_dict(state)
+    head.linear = plain.linear
+    network = ResidualNetwork(stem, blocks, head)
+    return network.to(next(twin.parameters()).device).train(twin.training)
+
+
 def module_macs(module: nn.Module, images: Tensor) -> int:
     """Count the MACs of a module for one image, by the same counter as `stagecost.macs.count_macs`."""
     twin = copy.deepcopy(module).to("meta").eval()

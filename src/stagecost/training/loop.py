@@ -256,6 +256,7 @@ def _objective(session: Session, images: Tensor, targets: Tensor) -> tuple[Objec
         constant_head=session.variant.constant_head,
         fused=session.fused,
         checkpointing=settings.activation_checkpointing,
+        branch_scales=session.branch_scales(),
     )
     # J_N with more weight on the terminal loss is a multiple of J_N with a smaller gamma.
     terminal_weight = session.terminal_weight()

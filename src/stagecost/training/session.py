@@ -9,12 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from stagecost.data.batches import eval_batches, num_batches
 from stagecost.data.loading import DataBundle
+from stagecost.drop_path import draw_branch_scales, drop_rates
 from stagecost.errors import StageCostError
 from stagecost.kernels import can_compile, compiled_kernels
 from stagecost.macs import count_macs
@@ -103,6 +104,19 @@ class Session:
         generator = torch_generator(self.settings.seed, Stream.DEPTHS, *place)
         return sample_depths(weights, self.variant.sampled_depths, generator)
 
+    def branch_scales(self) -> Tensor | None:
+        """Return s_k of each block for this process's images of the coming step, (N, B); None for 1."""
+        if not self.variant.drop_path:
+            return None
+        rates = drop_rates(self.variant.drop_path, self.num_blocks)
+        size = min(self.settings.batch_size, len(self.data.splits["train"]))
+        place = (self.progress.epoch, self.progress.batch)
+        generator = torch_generator(self.settings.seed, Stream.BRANCHES, *place)
+        # Drawn for the whole batch, so that the processes together see what one would see.
+        scales = draw_branch_scales([rates[k] for k in self.network.block_indices], size, generator)
+        fabric = self.fabric
+        return scales[:, fabric.global_rank :: fabric.world_size].to(fabric.device)
+
     def terminal_weight(self) -> float:
         """Return the weight of the terminal loss in J_N: 1, and gamma for each output that left."""
         return 1.0 + self.current_gamma * self.depth_weights()[-1]
@@ -171,7 +185,9 @@ def start_session(
     fused = gamma > 0 and wants_fused(training, network, data)
     if kept_blocks is not None:
         keep_blocks(network, kept_blocks)
-    if gamma == 0 and settings.variant != VariantSettings(group_lasso=settings.variant.group_lasso):
+    needs_no_gamma = ("group_lasso", "drop_path")
+    others = {name: getattr(settings.variant, name) for name in needs_no_gamma}
+    if gamma == 0 and settings.variant != VariantSettings(**others):
         _log.warning("gamma is 0: the variants of the stage cost have nothing to act on")
     # On CPUs, too, convolutions of few channels are much faster with channels last.
     network.to(memory_format=torch.channels_last)

@@ -162,6 +162,8 @@ class VariantSettings:
             an output loses against the terminal one).
         constant_head: the stage cost does not move head and projections.
         group_lasso: weight of the block-wise proximal group lasso; 0 is none.
+        drop_path: stochastic depth: the last branch is left out of the training of an image with this
+            probability, earlier ones with less, growing linearly; 0 leaves none out.
     """
 
     gamma_schedule: Literal["constant", "warmup", "early", "late", "falling"] = "constant"
@@ -171,6 +173,7 @@ class VariantSettings:
     stage_loss: Literal["same", "distilled", "hinged"] = "same"
     constant_head: bool = False
     group_lasso: float = 0.0
+    drop_path: float = 0.0
 
     def weights(self, num_blocks: int) -> list[float]:
         """Return c_k for k = 0 … N-1."""
@@ -194,6 +197,8 @@ class VariantSettings:
                 raise StageCostError(f"{name} is {getattr(self, name)}: give a number of at least 0")
         if not (math.isfinite(self.group_lasso) and self.group_lasso >= 0):
             raise StageCostError(f"group_lasso is {self.group_lasso}: give a number of at least 0")
+        if not 0 <= self.drop_path < 1:
+            raise StageCostError(f"drop_path is {self.drop_path}: give a number from 0 to below 1")
 
 
 # What may differ between a run and its continuation, because the result does not depend on it.

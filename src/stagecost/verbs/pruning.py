@@ -17,7 +17,7 @@ from stagecost.training.checkpoint import load_optimizer_tensors
 from stagecost.training.folder import RunFolder
 from stagecost.training.loop import finish_epoch, train_epoch
 from stagecost.training.progress import TrainingDisplay
-from stagecost.training.session import make_optimizer, start_session
+from stagecost.training.session import Session, make_optimizer, start_session
 from stagecost.training.settings import RunSettings, Sizes, VariantSettings
 from stagecost.training.shrink import ShrinkSettings
 from stagecost.training.trained import CheckpointName, Trained, open_trained
@@ -131,13 +131,19 @@ def finetune(
 
     The learning rate starts at a tenth of the run's and falls to zero; nothing is written.
     """
-    settings = _finetune_settings(trained.settings, epochs)
+    settings = finetune_settings(trained.settings, epochs)
     session = start_session(settings, bundle, network=pruned)
     before = _optimizer_of_run(trained)
     carried = carry_optimizer(before, trained.network, pruned)
     for parameter, state in carried.state.items():
         session.optimizer.state[parameter] = state
-    with TrainingDisplay("fine-tune", epochs) as display:
+    return train_in_memory(session, "fine-tune")
+
+
+def train_in_memory(session: Session, label: str) -> ResidualNetwork:
+    """Do all epochs of a session, write nothing, and return the network."""
+    epochs = session.settings.epochs
+    with TrainingDisplay(label, epochs) as display:
         for epoch in range(epochs):
             display.epoch_begins(epoch, 0, session.num_batches)
             train_epoch(session, None, display)
@@ -145,13 +151,16 @@ def finetune(
     return session.evaluated.eval()
 
 
-def _finetune_settings(settings: RunSettings, epochs: int) -> RunSettings:
+def finetune_settings(
+    settings: RunSettings, epochs: int, lr_factor: float = FINETUNE_LR_FACTOR
+) -> RunSettings:
+    """Return the settings of epochs after a cut, from those of the run that trained the network."""
     # What is left is trained for its own output, and stays as it is.
     plain = replace(settings, variant=VariantSettings(), shrink=ShrinkSettings())
     return plain.with_training(
         gamma=0.0,
         epochs=epochs,
-        lr=FINETUNE_LR_FACTOR * settings.training.peak_lr,
+        lr=lr_factor * settings.training.peak_lr,
         warmup_epochs=0.0,
         ema_decay=0.0,
         num_processes=1,

@@ -23,6 +23,7 @@ EXPERIMENTS = {
     "layer-pruning": "stagecost_recipes.layer_pruning:LAYER_PRUNING",
     "loss-trajectory": "stagecost_recipes.loss_trajectory:LOSS_TRAJECTORY",
     "bound": "stagecost_recipes.bound:BOUND",
+    "peers": "stagecost_recipes.peers:PEERS",
 }
 """Name → module:attribute."""
 

@@ -22,7 +22,7 @@ FELL_SHORT = (
 
 def show_reproduction(console: Console, result: Result) -> None:
     """Print the tables of an experiment, and how each data set was made."""
-    views = {"bound": _bound, "loss-trajectory": _trajectory}
+    views = {"bound": _bound, "loss-trajectory": _trajectory, "peers": _peers}
     views.get(result["experiment"], _accuracies)(console, result)
     for figure in result["figures"]:
         console.print(f"figure: {figure}", soft_wrap=True)
@@ -140,6 +140,13 @@ def _bound_cells(row: Row) -> list[str]:
         f"{row['tightness']:.3f}",
         f"{row['normalized_loss']:.4f} / {row['normalized_bound']:.4f}",
     ]
+
+
+def _peers(console: Console, result: Result) -> None:
+    from stagecost_recipes.peers_view import show
+
+    console.print(f"{result['title']}, {result['tier']} tier", style="bold")
+    show(console, result["rows"])
 
 
 def _trajectory(console: Console, result: Result) -> None:

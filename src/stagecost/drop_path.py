@@ -1,0 +1,47 @@
+"""Stochastic depth: in training, branches are left out at random, sample by sample.
+
+    x_{k+1} = S_k(x_k) + s_k·F_k(x_k),   s_k = 0 with probability p_k, else 1/(1 − p_k)
+
+so E[s_k] = 1, and the network that is used has all branches, unscaled. The rates grow linearly with
+depth, p_k = rate·(k+1)/N. Sources: Huang et al., "Deep Networks with Stochastic Depth" (2016), for the
+rates; the scale in training instead of in use, and samples instead of batches, as in timm's `drop_path`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from stagecost.block import ResidualBlock
+
+
+def drop_rates(rate: float, num_blocks: int) -> list[float]:
+    """Return p_k = rate·(k+1)/N for k = 0 … N-1."""
+    return [rate * (k + 1) / num_blocks for k in range(num_blocks)]
+
+
+def draw_branch_scales(rates: Sequence[float], samples: int, generator: torch.Generator) -> Tensor:
+    """Draw s_k for every block and sample, (N, samples).
+
+    Args:
+        rates: p_k, each from 0 to below 1.
+        samples: B.
+        generator: where the randomness comes from; on the CPU.
+    """
+    dropped = torch.tensor(rates)[:, None]
+    kept = torch.rand(len(rates), samples, generator=generator) >= dropped
+    return kept / (1 - dropped)
+
+
+def scaled_step(block: nn.Module, state: Tensor, scale: Tensor) -> Tensor:
+    """Compute x_{k+1} = S_k(x_k) + s_k·F_k(x_k).
+
+    Args:
+        block: block k; F_k of one that is no `ResidualBlock` is what it adds to its skip path.
+        state: x_k, (B, …).
+        scale: s_k of each sample, (B,).
+    """
+    skipped: Tensor = block.get_submodule("skip")(state)
+    control = block.residual(state) if type(block) is ResidualBlock else block(state) - skipped
+    following: Tensor = skipped + scale.to(control.dtype).view(-1, *[1] * (control.dim() - 1)) * control
+    return following

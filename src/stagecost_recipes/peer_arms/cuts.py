@@ -1,0 +1,60 @@
+"""Arms of this library's own making: a trained network as it is, cut, and trained on after the cut."""
+
+import copy
+
+from stagecost.macs import count_macs
+from stagecost.network import ResidualNetwork
+from stagecost.surgery import keep_blocks
+from stagecost.training.session import start_session
+from stagecost.training.trained import Trained
+from stagecost.verbs.pruning import finetune_settings, train_in_memory
+from stagecost_recipes.peer_arms.outcome import Cost, Outcome, images_of_an_epoch, measured
+from stagecost_recipes.peer_arms.protocol import Protocol
+from stagecost_recipes.runs import Run
+
+
+def as_trained(protocol: Protocol, run: Run) -> list[Outcome]:
+    """Measure a network as its training left it."""
+    trained = run.open()
+    return [measured(trained, trained.network, Cost.of(run))]
+
+
+def truncated(protocol: Protocol, run: Run) -> list[Outcome]:
+    """Measure the first M blocks and the head of a network."""
+    trained = run.open()
+    return [measured(trained, first_blocks(trained.network, protocol.sub_blocks), Cost.of(run))]
+
+
+def truncated_and_finetuned(protocol: Protocol, run: Run) -> list[Outcome]:
+    """Measure the first M blocks and the head of a network after some more epochs."""
+    trained = run.open()
+    small = first_blocks(trained.network, protocol.sub_blocks)
+    return [finetuned(trained, small, protocol, Cost.of(run))]
+
+
+def first_blocks(network: ResidualNetwork, count: int) -> ResidualNetwork:
+    """Return a copy of the first blocks and the head; the network itself stays whole."""
+    small = copy.deepcopy(network)
+    keep_blocks(small, network.block_indices[:count])
+    return small
+
+
+def finetuned(trained: Trained, small: ResidualNetwork, protocol: Protocol, before: Cost) -> Outcome:
+    """Train a smaller network on, and measure it.
+
+    Args:
+        trained: the run that the network comes from.
+        small: the network; is changed.
+        protocol: says for how long, and how fast.
+        before: what the run cost.
+    """
+    epochs = protocol.later_epochs
+    settings = finetune_settings(trained.settings, epochs, protocol.finetune_lr_factor)
+    bundle, image = trained.load("train", "val"), trained.image_format
+    session = start_session(settings, bundle, network=small)
+    network = train_in_memory(session, "fine-tune")
+    images = images_of_an_epoch(trained, bundle)
+    # As in `stagecost.training.cost`: three passes for a training image, one for a validation image.
+    passes = epochs * (3 * images + len(bundle.splits["val"]))
+    macs = passes * count_macs(network, (image.channels, image.size, image.size))
+    return measured(trained, network, before + Cost(macs, session.progress.seconds))
