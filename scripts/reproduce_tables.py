@@ -39,12 +39,19 @@ A staged network, plain and with a uniform stage cost, on test images: by how mu
 one output to the next, on average within stages (without the very first block), and at the blocks that
 begin a later stage.
 """
+STAGED = """\
+### A staged network, cut in the training
+
+27 blocks in three stages, nine of them left after a fifth of the epochs; all arms have the same number
+of epochs. Test accuracy in percent (mean ± standard deviation over seeds), read once; MACs as parts of
+those of the plain, whole network.
+"""
 
 
 def reproduce_section(results: Path) -> list[str]:
     """Return the lines of the section; none where nothing was recorded."""
     tables = {"layer-pruning": _layer_pruning, "bound": _bound, "loss-trajectory": _trajectory}
-    tables["peers"] = peers_tables
+    tables |= {"peers": peers_tables, "staged": _staged}
     lines: list[str] = []
     for name, table in tables.items():
         files = sorted((results / name).glob("*.json"))
@@ -71,6 +78,26 @@ def _layer_pruning(records: Sequence[Record]) -> list[str]:
             keys = ("full_depth", "paper_full_depth", "pruned", "paper_pruned")
             points = (_number(row[key], "+") for key in keys)
             lines.append(_line(f"{record['tier']}, {row['dataset']}", *points))
+    return lines
+
+
+def _staged(records: Sequence[Record]) -> list[str]:
+    names = ("arm", "blocks", "accuracy", "MACs", "MACs of training")
+    lines = [STAGED, *_header("tier, data", *names)]
+    for record in records:
+        full = next(row for row in record["rows"] if row["arm"] == "plain_full")
+        for row in record["rows"]:
+            parts = (f"{row[key] / full[key]:.2f}×" for key in ("macs", "training_macs"))
+            cells = (row["arm"], row["num_blocks"], _accuracy(row), *parts)
+            lines.append(_line(f"{record['tier']}, {record['dataset']}", *cells))
+    lines += ["", "Points of `stage_cut` above the others, differences of the means:", ""]
+    lines += _header("tier, data", "plain_full", "plain_final", "control_cut", "MACs saved")
+    for record in records:
+        for row in record["differences"]:
+            keys = ("to_plain_full", "to_plain_final", "to_control_cut")
+            points = (_number(row[key], "+") for key in keys)
+            saved = f"{100 * row['macs_saved']:.0f} %"
+            lines.append(_line(f"{record['tier']}, {row['dataset']}", *points, saved))
     return lines
 
 

@@ -278,6 +278,7 @@ def test_keys_of_the_lists_of_a_reproduction() -> None:
     assert lists == {
         "`rows` and `other_rows` of layer-pruning": test_reproduce.ROW_KEYS,
         "`differences` of layer-pruning": test_reproduce.DIFFERENCE_KEYS,
+        "`differences` of staged": test_reproduce.STAGED_DIFFERENCE_KEYS,
         "`rows` of bound": test_reproduce.BOUND_KEYS,
         "`rows` of loss-trajectory": test_reproduce.TRAJECTORY_KEYS,
         "`records`": test_reproduce.RECORD_KEYS,

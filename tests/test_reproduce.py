@@ -25,6 +25,7 @@ from stagecost_recipes import (
     circumstances,
     layer_pruning,
     loss_trajectory,
+    staged,
     runs,
     schedules,
     tiers,
@@ -49,11 +50,13 @@ MODULES = {
     "layer-pruning": (layer_pruning, "LAYER_PRUNING"),
     "bound": (bound, "BOUND"),
     "loss-trajectory": (loss_trajectory, "LOSS_TRAJECTORY"),
+    "staged": (staged, "STAGED"),
 }
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = {"experiment", "title", "tier", "rows", "figures", "records"}
 ROW_KEYS = {"dataset", "arm", "num_blocks", "test_accuracies", "mean", "std", "paper"}
 ROW_KEYS |= {"seeds", "training_macs", "seconds", "val_accuracies", "parameters", "macs"}
+STAGED_DIFFERENCE_KEYS = {"dataset", "to_plain_full", "to_plain_final", "to_control_cut", "macs_saved"}
 DIFFERENCE_KEYS = {"dataset", "full_depth", "pruned", "paper_full_depth", "paper_pruned"}
 BOUND_KEYS = {"dataset", "num_blocks", "sub_blocks", "objective", "right_hand_side", "holds"}
 BOUND_KEYS |= {"tightness", "gamma", "weight_decay", "seed", "predicted_blocks"}
@@ -67,11 +70,12 @@ RECORD_KEYS = {"path", "dataset", "seeds", "command", "commit", "machine", "thre
 def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Make the CPU tier one of a few digits and tiny networks."""
     monkeypatch.setattr(tiers, "_CPU", TINY)
-    monkeypatch.setattr(tiers, "_TRAINING_IMAGES", {"digits": 300})
     monkeypatch.setitem(tiers.SUB_BLOCKS, "cpu", 2)
     monkeypatch.setitem(bound.BOUND_BLOCKS, "cpu", (1, 2))
-    staged = {"model": "staged", "blocks_per_stage": [2, 2], "widths": [4, 6]}
-    monkeypatch.setitem(loss_trajectory.STAGED, "cpu", staged)
+    shape = {"model": "staged", "blocks_per_stage": [2, 2], "widths": [4, 6]}
+    monkeypatch.setitem(loss_trajectory.STAGED, "cpu", shape)
+    monkeypatch.setitem(staged.BLOCKS, "cpu", ([3, 3], [1, 2]))
+    monkeypatch.setattr(staged, "WIDTHS", [4, 6])
     for module, attribute in MODULES.values():
         small = replace(getattr(module, attribute), datasets={"cpu": ("digits",), "gpu": ("cifar10",)})
         monkeypatch.setattr(module, attribute, small)
@@ -194,6 +198,24 @@ def test_a_run_goes_on_and_is_not_repeated(
     line = refusal(capsys, "layer-pruning", "--seeds", "1", "--work", "work", "--results", "results")
     assert "holds seed 0" in line
     assert "add it to --seeds" in line
+
+
+def test_staged(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TINY, "epochs", 2)  # a cut needs an epoch before it and one after it
+    found = answer(capsys, "staged", "--seeds", "0", "--work", "work")
+    rows = {row["arm"]: row for row in found["rows"]}
+    assert list(rows) == list(staged.ARMS)
+    assert all(set(row) == ROW_KEYS and row["paper"] is None for row in found["rows"])
+    assert [row["num_blocks"] for row in found["rows"]] == [6, 3, 3, 3]
+    assert rows["stage_cut"]["macs"] == rows["control_cut"]["macs"] == rows["plain_final"]["macs"]
+    whole, cut = rows["plain_full"], rows["stage_cut"]
+    assert rows["plain_final"]["training_macs"] < cut["training_macs"] < whole["training_macs"]
+    (difference,) = found["differences"]
+    assert set(difference) == STAGED_DIFFERENCE_KEYS
+    assert difference["to_plain_full"] == pytest.approx(cut["mean"] - whole["mean"])
+    assert difference["macs_saved"] == pytest.approx(1 - cut["macs"] / whole["macs"])
+    assert "gamma = 0, cut alike" in shown(capsys, monkeypatch, found)
+    check_read_back(capsys, "staged", found)
 
 
 def test_bound(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,20 +14,24 @@ PRUNED_SCHEDULE = "pruned"
 
 
 def full_depth(num_blocks: int, sub_blocks: int) -> dict[str, Any]:
-    """Weigh the outputs from y_M on, gamma·(N − M) = 1, and begin late."""
+    """Press late and little, on the last third of the outputs alone: Σ gamma·c_k = 0.1."""
+    first = 2 * num_blocks // 3
     return {
-        "gamma": 1 / (num_blocks - sub_blocks),
-        "first_depth": sub_blocks,
+        "gamma": 0.1 / (num_blocks - first),
+        "first_depth": first,
         "gamma_schedule": "late",
+        "normalize_objective": True,
     }
 
 
 def pruned(num_blocks: int, sub_blocks: int) -> dict[str, Any]:
-    """Weigh the outputs from y_M on, gamma·(N − M) = 1, and begin late."""
+    """Press hard on y_M and less on each output behind it, once features have formed: Σ gamma·c_k ≈ 10."""
     return {
-        "gamma": 1 / (num_blocks - sub_blocks),
+        "gamma": 5.0,
         "first_depth": sub_blocks,
-        "gamma_schedule": "late",
+        "depth_weights": "halving",
+        "gamma_schedule": "early",
+        "normalize_objective": True,
     }
 
 

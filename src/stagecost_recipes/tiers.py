@@ -20,7 +20,9 @@ _CPU: dict[str, Any] = {
     "width": 16,
     "stem_stride": 2,
     "val_fraction": 1 / 6,
+    "limit_train": 12_000,  # 10,000 of them are trained on
     "epochs": 10,
+    "batch_size": 64,
     "device": "cpu",
     "fused": "no",
 }
@@ -34,11 +36,11 @@ _GPU: dict[str, Any] = {
     "precision": "bf16",
     "checkpoint_minutes": 5.0,
 }
-_TRAINING_IMAGES = {"mnist": 12_000, "fashion-mnist": 12_000, "cifar10": 24_000}
 
 
 def base_recipe(tier: Tier, dataset: str) -> dict[str, Any]:
     """Return the settings of plain training at full depth, by flag name, without data and seed."""
-    if tier == "gpu":
-        return {**_GPU, "gamma": 0.0}
-    return {**_CPU, "limit_train": _TRAINING_IMAGES[dataset], "gamma": 0.0}
+    del (
+        dataset
+    )  # one recipe serves them all so far; a data set that needs another one is told apart here
+    return {**(_GPU if tier == "gpu" else _CPU), "gamma": 0.0}

@@ -226,7 +226,7 @@ def reproduce(
     """Run an experiment that is recorded, or show what is recorded, beside the paper's figures.
 
     Args:
-        experiment: layer-pruning, loss-trajectory or bound.
+        experiment: layer-pruning, loss-trajectory, bound, peers or staged.
         tier: cpu, small enough for two cores, or gpu, the paper's size.
         dataset: one data set; all of the experiment's if not given.
         seeds: of the runs, such as 0,1,2; the experiment's own if not given.

@@ -24,6 +24,7 @@ EXPERIMENTS = {
     "loss-trajectory": "stagecost_recipes.loss_trajectory:LOSS_TRAJECTORY",
     "bound": "stagecost_recipes.bound:BOUND",
     "peers": "stagecost_recipes.peers:PEERS",
+    "staged": "stagecost_recipes.staged:STAGED",
 }
 """Name → module:attribute."""
 
@@ -72,7 +73,7 @@ def run_reproduce(
     for file in files:
         _check_replaceable(file, experiment, chosen)
     for each, file in zip(datasets, files, strict=True):
-        place = Path(WORK if work is None else work) / name / f"{tier}-{each}"
+        place = Path(WORK if work is None else work) / f"{tier}-{each}"
         _record(experiment, _context(tier, each, _data(each, data_root), chosen, place), file)
     return _joined(experiment, tier, files)
 

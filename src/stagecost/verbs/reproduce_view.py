@@ -53,7 +53,9 @@ def _accuracies(console: Console, result: Result) -> None:
         title = "The schedules of the stage cost at their other ends"
         console.print(_accuracy_table(title, result["other_rows"], wide))
     if result.get("differences"):
-        console.print(_difference_table(result["differences"]))
+        staged = result["experiment"] == "staged"
+        table = _staged_differences if staged else _difference_table
+        console.print(table(result["differences"]))
     if any(row.get("paper") is not None for row in result["rows"]):
         console.print(_about_the_paper(result["tier"]))
 
@@ -109,6 +111,17 @@ def _difference_table(rows: Sequence[Row]) -> Table:
     for row in rows:
         keys = ("full_depth", "paper_full_depth", "pruned", "paper_pruned")
         table.add_row(row["dataset"], *(_points(row[key], "+") for key in keys))
+    return table
+
+
+def _staged_differences(rows: Sequence[Row]) -> Table:
+    names = ("plain, full", "plain, of its shape", "gamma = 0, cut alike", "MACs saved")
+    table = _table("Points of the cut network above", "data set", *names)
+    table.columns[1].justify = "right"
+    for row in rows:
+        keys = ("to_plain_full", "to_plain_final", "to_control_cut")
+        saved = f"{100 * row['macs_saved']:.0f} %"
+        table.add_row(row["dataset"], *(_points(row[key], "+") for key in keys), saved)
     return table
 
 

@@ -1,0 +1,113 @@
+"""A staged network, cut in the training: three stages of nine blocks, three of each kept.
+
+Command     stagecost reproduce staged --tier cpu (or gpu) [--data-root DIR]
+Machine     cpu: one core, one thread; gpu: one GPU of 16 GiB or more
+Runtime     cpu: one to four minutes a run, four kinds of run; gpu: not run yet
+Seeds       0, 1, 2
+
+plain_full     gamma = 0, all blocks
+plain_final    gamma = 0, a network of the final shape, trained alone
+stage_cut      with a stage cost, cut to the final shape after a fifth of the epochs, trained on
+control_cut    gamma = 0, cut to the same shape at the same moment, trained on
+
+All arms have the same number of epochs in all, so that both cuts cost a fraction of plain_full's
+operations. Test images are read once all runs are trained.
+"""
+
+from typing import Any
+
+from stagecost.training.cost import training_macs
+from stagecost.verbs.summaries import evaluation
+from stagecost_recipes.experiment import Context, Experiment, Parts, Row, Tier
+from stagecost_recipes.rows import accuracy_row
+from stagecost_recipes.runs import Run, trained_run
+from stagecost_recipes.tiers import SEEDS, base_recipe
+
+BLOCKS: dict[Tier, tuple[list[int], list[int]]] = {
+    "cpu": ([9, 9, 9], [3, 3, 3]),
+    "gpu": ([18, 18, 18], [6, 6, 6]),
+}
+"""Blocks of each stage, before and after the cut."""
+WIDTHS = [16, 32, 64]
+CUT_SHARE = 0.2
+"""Part of the epochs after which blocks leave."""
+STAGE_WEIGHT = 0.3
+"""Σ gamma·c_k of the stage cost; chosen on validation images of seed 10."""
+ARMS = {
+    "plain_full": "plain",
+    "plain_final": "plain-final",
+    "stage_cut": "stage-cut",
+    "control_cut": "plain-cut",
+}
+"""Arm → kind of training."""
+
+
+def trainings(tier: Tier, dataset: str) -> dict[str, dict[str, Any]]:
+    """Return the settings of each kind of training."""
+    base = base_recipe(tier, dataset)
+    shared = {key: value for key, value in base.items() if key not in {"num_blocks", "width"}}
+    before, after = BLOCKS[tier]
+    plain = {**shared, "model": "staged", "blocks_per_stage": before, "widths": WIDTHS}
+    cut = {"cut_at": f"{max(1, round(CUT_SHARE * base['epochs']))}:{'+'.join(map(str, after))}"}
+    stage = {"gamma": STAGE_WEIGHT / sum(before), "normalize_objective": True}
+    return {
+        "plain": plain,
+        "plain-final": {**plain, "blocks_per_stage": after},
+        "stage-cut": {**plain, **stage, **cut},
+        "plain-cut": {**plain, **cut},
+    }
+
+
+def run(context: Context) -> list[Row]:
+    """Train every kind with every seed, then read the test images."""
+    kinds = trainings(context.tier, context.dataset)
+    found: dict[str, list[Run]] = {kind: [] for kind in kinds}
+    for seed in context.seeds:
+        for kind, settings in kinds.items():
+            found[kind].append(trained_run(context, f"staged-{kind}", settings, seed))
+    context.report(f"{context.dataset}: test images")
+    return [_row(context, arm, found[kind]) for arm, kind in ARMS.items()]
+
+
+def _row(context: Context, arm: str, runs: list[Run]) -> Row:
+    scores = [evaluation(one.open(), "test") for one in runs]
+    costs = [training_macs(one.folder, one.result.history) for one in runs]
+    row = accuracy_row(
+        context.dataset,
+        arm,
+        [score["accuracy"] for score in scores],
+        context.seeds,
+        num_blocks=scores[0]["num_blocks"],
+        val_accuracies=[one.result.val_accuracy for one in runs],
+        parameters=scores[0]["parameters"],
+        macs=scores[0]["macs"],
+        training_macs=round(sum(costs) / len(costs)),
+        seconds=round(sum(one.result.seconds for one in runs) / len(runs), 1),
+    )
+    return {**row, "paper": None}  # the paper cuts homogeneous networks alone
+
+
+def parts(rows: list[Row]) -> Parts:
+    """Return the rows, and how far the cut network is from both plain ones."""
+    by_arm = {row["arm"]: row for row in rows}
+    cut, full = by_arm["stage_cut"], by_arm["plain_full"]
+    differences = {
+        f"to_{arm}": cut["mean"] - by_arm[arm]["mean"]
+        for arm in ("plain_full", "plain_final", "control_cut")
+    }
+    fewer = 1 - cut["macs"] / full["macs"]
+    return {
+        "rows": rows,
+        "differences": [{"dataset": full["dataset"], **differences, "macs_saved": fewer}],
+    }
+
+
+STAGED = Experiment(
+    name="staged",
+    title="A staged network cut in the training: test accuracy in percent",
+    datasets={"cpu": ("cifar10",), "gpu": ("cifar10",)},
+    seeds=SEEDS,
+    run=run,
+    settings=trainings,
+    parts=parts,
+)
