@@ -113,7 +113,7 @@ def _difference_table(rows: Sequence[Row]) -> Table:
 
 
 def _bound(console: Console, result: Result) -> None:
-    names = ("seed", "M of N", "J_N", "right-hand side", "J_N ≤ it", "J_N / it", "corollary")
+    names = ("seed", "M of N", "J_N", "bound", "J_N ≤ it", "J_N / it", "corollary")
     table = _table(f"{result['title']}, {result['tier']} tier", "data set", *names)
     for key, group in groupby(result["rows"], key=lambda row: (row["dataset"], row["seed"])):
         table.add_section()
@@ -131,7 +131,7 @@ def _bound(console: Console, result: Result) -> None:
 
 
 def _bound_cells(row: Row) -> list[str]:
-    holds = "[green]yes[/green]" if row["holds"] else "[yellow]no, fell short[/yellow]"
+    holds = "[green]yes[/green]" if row["holds"] else "[yellow]no[/yellow]"
     return [
         f"{row['sub_blocks']} of {row['num_blocks']}",
         f"{row['objective']:.4f}",
@@ -155,10 +155,11 @@ def _trajectory(console: Console, result: Result) -> None:
         "loss over k",
         "L_N",
         "accuracy",
-        "fall a block within stages",
+        "fall within stages",
         "at a stage's start",
     )
     table = _table(f"{result['title']}, {result['tier']} tier", "data set", "arm", *names)
+    table.columns[3].no_wrap = True
     for key, group in groupby(result["rows"], key=lambda row: (row["dataset"], row["arm"])):
         table.add_section()
         for place, row in enumerate(group):
