@@ -2,7 +2,7 @@
 
 Command     stagecost reproduce peers --tier cpu [--data-root DIR]
 Machine     cpu: one core, one thread
-Runtime     cpu: eight trainings and seven short ones after them for each data set and seed
+Runtime     cpu: eight trainings and five short ones after them for each data set and seed
 Seeds       0, 1, 2
 
 One backbone, one order of images, one optimiser and schedule, and the same number of epochs in all

@@ -2,8 +2,8 @@
 
 Every arm gets E epochs in all. Where something is done after a first training, the first training gets
 70 % of them, with the whole of its schedule, and the rest belongs to what is done. Networks that are
-trained on do so by plain training of the terminal output: fresh momentum, a fresh cosine from the highest
-learning rate of the first training to zero, without warm-up (`stagecost.verbs.pruning.finetune_settings`).
+trained on do so by plain training of the terminal output: fresh momentum, a cosine from the highest
+learning rate of the first training to zero, no warm-up (`stagecost.verbs.pruning.finetune_settings`).
 
 Both rates below are those of 0.1, 0.3 and 1 times the highest rate, and of 0.001 and 0.01 for earlyon's
 exits, that did best on validation images of a small training on MNIST with a seed of its own.
