@@ -25,9 +25,9 @@ from stagecost_recipes import (
     circumstances,
     layer_pruning,
     loss_trajectory,
-    staged,
     runs,
     schedules,
+    staged,
     tiers,
 )
 from stagecost_recipes.experiment import Context, Experiment

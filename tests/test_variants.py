@@ -32,12 +32,14 @@ def test_schedules_of_gamma(progress: float) -> None:
     assert gamma_factor("constant", progress) == 1
     assert gamma_factor("warmup", progress) == min(1, 2 * progress)
     assert gamma_factor("late", progress) == pytest.approx(min(1, max(0, (progress - 0.4) / 0.3)))
+    assert gamma_factor("early", progress) == pytest.approx(min(1, max(0, (progress - 0.2) / 0.1)))
     assert gamma_factor("falling", progress) == pytest.approx((1 + math.cos(math.pi * progress)) / 2)
 
 
 def test_depth_weights() -> None:
     assert VariantSettings().weights(4) == [1, 1, 1, 1]
     assert VariantSettings(depth_weights="growing").weights(4) == [0.25, 0.5, 0.75, 1]
+    assert VariantSettings(depth_weights="first", first_depth=2).weights(4) == [0, 0, 1, 0]
     assert VariantSettings(first_depth=2).weights(4) == [0, 0, 1, 1]
 
 

@@ -20,6 +20,7 @@ class Stream(IntEnum):
     AUGMENT = 3
     DEPTHS = 4
     BRANCHES = 5
+    WEIGHTS = 6
 
 
 def seed_sequence(seed: int, stream: Stream, *places: int) -> np.random.SeedSequence:

@@ -16,6 +16,7 @@ from torch import nn
 from stagecost.block import ResidualBlock
 from stagecost.errors import StageCostError
 from stagecost.head import OutputHead, StatisticsPolicy
+from stagecost.initial_weights import draw_seed, initialise
 from stagecost.network import ResidualNetwork
 from stagecost.registry import register_model
 
@@ -132,9 +133,10 @@ def staged(
     _check_sizes(blocks_per_stage, widths, num_classes, in_channels, stem_stride)
     if projection not in get_args(Projection):
         raise StageCostError(f"projection {projection!r} is unknown: choose from {get_args(Projection)}")
+    seed = draw_seed()
     stem = nn.Conv2d(in_channels, widths[0], 3, stride=stem_stride, padding=1, bias=False)
     blocks = _stages(widths[0], blocks_per_stage, widths, basic_branch, projection)
-    return _assemble(stem, blocks, widths[-1], num_classes, head_statistics)
+    return _assemble(seed, stem, blocks, widths[-1], num_classes, head_statistics)
 
 
 def _bottleneck(
@@ -146,12 +148,13 @@ def _bottleneck(
 ) -> ResidualNetwork:
     widths = tuple(4 * width * 2**stage for stage in range(len(blocks_per_stage)))
     _check_sizes(blocks_per_stage, widths, num_classes, in_channels, 2)
+    seed = draw_seed()
     stem = nn.Sequential(
         nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False),
         nn.MaxPool2d(3, stride=2, padding=1),
     )
     blocks = _stages(width, blocks_per_stage, widths, bottleneck_branch)
-    return _assemble(stem, blocks, widths[-1], num_classes, head_statistics)
+    return _assemble(seed, stem, blocks, widths[-1], num_classes, head_statistics)
 
 
 @register_model("preact_resnet50")
@@ -207,6 +210,7 @@ def _stages(
 
 
 def _assemble(
+    seed: int | None,
     stem: nn.Module,
     blocks: list[ResidualBlock],
     width: int,
@@ -215,9 +219,7 @@ def _assemble(
 ) -> ResidualNetwork:
     head = OutputHead(width, num_classes, len(blocks) + 1, statistics)
     network = ResidualNetwork(stem, blocks, head)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    initialise(network, seed)
     return network
 
 

@@ -25,11 +25,11 @@ def full_depth(num_blocks: int, sub_blocks: int) -> dict[str, Any]:
 
 
 def pruned(num_blocks: int, sub_blocks: int) -> dict[str, Any]:
-    """Press hard on y_M and less on each output behind it, once features have formed: Σ gamma·c_k ≈ 10."""
+    """Press hard on y_M alone, once features have formed: gamma = 10 from 30 % of the training on."""
     return {
-        "gamma": 5.0,
+        "gamma": 10.0,
         "first_depth": sub_blocks,
-        "depth_weights": "halving",
+        "depth_weights": "first",
         "gamma_schedule": "early",
         "normalize_objective": True,
     }

@@ -151,10 +151,11 @@ class VariantSettings:
     """How training departs from the paper's uniform, constant stage cost; see docs/variants.md.
 
     Args:
-        gamma_schedule: constant, warmup (rises over the first half), early (0 until 20 % of the training,
-            full from 30 % on), late (0 until 40 %, full from 70 % on) or falling (a cosine to 0).
-        depth_weights: uniform, growing with k as (k+1)/N, or halving from each output to the next, 1 at
-            the first that bears a stage cost.
+        gamma_schedule: constant, warmup (rises over the first half), early (0 until 20 % of the
+            training, full from 30 % on), late (0 until 40 %, full from 70 % on) or falling (a
+            cosine to 0).
+        depth_weights: uniform, growing with k as (k+1)/N, or first: only the output behind
+            first_depth blocks bears a stage cost.
         first_depth: outputs before this depth bear no stage cost.
         sampled_depths: how many depths bear the stage cost in a step, drawn anew each step so that its
             mean stays the same; 0 takes all.
@@ -167,7 +168,7 @@ class VariantSettings:
     """
 
     gamma_schedule: Literal["constant", "warmup", "early", "late", "falling"] = "constant"
-    depth_weights: Literal["uniform", "growing", "halving"] = "uniform"
+    depth_weights: Literal["uniform", "growing", "first"] = "uniform"
     first_depth: int = 0
     sampled_depths: int = 0
     stage_loss: Literal["same", "distilled", "hinged"] = "same"
@@ -182,8 +183,8 @@ class VariantSettings:
                 chosen = [1.0] * num_blocks
             case "growing":
                 chosen = [(k + 1) / num_blocks for k in range(num_blocks)]
-            case "halving":
-                chosen = [0.5 ** (k - self.first_depth) for k in range(num_blocks)]
+            case "first":
+                chosen = [float(k == self.first_depth) for k in range(num_blocks)]
         return [c if k >= self.first_depth else 0.0 for k, c in enumerate(chosen)]
 
     def check(self) -> None:
