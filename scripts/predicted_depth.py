@@ -8,9 +8,9 @@ Runtime     about a quarter of an hour on one core, resumable
 Seeds       0
 
 Digits, N = 12 homogeneous blocks of width 8, normalised objective. For each gamma and lambda of a grid a
-ResNet-N and several SubResNets of M < N blocks are trained with the same gamma and lambda. Predicted: the
-M with the least right-hand side, from the SubResNets (and the ResNet-N itself as M = N), and from the
-truncations of the ResNet-N. Measured: see `digits_runs`. Only training and validation images are read.
+ResNet-N and several SubResNets of M < N blocks are trained with the same gamma and lambda. Predicted:
+the M with the least right-hand side, from the SubResNets (and the ResNet-N itself as M = N), and from
+the truncations of the ResNet-N. Measured: see `digits_runs`. Test images are not read.
 """
 
 import argparse

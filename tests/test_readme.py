@@ -246,7 +246,7 @@ def test_keys_and_files_are_those_documented(folder: Path) -> None:
     assert first_column(section(COMMAND_LINE, "JSON keys")) == [*results, "benchmark", "demo"]
     for verb, result in results.items():
         assert list(result) == documented_keys(verb), verb
-    bound_keys = {"num_blocks", "right_hand_side", "holds", "tightness"}
+    bound_keys = {"num_blocks", "blocks_per_stage", "right_hand_side", "holds", "tightness"}
     assert set(results["bound"]["bounds"][0]) == bound_keys
     files = {path.name for path in (folder / "deep").iterdir()}
     assert files == set(first_column(section(COMMAND_LINE, "The run folder")))

@@ -5,7 +5,7 @@ from typing import Any
 from stagecost.bound import (
     objective,
     predicted_blocks,
-    right_hand_side,
+    staged_right_hand_side,
     truncation_right_hand_sides,
 )
 from stagecost.errors import StageCostError
@@ -44,30 +44,39 @@ def bound_of_runs(
     batches = full.batches("train")
     losses, norms = _measure(full, batches, full.loss)
     value = objective(losses, norms, gamma, weight_decay)
-    num_blocks = full.network.num_blocks
-    sides = {}
-    for other in others:
-        sub_losses, sub_norms = _measure(other, batches, full.loss)
-        depth = other.network.num_blocks
-        sides[depth] = right_hand_side(sub_losses, sub_norms, gamma, weight_decay, num_blocks)
+    rows = [
+        _row(other, value, _right_hand_side(other, full, batches, gamma, weight_decay))
+        for other in others
+    ]
+    rows.sort(key=lambda row: (row["num_blocks"], row["blocks_per_stage"]))
     truncations = truncation_right_hand_sides(losses, norms, gamma, weight_decay)
     return {
         "objective": value,
         "gamma": gamma,
         "weight_decay": weight_decay,
-        "num_blocks": num_blocks,
+        "num_blocks": full.network.num_blocks,
         "trained_variant": _is_variant(full),
-        "bounds": [
-            {
-                "num_blocks": depth,
-                "right_hand_side": side,
-                "holds": value <= side,
-                "tightness": value / side,
-            }
-            for depth, side in sorted(sides.items())
-        ],
-        "predicted_blocks": predicted_blocks(sides),
+        "bounds": rows,
+        "predicted_blocks": min(rows, key=lambda row: row["right_hand_side"])["num_blocks"],
         "truncation_predicted_blocks": predicted_blocks(truncations),
+    }
+
+
+def _right_hand_side(
+    sub: Trained, full: Trained, batches: Loader, gamma: float, weight_decay: float
+) -> float:
+    losses, norms = _measure(sub, batches, full.loss)
+    stages = sub.network.blocks_per_stage, full.network.blocks_per_stage
+    return staged_right_hand_side(losses, norms, gamma, weight_decay, *stages)
+
+
+def _row(sub: Trained, value: float, side: float) -> dict[str, Any]:
+    return {
+        "num_blocks": sub.network.num_blocks,
+        "blocks_per_stage": list(sub.network.blocks_per_stage),
+        "right_hand_side": side,
+        "holds": value <= side,
+        "tightness": value / side,
     }
 
 
