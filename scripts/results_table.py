@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark_tables import benchmark_section
+from theory_tables import predicted_depth_section, saturation_section
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -97,6 +98,10 @@ def render() -> str:
         lines += ["", TRIALS, *_trials_table(trials)]
     if importance := _records("importance"):
         lines += ["", IMPORTANCE, *_importance_table(importance[0])]
+    if theory := predicted_depth_section(_records("predicted-depth")):
+        lines += ["", *theory]
+    if theory := saturation_section(_records("saturation")):
+        lines += ["", *theory]
     return "\n".join(lines) + "\n"
 
 

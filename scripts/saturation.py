@@ -26,7 +26,7 @@ from theory_figures import saturation_figure
 SEEDS = (0, 1, 2)
 SIZES = (6, 12, 24, 48)
 WEIGHT_DECAY = 1e-2
-EPOCHS = 20
+EPOCHS = 15
 CONSTANT_SHARE, CONSTANT_GAMMA, PLAIN = "gamma·N = 1", "gamma = 1/12", "plain"
 
 

@@ -219,7 +219,7 @@ def test_every_row_of_the_map_has_a_name_and_a_test() -> None:
 
 def test_files_that_are_named_are_there() -> None:
     codes = [code for document in DOCUMENTS.values() for code in inline_code(document)]
-    files = {code for code in codes if re.fullmatch(r"(tests|scripts)/\w+\.py", code)}
+    files = {code for code in codes if re.fullmatch(r"(tests|scripts|examples)/\w+\.py", code)}
     assert len(files) > 5
     assert [file for file in sorted(files) if not (ROOT / file).is_file()] == []
 
