@@ -6,18 +6,18 @@ from typing import Any
 PREDICTED = """\
 ## Predicted and measured depth
 
-`python scripts/predicted_depth.py`: digits, N = 12 homogeneous blocks, normalised objective, one training
-of each gamma and lambda at each depth. Predicted is the M with the least right-hand side of Theorem 3.1
-(docs/theory.md), from networks trained alone or from truncations of the run itself. Measured on the
-training images: *needed*, the least M whose loss is within a tolerance of L_N; *active*, the blocks whose
-‖F_k(x_k)‖/‖x_k‖ is above a threshold. The truncations and the needed blocks come from the same losses, so
-their agreement is no independent test.
+`python scripts/predicted_depth.py`: digits, N = 12 homogeneous blocks, normalised objective, one
+training of each gamma and lambda at each depth. Predicted is the M with the least right-hand side of
+Theorem 3.1 ([docs/theory.md](../docs/theory.md)), from networks trained alone or from truncations of
+the run itself. Measured on the training images: *needed*, the least M whose loss is within a tolerance
+of L_N; *active*, the blocks whose ‖F_k(x_k)‖/‖x_k‖ is above a threshold. The truncations and the needed
+blocks come from the same losses, so their agreement is no independent test.
 """
 SATURATION = """\
 ## Saturation
 
-`python scripts/saturation.py`: digits, homogeneous networks of N blocks, normalised objective. Active and
-needed blocks as above, mean (of each seed).
+`python scripts/saturation.py`: digits, homogeneous networks of N blocks, normalised objective. Active
+and needed blocks as above: mean (of each seed).
 """
 
 
@@ -31,14 +31,9 @@ def predicted_depth_section(records: list[dict[str, Any]]) -> list[str]:
     lines += [_line(*_point_cells(point)) for point in points]
     limit = f"tolerance {record['tolerance']:g}, threshold {record['threshold']:g}"
     above = sum(p["objective"] > min(p["right_hand_sides"].values()) for p in points)
-    lines += [
-        "",
-        f"Depths in blocks ({limit}). In {above} of {len(points)} trainings some shallower network,",
-    ]
-    lines += [
-        "trained alone, gives a lower right-hand side than J_N: those were not optimised far enough.",
-        "",
-    ]
+    lines += ["", f"Depths in blocks ({limit}). In {above} of {len(points)} trainings some shallower"]
+    lines += ["network, trained alone, gives a right-hand side below J_N: the deep network was not"]
+    lines += ["optimised far enough.", ""]
     lines += ["Spearman's rank correlation over the grid:", ""]
     lines += _header(
         "predicted from", "measured", "limit", "correlation", "points", "predicted − measured"
@@ -53,6 +48,7 @@ def predicted_depth_section(records: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+_CORRELATIONS = ("predicted from", "measured", "limit", "correlation", "points", "predicted − measured")
 _DEPTHS = ("predicted, trained alone", "predicted, truncations", "needed", "active")
 
 
