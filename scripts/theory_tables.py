@@ -35,9 +35,7 @@ def predicted_depth_section(records: list[dict[str, Any]]) -> list[str]:
     lines += ["network, trained alone, gives a right-hand side below J_N: the deep network was not"]
     lines += ["optimised far enough.", ""]
     lines += ["Spearman's rank correlation over the grid:", ""]
-    lines += _header(
-        "predicted from", "measured", "limit", "correlation", "points", "predicted − measured"
-    )
+    lines += _header(*_CORRELATIONS)
     lines += [_line(*_correlation_cells(row)) for row in record["rank_correlations"]]
     return [
         *lines,
