@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmark_tables import benchmark_section
 from reproduce_tables import reproduce_section
+from theory_tables import predicted_depth_section, saturation_section
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -99,6 +100,10 @@ def render() -> str:
     if importance := _records("importance"):
         lines += ["", IMPORTANCE, *_importance_table(importance[0])]
     lines += reproduce_section(RESULTS)
+    if theory := predicted_depth_section(_records("predicted-depth")):
+        lines += ["", *theory]
+    if theory := saturation_section(_records("saturation")):
+        lines += ["", *theory]
     return "\n".join(lines) + "\n"
 
 

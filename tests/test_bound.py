@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import stagecost as sc
@@ -11,10 +11,12 @@ from helpers import build, images, labels, loader
 from stagecost.bound import (
     average_loss_bound,
     excess_constant,
+    extended_outputs,
     normalized_bound,
     objective,
     predicted_blocks,
     right_hand_side,
+    staged_right_hand_side,
     truncation_right_hand_sides,
     zero_extend,
 )
@@ -47,9 +49,13 @@ def test_zero_extension_computes_the_same_to_the_last_bit(
     position, latest = {}, 0
     for small, large in zip(sub.stages, full.stages, strict=True):
         position |= {k: sub.block_indices.index(j) + 1 for j, k in zip(small, large, strict=False)}
-    for depth, k in enumerate(full.block_indices, start=1):
+    by_hand = [0]
+    for k in full.block_indices:
         latest = position.get(k, latest)
-        assert torch.equal(y_full[depth], y_sub[latest])
+        by_hand.append(latest)
+    assert extended_outputs(sub.blocks_per_stage, full.blocks_per_stage) == by_hand
+    for depth, source in enumerate(by_hand):
+        assert torch.equal(y_full[depth], y_sub[source])
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.05, 1.0])
@@ -64,6 +70,44 @@ def test_the_right_hand_side_is_the_objective_of_the_extended_weights(
     j_n = objective(large.losses, squared_weight_norms(full), gamma, weight_decay)
     rhs = right_hand_side(small.losses, squared_weight_norms(sub), gamma, weight_decay, 13)
     assert j_n == pytest.approx(rhs, rel=1e-13)
+
+
+@settings(max_examples=12)
+@given(
+    sub_stages=st.tuples(*[st.integers(1, 3)] * 3),
+    added=st.tuples(*[st.integers(0, 3)] * 3),
+    gamma=st.sampled_from([0.0, 0.05, 1.0]),
+    weight_decay=st.sampled_from([0.0, 5e-3]),
+)
+def test_the_staged_right_hand_side_is_the_objective_of_the_extended_weights(
+    sub_stages: tuple[int, ...], added: tuple[int, ...], gamma: float, weight_decay: float
+) -> None:
+    stages = tuple(small + more for small, more in zip(sub_stages, added, strict=True))
+    sub = build("staged", blocks_per_stage=sub_stages).double()
+    full = zero_extend(sub, blocks_per_stage=stages).double()
+    data = [(images(3, 8).double(), labels(3))]
+    small, large = sc.loss_trajectory(sub, data), sc.loss_trajectory(full, data)
+    j_n = objective(large.losses, squared_weight_norms(full), gamma, weight_decay)
+    norms = squared_weight_norms(sub)
+    rhs = staged_right_hand_side(small.losses, norms, gamma, weight_decay, sub_stages, stages)
+    assert j_n == pytest.approx(rhs, rel=1e-12)
+    # Counting all added outputs as terminal ones is right only if they are in the last stage.
+    as_one = right_hand_side(small.losses, norms, gamma, weight_decay, sum(stages))
+    assert (as_one == pytest.approx(rhs, rel=1e-9)) == (gamma == 0 or added[:2] == (0, 0))
+
+
+def test_a_staged_network_without_its_last_controls_is_a_feasible_point() -> None:
+    """F_k = 0 for k ≥ M, across the borders of stages: J_N is the right-hand side of truncation M."""
+    network = build("staged", head_statistics="terminal").double()
+    data = [(images(3, 8).double(), labels(3))]
+    losses, norms = sc.loss_trajectory(network, data).losses, squared_weight_norms(network)
+    sides = truncation_right_hand_sides(losses, norms, 0.3, 5e-3)
+    for k in reversed(range(1, network.num_blocks)):
+        for parameter in network.blocks[str(k)].residual.parameters():
+            parameter.data.zero_()
+        found = sc.loss_trajectory(network, data).losses
+        value = objective(found, squared_weight_norms(network), 0.3, 5e-3)
+        assert value == pytest.approx(sides[k], rel=1e-12)
 
 
 def test_the_identity_holds_in_float32_for_each_loss_exactly() -> None:
@@ -87,6 +131,10 @@ def test_a_pruned_staged_network_extends_back() -> None:
 def test_extension_needs_as_many_blocks_in_every_stage() -> None:
     with pytest.raises(StageCostError, match="cannot be extended"):
         zero_extend(build("staged"), blocks_per_stage=(1, 9, 9))
+    with pytest.raises(StageCostError, match="cannot be extended"):
+        extended_outputs((1, 1), (2,))
+    with pytest.raises(StageCostError, match="give one a block"):
+        staged_right_hand_side([1.0, 1.0], [1.0], 0.1, 0.0, (1, 1), (2, 2))
 
 
 @given(losses=LOSSES, extra=st.integers(0, 50), gamma=st.floats(0, 5), decay=st.floats(0, 1))
@@ -127,7 +175,7 @@ def test_a_block_pays_for_itself_or_not() -> None:
 def test_lengths_that_do_not_fit_are_refused() -> None:
     with pytest.raises(StageCostError, match="losses"):
         objective([1.0], [1.0], 0.1, 0.0)
-    with pytest.raises(StageCostError, match="M ≤ N"):
+    with pytest.raises(StageCostError, match="give M ≤ N"):
         right_hand_side([1.0, 1.0, 1.0], [1.0, 1.0], 0.1, 0.0, 1)
 
 

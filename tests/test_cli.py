@@ -231,6 +231,23 @@ def test_bound(cli: CommandLine, runs: Runs) -> None:
     assert row["tightness"] == pytest.approx(found["objective"] / row["right_hand_side"])
 
 
+def test_bound_of_a_staged_run_cut_in_its_first_stage(
+    cli: CommandLine, runs: Runs, tmp_path: Path
+) -> None:
+    """The output that the added block repeats is y_1 of the small network, not its terminal one."""
+    staged = ("--model", "staged", "--blocks-per-stage", "1,2", "--widths", "6,8")
+    cli("train", *RECIPE, *staged, "--output", tmp_path / "sub")
+    found = cli("bound", runs.staged, "--sub", tmp_path / "sub", "--json").answer
+    small = cli("analyze", tmp_path / "sub", "--split", "train", "--json").answer
+    losses, gamma = small["losses"], found["gamma"]
+    decay = found["weight_decay"] / 2 * sum(norm**2 for norm in small["weight_norms"])
+    (row,) = found["bounds"]
+    assert row["blocks_per_stage"] == [1, 2]
+    expected = gamma * (sum(losses[:-1]) + losses[1]) + losses[-1] + decay
+    assert row["right_hand_side"] == pytest.approx(expected)
+    assert "3 (1, 2)" in cli("bound", runs.staged, "--sub", tmp_path / "sub").stdout
+
+
 def test_report(cli: CommandLine, runs: Runs) -> None:
     found = cli("report", runs.three, "--json").answer
     page = Path(found["report"]).read_text()

@@ -220,7 +220,7 @@ def test_every_row_of_the_map_has_a_name_and_a_test() -> None:
 
 def test_files_that_are_named_are_there() -> None:
     codes = [code for document in DOCUMENTS.values() for code in inline_code(document)]
-    files = {code for code in codes if re.fullmatch(r"(tests|scripts)/\w+\.py", code)}
+    files = {code for code in codes if re.fullmatch(r"(tests|scripts|examples)/\w+\.py", code)}
     assert len(files) > 5
     assert [file for file in sorted(files) if not (ROOT / file).is_file()] == []
 
@@ -248,7 +248,8 @@ def test_keys_and_files_are_those_documented(folder: Path) -> None:
     assert documented == [*results, "benchmark", "reproduce", "demo"]
     for verb, result in results.items():
         assert list(result) == documented_keys(verb), verb
-    bound_keys = {"num_blocks", "right_hand_side", "holds", "tightness", "normalized_bound"}
+    bound_keys = {"num_blocks", "blocks_per_stage", "right_hand_side", "holds", "tightness"}
+    bound_keys |= {"normalized_bound"}
     assert set(results["bound"]["bounds"][0]) == bound_keys
     files = {path.name for path in (folder / "deep").iterdir()}
     assert files == set(first_column(section(COMMAND_LINE, "The run folder")))

@@ -6,11 +6,17 @@ Proof: extend the trained SubResNet-M by blocks with F_k ≡ 0. Every later stat
 every later output equals y_M, and the right-hand side *is* J_N of the extended weights (`zero_extend`);
 w^N is assumed optimal. So J_N above the bound means "not optimised far enough", never an error.
 
+The same with a vector of depths, one a stage: a SubResNet of M_1, …, M_S blocks is extended at the tail
+of each stage, where the skips are identities, to N_1, …, N_S blocks (docs/theory.md has the proof)::
+
+    J_N(w^N) ≤ J_M(w^M) + gamma·Σ_s (N_s − M_s)·L_{M_1+…+M_s}^M
+
 The bound limits *how many* blocks can stay active, not *which*; and where Lbar is not near the infimum
 of the loss it grows with N and promises nothing. Cross-entropy never attains its infimum.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 import torch
 
@@ -53,12 +59,65 @@ def right_hand_side(
     Raises:
         StageCostError: the SubResNet has more blocks than N.
     """
-    _check_lengths(losses, squared_norms)
-    depth = len(squared_norms)
-    if depth > num_blocks:
-        raise StageCostError(f"a SubResNet of {depth} blocks is no part of {num_blocks}: give M ≤ N")
-    stage = gamma * sum(losses[:-1]) + weight_decay / 2 * sum(squared_norms)
-    return stage + (1 + gamma * (num_blocks - depth)) * losses[-1]
+    sub_stages, stages = (len(squared_norms),), (num_blocks,)
+    return staged_right_hand_side(losses, squared_norms, gamma, weight_decay, sub_stages, stages)
+
+
+def staged_right_hand_side(
+    losses: Sequence[float],
+    squared_norms: Sequence[float],
+    gamma: float,
+    weight_decay: float,
+    sub_stages: Sequence[int],
+    stages: Sequence[int],
+) -> float:
+    """Compute the right-hand side for a SubResNet of several stages; one stage is Theorem 3.1.
+
+    An added block repeats the output at the end of its stage: of the SubResNet's intermediate output
+    there, not of its terminal one, unless the stage is the last.
+
+    Args:
+        losses: L_0^M … L_M^M of the trained SubResNet, M = M_1 + … + M_S.
+        squared_norms: ‖w_F,k^M‖², k = 0 … M-1.
+        gamma: the stage weight of the larger network.
+        weight_decay: lambda of the larger network.
+        sub_stages: M_1, …, M_S.
+        stages: N_1, …, N_S.
+
+    Raises:
+        StageCostError: a stage has more blocks than in the larger network, or the numbers do not fit.
+    """
+    _check_stages(sub_stages, stages)
+    if sum(sub_stages) != len(squared_norms):
+        raise StageCostError(
+            f"stages {tuple(sub_stages)} have {sum(sub_stages)} blocks, but there are "
+            f"{len(squared_norms)} norms: give one a block"
+        )
+    value = objective(losses, squared_norms, gamma, weight_decay)
+    ends = accumulate(sub_stages)
+    added = (large - small for small, large in zip(sub_stages, stages, strict=True))
+    return value + gamma * sum(count * losses[end] for end, count in zip(ends, added, strict=True))
+
+
+def extended_outputs(sub_stages: Sequence[int], stages: Sequence[int]) -> list[int]:
+    """Tell which output of a SubResNet each output of its zero-extension equals.
+
+    Args:
+        sub_stages: M_1, …, M_S.
+        stages: N_1, …, N_S, with N_s ≥ M_s.
+
+    Returns:
+        N+1 numbers i_k: y_k of the extension equals y_{i_k} of the SubResNet.
+
+    Raises:
+        StageCostError: a stage has more blocks than in the larger network, or the stages do not fit.
+    """
+    _check_stages(sub_stages, stages)
+    outputs = [0]
+    for small, large in zip(sub_stages, stages, strict=True):
+        start = outputs[-1]
+        outputs += [start + min(position, small) for position in range(1, large + 1)]
+    return outputs
 
 
 def excess_constant(losses: Sequence[float]) -> float:
@@ -90,8 +149,9 @@ def truncation_right_hand_sides(
 ) -> dict[int, float]:
     """Compute the right-hand side for every truncation M = 1 … N of one trained network.
 
-    The first M blocks of a network are a feasible SubResNet-M, so one trajectory gives a bound for
-    every M without training a second network. For M = N it is J_N itself.
+    With F_k ≡ 0 for k ≥ M, every output from y_M on equals y_M, whatever the skips are. So this is J_N
+    of a feasible point, and one trajectory gives a bound for every M without training a second network,
+    also if there are several stages. For M = N it is J_N itself.
     """
     _check_lengths(losses, squared_norms)
     num_blocks = len(squared_norms)
@@ -125,18 +185,13 @@ def zero_extend(sub: ResidualNetwork, **arguments: object) -> ResidualNetwork:
     full.stem.load_state_dict(sub.stem.state_dict())
     for k_sub, k_full in pairs.items():
         full.blocks[str(k_full)].load_state_dict(sub.blocks[str(k_sub)].state_dict())
-    full.head.load_state_dict(_extended_head(sub, full, pairs))
+    full.head.load_state_dict(_extended_head(sub, full))
     return full.train(sub.training)
 
 
 def _corresponding_blocks(sub: ResidualNetwork, full: ResidualNetwork) -> dict[int, int]:
     """Map each block of `sub` to the block of `full` at the same place of the same stage."""
-    fits = len(sub.stages) == len(full.stages) and all(
-        len(small) <= len(large) for small, large in zip(sub.stages, full.stages, strict=True)
-    )
-    if not fits:
-        sizes = [[len(stage) for stage in network.stages] for network in (sub, full)]
-        raise StageCostError(f"stages of {sizes[0]} blocks cannot be extended to {sizes[1]}: add blocks")
+    _check_stages(sub.blocks_per_stage, full.blocks_per_stage)
     return {
         k_sub: k_full
         for small, large in zip(sub.stages, full.stages, strict=True)
@@ -144,21 +199,26 @@ def _corresponding_blocks(sub: ResidualNetwork, full: ResidualNetwork) -> dict[i
     }
 
 
-def _extended_head(
-    sub: ResidualNetwork, full: ResidualNetwork, pairs: Mapping[int, int]
-) -> dict[str, torch.Tensor]:
+def _extended_head(sub: ResidualNetwork, full: ResidualNetwork) -> dict[str, torch.Tensor]:
     """Give each output of the larger network the statistics of the output that it equals."""
-    sources, latest = [0], 0
-    position = {k_full: sub.block_indices.index(k_sub) for k_sub, k_full in pairs.items()}
-    for k in full.block_indices:
-        latest = position[k] + 1 if k in position else latest
-        sources.append(latest)
+    sources = extended_outputs(sub.blocks_per_stage, full.blocks_per_stage)
     state = dict(sub.head.state_dict())
     outputs = sub.num_blocks + 1
     for name, buffer in sub.head.named_buffers():
         if buffer.dim() > 0 and buffer.shape[0] == outputs:
             state[name] = buffer[sources]
     return state
+
+
+def _check_stages(sub_stages: Sequence[int], stages: Sequence[int]) -> None:
+    fits = len(sub_stages) == len(stages) and all(
+        small <= large for small, large in zip(sub_stages, stages, strict=True)
+    )
+    if not fits:
+        raise StageCostError(
+            f"stages of {list(sub_stages)} blocks cannot be extended to {list(stages)}: give M ≤ N "
+            "blocks in as many stages"
+        )
 
 
 def _check_lengths(losses: Sequence[float], squared_norms: Sequence[float]) -> None:

@@ -158,6 +158,11 @@ class ResidualNetwork(nn.Module):
         return tuple(tuple(stage) for stage in stages)
 
     @property
+    def blocks_per_stage(self) -> tuple[int, ...]:
+        """How many blocks each stage has now."""
+        return tuple(len(stage) for stage in self.stages)
+
+    @property
     def is_homogeneous(self) -> bool:
         """Whether every skip connection is an identity, so that truncation is exact."""
         return all(isinstance(skip, nn.Identity) for skip in self.skips)

@@ -3,10 +3,9 @@
 from typing import Any
 
 from stagecost.bound import (
-    normalized_bound,
     objective,
     predicted_blocks,
-    right_hand_side,
+    staged_right_hand_side,
     truncation_right_hand_sides,
 )
 from stagecost.errors import StageCostError
@@ -47,33 +46,37 @@ def bound_of_runs(
     batches = full.batches("train")
     losses, norms = _measure(full, batches, full.loss)
     value = objective(losses, norms, gamma, weight_decay)
-    num_blocks = full.network.num_blocks
-    sides, normalized = {}, {}
-    for other in others:
-        sub_losses, sub_norms = _measure(other, batches, full.loss)
-        depth = other.network.num_blocks
-        sides[depth] = right_hand_side(sub_losses, sub_norms, gamma, weight_decay, num_blocks)
-        normalized[depth] = normalized_bound(sub_losses, gamma, num_blocks)
+    rows = [_row(other, full, batches, value, gamma, weight_decay) for other in others]
+    rows.sort(key=lambda row: (row["num_blocks"], row["blocks_per_stage"]))
     truncations = truncation_right_hand_sides(losses, norms, gamma, weight_decay)
     return {
         "objective": value,
         "gamma": gamma,
         "weight_decay": weight_decay,
-        "num_blocks": num_blocks,
+        "num_blocks": full.network.num_blocks,
         "trained_variant": _is_variant(full),
-        "normalized_loss": objective(losses, norms, gamma, 0.0) / (1 + gamma * num_blocks),
-        "bounds": [
-            {
-                "num_blocks": depth,
-                "right_hand_side": side,
-                "holds": value <= side,
-                "tightness": value / side,
-                "normalized_bound": normalized[depth],
-            }
-            for depth, side in sorted(sides.items())
-        ],
-        "predicted_blocks": predicted_blocks(sides),
+        "normalized_loss": objective(losses, norms, gamma, 0.0) / (1 + gamma * full.network.num_blocks),
+        "bounds": rows,
+        "predicted_blocks": min(rows, key=lambda row: row["right_hand_side"])["num_blocks"],
         "truncation_predicted_blocks": predicted_blocks(truncations),
+    }
+
+
+def _row(
+    sub: Trained, full: Trained, batches: Loader, value: float, gamma: float, weight_decay: float
+) -> dict[str, Any]:
+    losses, norms = _measure(sub, batches, full.loss)
+    stages = sub.network.blocks_per_stage, full.network.blocks_per_stage
+    side = staged_right_hand_side(losses, norms, gamma, weight_decay, *stages)
+    # Without weight decay, and over the weight of all losses, it is the corollary's bound.
+    of_losses = staged_right_hand_side(losses, norms, gamma, 0.0, *stages)
+    return {
+        "num_blocks": sub.network.num_blocks,
+        "blocks_per_stage": list(sub.network.blocks_per_stage),
+        "right_hand_side": side,
+        "holds": value <= side,
+        "tightness": value / side,
+        "normalized_bound": of_losses / (1 + gamma * full.network.num_blocks),
     }
 
 

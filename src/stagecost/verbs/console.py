@@ -96,7 +96,9 @@ def _bound(console: Console, result: Result) -> None:
     for row in result["bounds"]:
         holds = "yes" if row["holds"] else "no: not optimised far enough"
         side, tightness = f"{row['right_hand_side']:.4f}", f"{row['tightness']:.3f}"
-        table.add_row(str(row["num_blocks"]), side, holds, tightness)
+        stages = row["blocks_per_stage"]
+        depth = f"{row['num_blocks']} ({', '.join(map(str, stages))})" if len(stages) > 1 else stages[0]
+        table.add_row(str(depth), side, holds, tightness)
     console.print(table)
     console.print(f"predicted depth: {result['predicted_blocks']} blocks")
     console.print(

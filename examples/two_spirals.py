@@ -1,0 +1,142 @@
+"""The turnpike in a picture: a residual network on two spirals, trained plainly and with a stage cost.
+
+    python examples/two_spirals.py [--steps 1500] [--seed 0] [--output docs/images]
+
+The network has a fixed width and no normalisation: x_0 is a linear map of the point, every block adds
+F_k(x_k) = V·tanh(W·x_k + b), the head is a linear map. Blocks and head are this file's own; objective,
+lambda's parameter groups, trajectory and truncation are the library's. About a minute on one core.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import stagecost as sc
+from stagecost.report.canvas import draw_curve, make_panel, scale_values, write_text
+from stagecost.report.svg import to_svg
+from stagecost.trajectory import Trajectory
+
+NUM_BLOCKS, WIDTH, HIDDEN = 20, 8, 32
+WEIGHT_DECAY = 1e-4  # lambda
+STAGE_SHARE = 1.0  # c = gamma·N
+TOLERANCE = 0.5
+STYLES = {"plain": ("muted", (4.0, 2.0)), "stage cost": ("accent", None)}
+
+
+class PointHead(nn.Module):
+    """H: a linear map of the state, the same behind every depth."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        """Create the head."""
+        super().__init__()
+        self.linear = nn.Linear(width, num_classes)
+
+    def forward(self, state: Tensor, depth: int) -> Tensor:
+        """Map a state, (B, width), to logits, (B, classes)."""
+        logits: Tensor = self.linear(state)
+        return logits
+
+    def select_outputs(self, depths: list[int]) -> None:
+        """Nothing belongs to single depths."""
+
+
+def point_network(num_blocks: int = NUM_BLOCKS, width: int = WIDTH) -> sc.ResidualNetwork:
+    """Build the network; points come as images of two channels and one pixel, (B, 2, 1, 1)."""
+    stem = nn.Sequential(nn.Flatten(), nn.Linear(2, width))
+    blocks = [sc.ResidualBlock(_branch(width)) for _ in range(num_blocks)]
+    return sc.ResidualNetwork(stem, blocks, PointHead(width, 2))
+
+
+def _branch(width: int) -> nn.Sequential:
+    # The last layer has no bias, so zero weights give F_k = 0 exactly.
+    last = nn.Linear(HIDDEN, width, bias=False)
+    nn.init.normal_(last.weight, std=0.02)
+    return nn.Sequential(nn.Linear(width, HIDDEN), nn.Tanh(), last)
+
+
+def two_spirals(count: int, seed: int, turns: float = 1.5) -> tuple[Tensor, Tensor]:
+    """Draw points (count, 2, 1, 1) on two spirals, with a little noise, and the spiral of each."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    radius = torch.rand(count, generator=generator).sqrt()
+    angle = 2 * math.pi * turns * radius + math.pi * labels
+    points = radius[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)
+    points += 0.01 * torch.randn(points.shape, generator=generator)
+    return 2 * points.reshape(count, 2, 1, 1), labels
+
+
+def train(gamma: float, steps: int, seed: int) -> sc.ResidualNetwork:
+    """Minimise J_N on 1,000 points; the weight decay of Adam (not AdamW) is lambda's gradient."""
+    torch.manual_seed(seed)
+    network = point_network()
+    points, labels = two_spirals(1000, seed)
+    optimizer = torch.optim.Adam(sc.parameter_groups(network, WEIGHT_DECAY), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        outputs = network(points, depths="all")
+        terms = sc.stage_cost_objective(outputs, labels, gamma)
+        optimizer.zero_grad()
+        terms.total.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 100 == 0:
+            print(f"\rstep {step + 1} of {steps}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return network
+
+
+def figures(found: Mapping[str, Trajectory]) -> dict[str, str]:
+    """Draw loss and relative size of the control over k, a curve for each training: SVG by name."""
+    return {
+        "loss": _figure({name: t.losses for name, t in found.items()}, "loss of y_k", "loss"),
+        "control": _figure(
+            {name: t.residual_ratios for name, t in found.items()}, "‖F_k(x_k)‖ / ‖x_k‖", "control"
+        ),
+    }
+
+
+def _figure(curves: Mapping[str, tuple[float, ...]], value_name: str, name: str) -> str:
+    longest = max(map(len, curves.values()))
+    panel = make_panel(value_name, longest)
+    scale_values(panel.axes, list(curves.values()), logarithmic=True)
+    for place, (training, values) in enumerate(curves.items()):
+        colour, dashes = STYLES[training]
+        draw_curve(panel.axes, range(len(values)), values, colour=colour, dashes=dashes)
+        height = 0.93 - 0.075 * place
+        write_text(panel.axes, 0.97, height, f"● {training}", ha="right", colour=colour)
+    summary = f"{value_name} over k on two spirals: {', '.join(curves)}"
+    return to_svg(panel.figure, f"two-spirals-{name}", summary)
+
+
+def main() -> None:
+    """Train twice, print what the blocks do, and write the pictures."""
+    parser = argparse.ArgumentParser(description="The turnpike on two spirals.")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("docs/images"))
+    options = parser.parse_args()
+    fresh = two_spirals(1000, options.seed + 1)
+    found = {}
+    for name, gamma in {"plain": 0.0, "stage cost": STAGE_SHARE / NUM_BLOCKS}.items():
+        network = train(gamma, options.steps, options.seed)
+        found[name] = trajectory = sc.loss_trajectory(network, [fresh])
+        needed = trajectory.needed_blocks(TOLERANCE)
+        small = sc.plan_pruning(network, trajectory, keep_blocks=needed).apply(network)
+        accuracy = sc.loss_trajectory(small, [fresh]).accuracies[-1]
+        print(
+            f"{name}: {trajectory.accuracies[-1]:.1f} % of fresh points right with {NUM_BLOCKS} blocks,"
+        )
+        print(f"  {accuracy:.1f} % with the first {needed} alone, cut off without training")
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name, svg in figures(found).items():
+        (options.output / f"two-spirals-{name}.svg").write_text(svg + "\n", encoding="utf-8")
+    print(f"wrote {options.output}/two-spirals-loss.svg and two-spirals-control.svg")
+
+
+if __name__ == "__main__":
+    main()
