@@ -75,7 +75,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shape = {"model": "staged", "blocks_per_stage": [2, 2], "widths": [4, 6]}
     monkeypatch.setitem(loss_trajectory.STAGED, "cpu", shape)
     monkeypatch.setitem(staged.BLOCKS, "cpu", ([3, 3], [1, 2]))
-    monkeypatch.setattr(staged, "WIDTHS", [4, 6])
+    monkeypatch.setitem(staged.WIDTHS, "cpu", [4, 6])
     for module, attribute in MODULES.values():
         small = replace(getattr(module, attribute), datasets={"cpu": ("digits",), "gpu": ("cifar10",)})
         monkeypatch.setattr(module, attribute, small)

@@ -28,7 +28,7 @@ BLOCKS: dict[Tier, tuple[list[int], list[int]]] = {
     "gpu": ([18, 18, 18], [6, 6, 6]),
 }
 """Blocks of each stage, before and after the cut."""
-WIDTHS = [16, 32, 64]
+WIDTHS: dict[Tier, list[int]] = {"cpu": [8, 16, 32], "gpu": [16, 32, 64]}
 CUT_SHARE = 0.2
 """Part of the epochs after which blocks leave."""
 STAGE_WEIGHT = 0.3
@@ -47,7 +47,7 @@ def trainings(tier: Tier, dataset: str) -> dict[str, dict[str, Any]]:
     base = base_recipe(tier, dataset)
     shared = {key: value for key, value in base.items() if key not in {"num_blocks", "width"}}
     before, after = BLOCKS[tier]
-    plain = {**shared, "model": "staged", "blocks_per_stage": before, "widths": WIDTHS}
+    plain = {**shared, "model": "staged", "blocks_per_stage": before, "widths": WIDTHS[tier]}
     cut = {"cut_at": f"{max(1, round(CUT_SHARE * base['epochs']))}:{'+'.join(map(str, after))}"}
     stage = {"gamma": STAGE_WEIGHT / sum(before), "normalize_objective": True}
     return {
