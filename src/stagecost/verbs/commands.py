@@ -32,6 +32,7 @@ def train(output: str, *, resume: bool = False, **settings: Any) -> dict[str, An
         "val_loss": result.val_loss,
         "num_blocks": result.num_blocks,
         "kept_blocks": result.kept_blocks,
+        "gamma": result.gamma,
         "cuts": result.cuts,
         "seconds": result.seconds,
     }
