@@ -14,11 +14,11 @@ from stagecost.errors import StageCostError
 
 PIECES = 10
 """Parts of an epoch after each of which c is set anew."""
-START, LEAST, MOST = 0.3, 0.03, 10.0
+START, LEAST, MOST = 0.3, 0.03, 3.0
 """Values of c: the first, and the limits."""
-RATE = 0.15
+RATE = 0.05
 """The largest step of log c after a piece."""
-MEMORY = 0.8
+MEMORY = 0.9
 """What a piece leaves of the smoothed gap before it."""
 LEAST_GAIN = 0.1
 """The least that plain training's gain counts, as a part of the loss of a guess: it begins with 0."""
@@ -36,7 +36,7 @@ class GammaSettings:
     """
 
     gamma_reference: str | None = None
-    gamma_epsilon: float = 0.02
+    gamma_epsilon: float = 0.01
 
     def check(self) -> None:
         """Refuse impossible values.
@@ -46,7 +46,7 @@ class GammaSettings:
         """
         if not 0 < self.gamma_epsilon < 1:
             raise StageCostError(
-                f"gamma_epsilon is {self.gamma_epsilon}: give a number between 0 and 1, such as 0.02"
+                f"gamma_epsilon is {self.gamma_epsilon}: give a number between 0 and 1, such as 0.01"
             )
 
 
