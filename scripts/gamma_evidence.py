@@ -7,9 +7,9 @@ Runtime     15 to 30 seconds a run; about 20 minutes in all on a free core, resu
 Seeds       0, 1, 2; the rule's constants were chosen with seed 10 and validation images alone
 
 The CPU tier's network and training (`stagecost_recipes.tiers`), with a stem of stride 4 and fewer
-images, so that all runs fit into the time. Every arm has the normalised objective, so that only gamma differs.
-Test images are read once, when all arms of a data set are trained; without them (`--arms`, or with seeds
-of one's own) nothing is recorded. One JSON file a data set goes to results/gamma.
+images, so that all runs fit into the time. Every arm has the normalised objective, so that only gamma
+differs. Test images are read once, when all arms of a data set are trained; with `--arms`, or with
+seeds of one's own, nothing is recorded. One JSON file a data set goes to results/gamma.
 """
 
 import argparse
