@@ -100,6 +100,11 @@ def _add_train(verb: ArgumentParser, function: Any) -> None:
         verb.add_class_arguments(settings, skip=skip)
 
 
+def _add_tune(verb: ArgumentParser, function: Any) -> None:
+    _add_train(verb, function)
+    verb.add_function_arguments(function, skip={"output", "resume", "settings"})
+
+
 def _add_prune(verb: ArgumentParser, function: Any) -> None:
     verb.add_argument("--output", required=True, help="folder of the small network")
     verb.add_function_arguments(function, skip={"output"}, as_positional=True)
@@ -131,6 +136,7 @@ _VERBS = {
     "evaluate": _add_plain,
     "bound": _add_bound,
     "report": _add_plain,
+    "tune": _add_tune,
     "benchmark": _add_benchmark,
 }
 

@@ -28,7 +28,7 @@ from stagecost.training.cutting import cut_if_due
 from stagecost.training.folder import RunFolder, claim, settings_for, write_config, write_metrics
 from stagecost.training.gamma_control import add_to_pieces, complete_pieces
 from stagecost.training.gamma_reference import FOLDER, plain_settings, reference_losses
-from stagecost.training.interruption import interruption
+from stagecost.training.interruption import StoppedError, interruption
 from stagecost.training.progress import TrainingDisplay
 from stagecost.training.schedule import learning_rate_factor
 from stagecost.training.session import Session, loss_function, stage_loss_function, start_session
@@ -237,7 +237,7 @@ def train_epoch(
             if fabric.is_global_zero:
                 _save(session, run.last)
         if stop:
-            raise StageCostError(_farewell(session, run))
+            raise StoppedError(_farewell(session, run))
 
 
 def _farewell(session: Session, run: RunFolder | None) -> str:
