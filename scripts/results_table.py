@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark_tables import benchmark_section
+from gamma_tables import gamma_section
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -97,6 +98,7 @@ def render() -> str:
         lines += ["", TRIALS, *_trials_table(trials)]
     if importance := _records("importance"):
         lines += ["", IMPORTANCE, *_importance_table(importance[0])]
+    lines += gamma_section(_records("gamma"))
     return "\n".join(lines) + "\n"
 
 
