@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark_tables import benchmark_section
+from gamma_tables import gamma_section
 from reproduce_tables import reproduce_section
 from theory_tables import predicted_depth_section, saturation_section
 
@@ -104,6 +105,7 @@ def render() -> str:
         lines += ["", *theory]
     if theory := saturation_section(_records("saturation")):
         lines += ["", *theory]
+    lines += gamma_section(_records("gamma"))
     return "\n".join(lines) + "\n"
 
 

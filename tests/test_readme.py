@@ -25,7 +25,18 @@ DOCUMENTS = {
     for path in (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")))
 }
 README, COMMAND_LINE = DOCUMENTS["README.md"], DOCUMENTS["docs/command-line.md"]
-VERBS = ("demo", "train", "analyze", "prune", "evaluate", "bound", "report", "benchmark", "reproduce")
+VERBS = (
+    "demo",
+    "train",
+    "analyze",
+    "prune",
+    "evaluate",
+    "bound",
+    "report",
+    "tune",
+    "benchmark",
+    "reproduce",
+)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -244,6 +255,7 @@ def test_keys_and_files_are_those_documented(folder: Path) -> None:
     results["evaluate"] = commands.evaluate("small")
     results["bound"] = commands.bound("deep", ["shallow"])
     results["report"] = commands.report("deep")
+    results["tune"] = commands.tune("search", trials=1, num_blocks=2, **recipe)
     documented = first_column(section(COMMAND_LINE, "JSON keys"))
     assert documented == [*results, "benchmark", "reproduce", "demo"]
     for verb, result in results.items():

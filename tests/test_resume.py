@@ -25,6 +25,7 @@ VARIANTS: dict[str, tuple[object, ...]] = {
     "sgd": (),
     "adamw, average, clipping": ("--optimizer", "adamw", "--ema-decay", 0.9, "--clip-norm", 0.5),
     "plain": ("--gamma", 0),
+    "steered, average": ("--gamma", "auto", "--ema-decay", 0.9),
     "staged": ("--model", "staged", "--blocks-per-stage", "1,2", "--widths", "4,6"),
     "shrink": ("--shrink", "--shrink-tolerance", 0.5),
     "staged, shrink": (
@@ -63,6 +64,7 @@ def same_run(one: Path, other: Path) -> None:
             entry.pop("seconds")
         assert (progress.epoch, progress.batch, progress.sums) == (twin.epoch, twin.batch, twin.sums)
         assert (progress.history, progress.averaged) == (twin.history, twin.averaged)
+        assert (progress.pieces, progress.reference) == (twin.pieces, twin.reference)
     for name in ("metrics.csv", "trajectory.csv"):
         assert rows(one / name) == rows(other / name)
     assert {p.name for p in one.iterdir()} == {p.name for p in other.iterdir()}

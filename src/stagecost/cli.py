@@ -6,12 +6,14 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
 from stagecost.data.config import DataConfig
 from stagecost.errors import StageCostError
+from stagecost.training.gamma_control import GammaSettings
 from stagecost.training.parsing import plain_words
 from stagecost.training.settings import ModelSettings, TrainingSettings, VariantSettings
 from stagecost.training.shrink import ShrinkSettings
@@ -25,6 +27,16 @@ _TRAIN_FLAGS = {
     "tensorboard": "also write TensorBoard files",
     "resume": "go on with the run in the folder",
 }
+
+
+_TRAIN_SETTINGS: tuple[type, ...] = (
+    DataConfig,
+    ModelSettings,
+    TrainingSettings,
+    VariantSettings,
+    ShrinkSettings,
+    GammaSettings,
+)
 
 
 class _Parser(ArgumentParser):
@@ -83,9 +95,14 @@ def _add_train(verb: ArgumentParser, function: Any) -> None:
     for name, text in _TRAIN_FLAGS.items():
         verb.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=text)
     flags = {name for name in _TRAIN_FLAGS if name != "resume"}
-    for settings in (DataConfig, ModelSettings, TrainingSettings, VariantSettings, ShrinkSettings):
-        skip = flags & set(settings.__dataclass_fields__)
+    for settings in _TRAIN_SETTINGS:
+        skip = flags & {field.name for field in fields(settings)}
         verb.add_class_arguments(settings, skip=skip)
+
+
+def _add_tune(verb: ArgumentParser, function: Any) -> None:
+    _add_train(verb, function)
+    verb.add_function_arguments(function, skip={"output", "resume", "settings"})
 
 
 def _add_prune(verb: ArgumentParser, function: Any) -> None:
@@ -125,6 +142,7 @@ _VERBS = {
     "evaluate": _add_plain,
     "bound": _add_bound,
     "report": _add_plain,
+    "tune": _add_tune,
     "benchmark": _add_benchmark,
     "reproduce": _add_reproduce,
 }

@@ -32,6 +32,9 @@ class Progress:
         seconds: spent in training, over all sessions.
         history: one entry an epoch, see `stagecost.training.loop`.
         averaged: how often the moving average was updated.
+        pieces: mean terminal loss of each piece of the epoch under way, see
+            `stagecost.training.gamma_control`.
+        reference: those of the plain run in every epoch, by which gamma is steered; else empty.
     """
 
     epoch: int = 0
@@ -40,6 +43,8 @@ class Progress:
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     averaged: int = 0
+    pieces: list[float] = field(default_factory=list)
+    reference: list[float] = field(default_factory=list)
 
 
 def save_checkpoint(

@@ -23,9 +23,15 @@ from stagecost.training.settings import FREE_ON_RESUME, RunSettings
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of a run."""
+    """The files of a run.
+
+    Attributes:
+        path: of the folder.
+        outer: of the run for which this one is trained, and which is to be resumed in its place.
+    """
 
     path: Path
+    outer: Path | None = None
 
     @property
     def config(self) -> Path:
@@ -117,7 +123,9 @@ def settings_for(folder: RunFolder, given: Mapping[str, Any]) -> RunSettings:
 
 
 def _located(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the path of a local data folder absolute, so that the run can be used from anywhere."""
+    """Make the paths of local folders absolute, so that the run can be used from anywhere."""
+    if reference := given.get("gamma_reference"):
+        given = {**given, "gamma_reference": str(Path(reference).expanduser().resolve())}
     data = str(given.get("data") or "")
     if data in ("", *KNOWN_NAMES) or not Path(data).expanduser().exists():
         return dict(given)
@@ -151,6 +159,7 @@ METRICS = (
     "val_loss",
     "val_accuracy",
     "num_blocks",
+    "gamma",
 )
 
 

@@ -5,6 +5,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from stagecost.errors import StageCostError
+
+
+class StoppedError(StageCostError):
+    """A run was stopped from outside, and saved."""
+
 
 @contextmanager
 def interruption() -> Iterator[Callable[[], bool]]:

@@ -26,7 +26,9 @@ from stagecost.proximal import shrink_branches
 from stagecost.training.checkpoint import read_checkpoint, restore_training, save_checkpoint
 from stagecost.training.cutting import cut_if_due
 from stagecost.training.folder import RunFolder, claim, settings_for, write_config, write_metrics
-from stagecost.training.interruption import interruption
+from stagecost.training.gamma_control import add_to_pieces, complete_pieces
+from stagecost.training.gamma_reference import FOLDER, plain_settings, reference_losses
+from stagecost.training.interruption import StoppedError, interruption
 from stagecost.training.progress import TrainingDisplay
 from stagecost.training.schedule import learning_rate_factor
 from stagecost.training.session import Session, loss_function, stage_loss_function, start_session
@@ -45,6 +47,7 @@ class TrainingResult:
     val_loss: float | None
     num_blocks: int
     kept_blocks: list[int]
+    gamma: float
     cuts: list[dict[str, Any]]
     seconds: float
     history: list[dict[str, Any]]
@@ -69,11 +72,17 @@ def train(
         StageCostError: impossible settings, a folder that holds another run, a loss that is no number,
             or an interruption (everything is saved then).
     """
-    run = RunFolder(Path(folder))
+    return _train_in(RunFolder(Path(folder)), given, resume, label)
+
+
+def _train_in(
+    run: RunFolder, given: RunSettings | Mapping[str, Any], resume: bool, label: str
+) -> TrainingResult:
     flat = given.to_flat() if isinstance(given, RunSettings) else given
     # Fabric starts further processes by running the same command; the first one alone owns the folder.
     first = int(os.environ.get("LOCAL_RANK", "0")) == 0
     settings = claim(run, flat, resume) if first else settings_for(run, flat)
+    reference = _given_reference(settings)
     data = load_data(settings.data, seed=settings.training.seed, splits=_splits(settings))
     training = settings.training
     check_shares(len(data.splits["train"]), training.batch_size, training.num_processes)
@@ -86,7 +95,14 @@ def train(
         )
     if first:
         write_config(run, settings)
-    with TrainingDisplay(label, settings.training.epochs, quiet=not first) as display:
+    if session.control is not None:
+        if not session.progress.reference:
+            session.progress.reference = reference or _trained_reference(run, settings)
+        session.steer_gamma()
+    shown = TrainingDisplay(
+        label, training.epochs, quiet=not first, shows_gamma=session.control is not None
+    )
+    with shown as display:
         _train_epochs(session, run, display)
     history = session.progress.history
     return TrainingResult(
@@ -96,10 +112,28 @@ def train(
         val_loss=history[-1]["val_loss"],
         num_blocks=session.network.num_blocks,
         kept_blocks=list(session.network.block_indices),
+        gamma=session.current_gamma,
         cuts=[entry["cut"] for entry in history if cut_of(entry) is not None],
         seconds=round(session.progress.seconds, 3),
         history=history,
     )
+
+
+def _given_reference(settings: RunSettings) -> list[float]:
+    """Return the losses of the plain run that is given to compare with, if one is needed and given."""
+    given = settings.control.gamma_reference
+    if settings.training.gamma != "auto" or given is None:
+        return []
+    return reference_losses(Path(given), settings)
+
+
+def _trained_reference(run: RunFolder, settings: RunSettings) -> list[float]:
+    """Train the plain run to compare with, as far as it is not trained yet, and return its losses."""
+    plain = RunFolder(run.path / FOLDER, outer=run.path)
+    # As if nothing had been trained in between: random numbers go on where they were.
+    with torch.random.fork_rng(devices=[]):
+        _train_in(plain, plain_settings(settings), resume=True, label="plain, to compare with")
+    return reference_losses(plain.path, settings)
 
 
 def _splits(settings: RunSettings) -> tuple[str, ...]:
@@ -189,8 +223,11 @@ def train_epoch(
     )
     for images, targets in batches:
         terms, correct = train_step(session, images, targets)
+        add_to_pieces(progress.pieces, float(terms.losses[-1]), progress.batch, session.num_batches)
         progress.batch += 1
         _add(progress.sums, terms, correct, len(images))
+        if complete_pieces(progress.batch, session.num_batches) == len(progress.pieces):
+            session.steer_gamma()
         progress.seconds = before + time.monotonic() - started
         display.step(terms.losses.tolist(), 100 * progress.sums["correct"] / progress.sums["samples"])
         stop = _any_process(fabric, interrupted())
@@ -200,14 +237,15 @@ def train_epoch(
             if fabric.is_global_zero:
                 _save(session, run.last)
         if stop:
-            raise StageCostError(_farewell(session, run))
+            raise StoppedError(_farewell(session, run))
 
 
 def _farewell(session: Session, run: RunFolder | None) -> str:
     where = f"interrupted in epoch {session.progress.epoch + 1} of {session.settings.epochs}"
     if run is None:
         return f"{where}: nothing was saved"
-    return f"{where}, everything is saved: go on with `stagecost train --resume --output {run.path}`"
+    folder = run.path if run.outer is None else run.outer
+    return f"{where}, everything is saved: go on with `stagecost train --resume --output {folder}`"
 
 
 def _any_process(fabric: Fabric, flag: bool) -> bool:
@@ -267,9 +305,9 @@ def _objective(session: Session, images: Tensor, targets: Tensor) -> tuple[Objec
         loss=loss_function(settings),
         stage_loss=stage_loss_function(session),
         depth_weights=[weight for _, weight in stage],
-        normalized=settings.normalize_objective,
+        normalized=settings.normalized,
     )
-    if terminal_weight != 1 and not settings.normalize_objective:
+    if terminal_weight != 1 and not settings.normalized:
         terms = replace(terms, total=terminal_weight * terms.total)
     return terms, outputs
 
@@ -318,10 +356,11 @@ def finish_epoch(session: Session) -> dict[str, Any]:
     started = time.monotonic()
     calibrate_unvisited(network, session)
     trajectory = validate(network, session)
-    sums, samples = progress.sums, progress.sums["samples"]
+    sums, samples, pieces = progress.sums, progress.sums["samples"], progress.pieces
     # Not what the optimiser holds: resumed behind the last step of an epoch, it has not stepped yet.
     rate = learning_rate(session, progress.batch - 1)
-    progress.epoch, progress.batch, progress.sums = progress.epoch + 1, 0, {}
+    gamma = session.current_gamma
+    progress.epoch, progress.batch, progress.sums, progress.pieces = progress.epoch + 1, 0, {}, []
     progress.seconds += time.monotonic() - started
     return {
         "epoch": progress.epoch,
@@ -331,6 +370,8 @@ def finish_epoch(session: Session) -> dict[str, Any]:
         "train_objective": sums["objective"] / samples,
         "train_loss": sums["loss"] / samples,
         "train_accuracy": 100 * sums["correct"] / samples,
+        "train_pieces": pieces,
+        "gamma": gamma,
         "val_loss": trajectory.losses[-1] if trajectory else None,
         "val_accuracy": trajectory.accuracies[-1] if trajectory else None,
         "val_losses": list(trajectory.losses) if trajectory else None,

@@ -10,6 +10,7 @@ from jsonargparse.typing import register_type
 
 from stagecost.data.config import DataConfig
 from stagecost.errors import StageCostError
+from stagecost.training.gamma_control import GammaSettings
 from stagecost.training.settings import (
     ModelSettings,
     RunSettings,
@@ -27,6 +28,7 @@ _PARTS: dict[str, type] = {
     "training": TrainingSettings,
     "variant": VariantSettings,
     "shrink": ShrinkSettings,
+    "control": GammaSettings,
 }
 _KINDS = {
     "int": "a whole number",
@@ -100,5 +102,7 @@ def plain_words(message: str) -> str:
     if "Sizes" in wanted:
         kinds = [_KINDS["Sizes"]]
     expected = f"one of {choices[1]}" if choices else " or ".join(kinds) or "another value"
+    if choices and kinds:
+        expected = f"{' or '.join(kinds)}, or {choices[1].strip(chr(39))}"
     flag = value[1].split(".")[-1].replace("_", "-")
     return f"--{flag} is {value[2]!r}: give {expected}"

@@ -37,9 +37,11 @@ class TrainingDisplay:
     With `quiet` nothing is shown, as for all but the first of several processes.
     """
 
-    def __init__(self, label: str, epochs: int, *, quiet: bool = False) -> None:
-        """Prepare the display of a run called `label`."""
-        self.label, self.epochs = label, epochs
+    def __init__(
+        self, label: str, epochs: int, *, quiet: bool = False, shows_gamma: bool = False
+    ) -> None:
+        """Prepare the display of a run called `label`; `shows_gamma` where gamma moves by itself."""
+        self.label, self.epochs, self.shows_gamma = label, epochs, shows_gamma
         self.console = Console(stderr=True, quiet=quiet)
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -93,6 +95,8 @@ class TrainingDisplay:
         if entry["val_losses"] is not None:
             self.shape = sparkline(entry["val_losses"])
             text += f"  val {entry['val_loss']:.4f}  {entry['val_accuracy']:.2f} %  {self.shape}"
+        if self.shows_gamma:
+            text += f"  gamma {entry['gamma']:.3g}"
         self.console.print(text, highlight=False, soft_wrap=True)
 
     def cut(self, cut: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """What a running training holds, built from the settings: network, optimiser, average, device."""
 
 import logging
+import math
 from bisect import bisect_left
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,7 @@ from stagecost.stage_losses import StageLoss, distilled, hinged
 from stagecost.surgery import keep_blocks
 from stagecost.training.checkpoint import Progress
 from stagecost.training.devices import make_fabric, select_device
+from stagecost.training.gamma_control import START, GammaSettings, complete_pieces, strength_after
 from stagecost.training.schedule import gamma_factor
 from stagecost.training.settings import RunSettings, TrainingSettings, VariantSettings
 from stagecost.training.shrink import ShrinkSettings, at_most_half
@@ -48,7 +50,8 @@ class Session:
 
     `network` is the bare network; `model` the same one as Fabric wraps it, through which training calls
     go; `average` the moving average, if one is kept. `num_blocks` is N at the start, whatever has left.
-    `fused` tells whether intermediate outputs come from compiled kernels.
+    `fused` tells whether intermediate outputs come from compiled kernels. `control` is there if gamma is
+    steered; `gamma` is then the one that acts now.
     """
 
     fabric: Fabric
@@ -64,6 +67,7 @@ class Session:
     average: AveragedModel | None
     progress: Progress
     fused: bool = False
+    control: GammaSettings | None = None
 
     @property
     def evaluated(self) -> ResidualNetwork:
@@ -76,6 +80,26 @@ class Session:
         done = self.progress.epoch * self.num_batches + self.progress.batch
         progress = done / (self.settings.epochs * self.num_batches)
         return self.gamma * gamma_factor(self.variant.gamma_schedule, progress)
+
+    def steer_gamma(self) -> None:
+        """Set gamma from all complete pieces, by the rule of `stagecost.training.gamma_control`.
+
+        A normalised objective divides lambda, too, by 1 + gamma·Σ c_k, so lambda moves with gamma.
+        """
+        if self.control is None:
+            return
+        progress = self.progress
+        complete = progress.pieces[: complete_pieces(progress.batch, self.num_batches)]
+        losses = [loss for entry in progress.history for loss in entry["train_pieces"]] + complete
+        guess, epsilon = math.log(self.data.num_classes), self.control.gamma_epsilon
+        strength = strength_after(losses, progress.reference, guess, epsilon)
+        # Losses differ among processes: the first one decides for all.
+        strength = self.fabric.broadcast(strength)
+        self.gamma = strength / sum(self.variant.weights(self.num_blocks))
+        decay = residual_decay(self.settings, self.variant, self.gamma, self.num_blocks)
+        for group in self.optimizer.param_groups:
+            if group["name"] == "residual":
+                group["weight_decay"] = decay
 
     def depth_weights(self) -> list[float]:
         """Return c_0 … c_M of the network as it is now; c_M is what outputs that left add to the last.
@@ -167,6 +191,12 @@ def start_session(
     training.check()
     settings.variant.check()
     settings.shrink.check(training.epochs)
+    settings.control.check()
+    if training.gamma == "auto" and settings.variant.gamma_schedule != "constant":
+        raise StageCostError(
+            f"gamma auto follows no schedule, but gamma_schedule is {settings.variant.gamma_schedule}: "
+            "leave one of them out"
+        )
     if settings.shrink.shrink and "val" not in data.splits:
         raise StageCostError("shrink needs validation images to decide by: raise --val-fraction above 0")
     fabric = make_fabric(training.device, training.precision, training.num_processes, loggers)
@@ -175,13 +205,13 @@ def start_session(
         network = create_network(settings, data)
     fabric.launch()  # further processes are started only for a network that can be built
     num_blocks = network.num_blocks
-    gamma = 1 / num_blocks if training.gamma is None else training.gamma
     if settings.variant.first_depth >= num_blocks:
         raise StageCostError(
             f"first_depth is {settings.variant.first_depth}, but there are {num_blocks} blocks: "
             "give a smaller number"
         )
     settings.shrink.check_cuts([len(stage) for stage in network.stages])
+    gamma = _first_gamma(settings, num_blocks)
     fused = gamma > 0 and wants_fused(training, network, data)
     if kept_blocks is not None:
         keep_blocks(network, kept_blocks)
@@ -211,7 +241,15 @@ def start_session(
         average=average,
         progress=Progress(),
         fused=fused,
+        control=settings.control if training.gamma == "auto" else None,
     )
+
+
+def _first_gamma(settings: RunSettings, num_blocks: int) -> float:
+    gamma = settings.training.gamma
+    if gamma != "auto":
+        return 1 / num_blocks if gamma is None else gamma
+    return START / sum(settings.variant.weights(num_blocks))
 
 
 def wants_fused(training: TrainingSettings, network: ResidualNetwork, data: DataBundle) -> bool:
@@ -248,19 +286,25 @@ def make_optimizer(
     gamma: float,
     num_blocks: int,
 ) -> Optimizer:
-    """Build the optimiser; lambda goes to the residual branches alone (see `parameter_groups`).
+    """Build the optimiser; lambda goes to the residual branches alone (see `parameter_groups`)."""
+    groups = parameter_groups(network, residual_decay(training, variant, gamma, num_blocks))
+    if training.optimizer == "sgd":
+        return SGD(groups, lr=training.peak_lr, momentum=0.9, nesterov=True)
+    return AdamW(groups, lr=training.peak_lr)
+
+
+def residual_decay(
+    training: TrainingSettings, variant: VariantSettings, gamma: float, num_blocks: int
+) -> float:
+    """Return lambda as the optimiser is to use it.
 
     A normalised objective divides lambda, too, by its scale, which is that of all `num_blocks` at the
     start even if some have left.
     """
-    decay = training.weight_decay
-    if training.normalize_objective:
-        weights = variant.weights(num_blocks)
-        decay /= objective_scale(stage_weights(gamma, num_blocks, weights))
-    groups = parameter_groups(network, decay)
-    if training.optimizer == "sgd":
-        return SGD(groups, lr=training.peak_lr, momentum=0.9, nesterov=True)
-    return AdamW(groups, lr=training.peak_lr)
+    if not training.normalized:
+        return training.weight_decay
+    weights = stage_weights(gamma, num_blocks, variant.weights(num_blocks))
+    return training.weight_decay / objective_scale(weights)
 
 
 def stage_loss_function(session: Session) -> StageLoss | None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from stagecost.data.config import DataConfig
 from stagecost.errors import StageCostError
+from stagecost.training.gamma_control import GammaSettings
 from stagecost.training.shrink import ShrinkSettings
 
 
@@ -70,10 +71,11 @@ class TrainingSettings:
     """How to train.
 
     Args:
-        gamma: the stage weight; 0 is plain training; 1/N if not given.
+        gamma: the stage weight; 0 is plain training; 1/N if not given; auto: see docs/gamma.md.
         weight_decay: lambda, on the residual branches only.
         normalize_objective: divide the objective, and lambda, by 1 + gamma·N; by a schedule of gamma,
-            lambda is divided by its full value throughout.
+            lambda is divided by its full value throughout. gamma: auto is always so, with the gamma of
+            the moment.
         label_smoothing: of the cross-entropy, from 0 to 1.
         epochs: passes over the training images.
         batch_size: images a step, over all processes together.
@@ -93,7 +95,7 @@ class TrainingSettings:
         tensorboard: also write TensorBoard files.
     """
 
-    gamma: float | None = None
+    gamma: float | Literal["auto"] | None = None
     weight_decay: float = 5e-4
     normalize_objective: bool = False
     label_smoothing: float = 0.0
@@ -119,6 +121,11 @@ class TrainingSettings:
         default = 0.1 if self.optimizer == "sgd" else 0.002
         return default if self.lr is None else self.lr
 
+    @property
+    def normalized(self) -> bool:
+        """Whether objective and lambda are divided by 1 + gamma·N: on demand, or if gamma is steered."""
+        return self.normalize_objective or self.gamma == "auto"
+
     def check(self) -> None:
         """Refuse impossible values.
 
@@ -129,7 +136,7 @@ class TrainingSettings:
         at_least |= dict.fromkeys(("gamma", "weight_decay", "warmup_epochs", "clip_norm"), 0)
         for name, least in at_least.items():
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= least):
+            if value not in (None, "auto") and not (math.isfinite(value) and value >= least):
                 raise StageCostError(f"{name} is {value}: give a finite number of at least {least}")
         for name in ("label_smoothing", "ema_decay"):
             value = getattr(self, name)
@@ -215,10 +222,11 @@ class RunSettings:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     variant: VariantSettings = field(default_factory=VariantSettings)
     shrink: ShrinkSettings = field(default_factory=ShrinkSettings)
+    control: GammaSettings = field(default_factory=GammaSettings)
 
     def to_flat(self) -> dict[str, Any]:
         """Return all settings by their flag names, as plain types."""
-        parts = (self.data, self.model, self.training, self.variant, self.shrink)
+        parts = (self.data, self.model, self.training, self.variant, self.shrink, self.control)
         flat = {name: value for part in parts for name, value in asdict(part).items()}
         return {key: list(v) if isinstance(v, tuple) else v for key, v in flat.items()}
 

@@ -83,7 +83,8 @@ def _row(
 def _is_variant(trained: Trained) -> bool:
     """Tell whether training minimised something else than the paper's J_N of this network."""
     cut = trained.checkpoint is not None and trained.checkpoint.kept_blocks is not None
-    return cut or trained.settings.variant != VariantSettings()
+    steered = trained.settings.training.gamma == "auto"
+    return cut or steered or trained.settings.variant != VariantSettings()
 
 
 def _measure(

@@ -32,6 +32,7 @@ def train(output: str, *, resume: bool = False, **settings: Any) -> dict[str, An
         "val_loss": result.val_loss,
         "num_blocks": result.num_blocks,
         "kept_blocks": result.kept_blocks,
+        "gamma": result.gamma,
         "cuts": result.cuts,
         "seconds": result.seconds,
     }
@@ -165,6 +166,43 @@ def _report_split(run: str) -> Split:
 
     # Without a validation split the training images stand in; the report says which split it shows.
     return "val" if RunFolder(Path(run)).settings().data.val_fraction > 0 else "train"
+
+
+def tune(
+    output: str,
+    *,
+    trials: int = 20,
+    jobs: int = 1,
+    objective: Literal["full", "pruned"] | None = None,
+    tolerance: float | None = None,
+    resume: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Search gamma and lambda, and show the fewest blocks for each accuracy.
+
+    Args:
+        output: folder of the search; one that holds a search is refused unless it is resumed.
+        trials: how many trials there are to be in all; the first is plain training, gamma 0.
+        jobs: processes that train at the same time.
+        objective: the accuracy that stands against the depth: that of all blocks (full), or of the
+            needed ones alone (pruned); full if not given.
+        tolerance: points of accuracy that may be missing to the full depth; 0.5 if not given.
+        resume: go on with the search in the folder.
+        settings: see `stagecost.training.settings`.
+    """
+    from stagecost.allocator import keep_freed_memory
+    from stagecost.verbs.tune import tune_runs
+
+    keep_freed_memory()
+    return tune_runs(
+        Path(output),
+        settings,
+        trials=trials,
+        jobs=jobs,
+        resume=resume,
+        objective=objective,
+        tolerance=tolerance,
+    )
 
 
 def demo(*, output: str = "stagecost-demo", seed: int = 0) -> dict[str, Any]:

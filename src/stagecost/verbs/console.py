@@ -127,6 +127,45 @@ def _demo(console: Console, result: Result) -> None:
     console.print(f"the report:        {result['report']}", soft_wrap=True)
 
 
+def _tune(console: Console, result: Result) -> None:
+    title = f"Pareto front of {len(result['trials'])} trials (validation images)"
+    names = (
+        "trial",
+        "gamma",
+        "lambda",
+        "schedule",
+        "from depth",
+        "needed",
+        "all blocks",
+        "alone",
+    )
+    table = Table(*names, title=title, title_justify="left")
+    plain = result["baseline"]
+    shown = [result["trials"][number] for number in result["pareto"]]
+    if plain is not None and plain not in shown:
+        shown.append(plain)
+    for row in shown:
+        style = "bold green" if row["number"] in result["pareto"] else "dim"
+        table.add_row(
+            "plain" if row["gamma"] == 0 else str(row["number"]),
+            f"{row['gamma']:.3g}",
+            f"{row['weight_decay']:.2g}",
+            row["gamma_schedule"],
+            str(row["first_depth"]),
+            f"{row['needed_blocks']} of {result['num_blocks']}",
+            f"{row['val_accuracy']:.2f} %",
+            f"{row['pruned_val_accuracy']:.2f} %",
+            style=style,
+        )
+    console.print(table)
+    if failed := [row for row in result["trials"] if row["state"] == "failed"]:
+        console.print(f"{len(failed)} failed, the first: {failed[0]['reason']}", soft_wrap=True)
+    console.print(f"the figure: {result['plot']}", soft_wrap=True)
+    if result["pareto"]:
+        chosen = result["trials"][result["pareto"][0]]
+        console.print(f"the runs are usual ones: stagecost analyze {chosen['run']}", soft_wrap=True)
+
+
 def _benchmark(console: Console, result: Result) -> None:
     from stagecost.verbs.benchmark_view import show_benchmark
 
@@ -146,6 +185,7 @@ _VIEWS: dict[str, Callable[[Console, Result], None]] = {
     "evaluate": _evaluate,
     "bound": _bound,
     "report": _report,
+    "tune": _tune,
     "demo": _demo,
     "benchmark": _benchmark,
     "reproduce": _reproduce,

@@ -15,6 +15,7 @@ from stagecost.prune import PruningPlan, carry_optimizer, plan_pruning
 from stagecost.storage import write_json
 from stagecost.training.checkpoint import load_optimizer_tensors
 from stagecost.training.folder import RunFolder
+from stagecost.training.gamma_control import GammaSettings
 from stagecost.training.loop import finish_epoch, train_epoch
 from stagecost.training.progress import TrainingDisplay
 from stagecost.training.session import Session, make_optimizer, start_session
@@ -156,7 +157,9 @@ def finetune_settings(
 ) -> RunSettings:
     """Return the settings of epochs after a cut, from those of the run that trained the network."""
     # What is left is trained for its own output, and stays as it is.
-    plain = replace(settings, variant=VariantSettings(), shrink=ShrinkSettings())
+    plain = replace(
+        settings, variant=VariantSettings(), shrink=ShrinkSettings(), control=GammaSettings()
+    )
     return plain.with_training(
         gamma=0.0,
         epochs=epochs,

@@ -1,0 +1,61 @@
+"""The section of results/README.md about `--gamma auto`, from results/gamma."""
+
+import statistics
+from typing import Any
+
+INTRODUCTION = """\
+## gamma without being told
+
+`python scripts/gamma_evidence.py`: `--gamma auto` with its defaults against fixed gammas (c = gamma·N),
+the same recipe, 12 homogeneous blocks. Needed blocks are those within 0.5 points of the terminal
+validation accuracy. Test accuracy in percent, read once, at full depth and of the needed blocks alone
+(mean ± standard deviation over seeds). The best fixed gamma, in bold, is the one with the fewest needed
+blocks (mean) among those whose validation accuracy at full depth (mean) is within 0.2 points of the best
+fixed one's.
+"""
+AIM = "Auto minus the best fixed gamma; the aim is −0.2 points or better, and at most one block more:"
+
+
+def gamma_section(records: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of the section; none where nothing was recorded."""
+    if not records:
+        return []
+    header = ("data", "training", "needed blocks", "test: full", "test: needed blocks", "last c")
+    lines = ["", INTRODUCTION, _line(*header), _line(*["---"] * len(header))]
+    for record in records:
+        arms = dict.fromkeys(run["arm"] for run in record["runs"])
+        lines += [_line(*_cells(record, arm)) for arm in arms]
+    lines += [
+        "",
+        "Auto minus the best fixed gamma; the aim is −0.2 points or better, and at most one block:",
+        "",
+    ]
+    for record in records:
+        found = record["auto_minus_best_fixed"]
+        verdict = "met" if record["met"] else "missed"
+        lines.append(
+            f"- **{record['name']}**: {found['test_accuracy']:+.2f} points, "
+            f"{found['needed_blocks']:+.1f} "
+            f"blocks: {verdict}. Seeds {record['seeds']}, commit {record['commit']}, "
+            f"{record['machine']}, {record['threads']} thread, torch {record['versions']['torch']}."
+        )
+    return lines
+
+
+def _cells(record: dict[str, Any], arm: str) -> list[str]:
+    runs = [run for run in record["runs"] if run["arm"] == arm]
+    return [
+        f"[{record['name']}](gamma/{record['name']}.json)",
+        f"**{arm}**" if arm == record["best_fixed"] else arm,
+        ", ".join(str(run["needed_blocks"]) for run in runs),
+        *(_spread([run[key] for run in runs]) for key in ("test_accuracy", "pruned_test_accuracy")),
+        ", ".join(f"{run['strengths'][-1]:.2g}" for run in runs),
+    ]
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"

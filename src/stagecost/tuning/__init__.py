@@ -1,0 +1,1 @@
+"""`stagecost tune`: a search for gamma and lambda with Optuna, depth against accuracy."""
