@@ -99,6 +99,7 @@ def test_a_verb_in_a_process_of_a_users_own(verb: str, runs: Runs, tmp_path: Pat
         "evaluate": (runs.saved, "--split", "val"),
         "bound": (runs.three, "--sub", runs.two),
         "report": (runs.staged,),
+        "tune": (*RECIPE, "--num-blocks", 2, "--width", 4, "--trials", 1, "--output", new),
     }
     found = answer(really_run(verb, *arguments[verb], "--json", script=verb == "train"))
     last = metrics(runs.three)[-1]
@@ -116,6 +117,8 @@ def test_a_verb_in_a_process_of_a_users_own(verb: str, runs: Runs, tmp_path: Pat
             assert [row["num_blocks"] for row in found["bounds"]] == [2]
         case "report":
             assert Path(found["report"]).is_file()
+        case "tune":
+            assert [trial["gamma"] for trial in found["trials"]] == [0]
 
 
 def test_train(cli: CommandLine, tmp_path: Path) -> None:
