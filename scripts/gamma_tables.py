@@ -25,21 +25,16 @@ def gamma_section(records: list[dict[str, Any]]) -> list[str]:
     for record in records:
         arms = dict.fromkeys(run["arm"] for run in record["runs"])
         lines += [_line(*_cells(record, arm)) for arm in arms]
-    lines += [
-        "",
-        "Auto minus the best fixed gamma; the aim is −0.2 points or better, and at most one block:",
-        "",
-    ]
-    for record in records:
-        found = record["auto_minus_best_fixed"]
-        verdict = "met" if record["met"] else "missed"
-        lines.append(
-            f"- **{record['name']}**: {found['test_accuracy']:+.2f} points, "
-            f"{found['needed_blocks']:+.1f} "
-            f"blocks: {verdict}. Seeds {record['seeds']}, commit {record['commit']}, "
-            f"{record['machine']}, {record['threads']} thread, torch {record['versions']['torch']}."
-        )
-    return lines
+    return [*lines, "", AIM, "", *map(_verdict, records)]
+
+
+def _verdict(record: dict[str, Any]) -> str:
+    found = record["auto_minus_best_fixed"]
+    points, blocks = f"{found['test_accuracy']:+.2f} points", f"{found['needed_blocks']:+.1f} blocks"
+    about = f"seeds {record['seeds']}, commit {record['commit']}, {record['machine']}"
+    versions = f"{record['threads']} thread, torch {record['versions']['torch']}"
+    outcome = "met" if record["met"] else "missed"
+    return f"- **{record['name']}**: {points}, {blocks}: {outcome}; {about}, {versions}."
 
 
 def _cells(record: dict[str, Any], arm: str) -> list[str]:
