@@ -27,6 +27,7 @@ from stagecost.block import ResidualBlock
 from stagecost.chains import CollapsedChain, collapse, has_hooks, hooked
 from stagecost.head import OutputBatchNorm2d, OutputHead, affine
 from stagecost.kernels import Kernels, compiled_kernels
+from stagecost.native.normalised import with_native
 from stagecost.outputs import with_constants
 from stagecost.projected_pooling import Found, HeadNorm, pool, pool_gradient
 
@@ -102,7 +103,7 @@ class FastOutputs:
     ) -> tuple[Tensor, Tensor]:
         """Begin block k and pool x_k for the head; return where the branch goes on, and x_k itself."""
         if self.kernels is None:
-            self.kernels = compiled_kernels()
+            self.kernels = with_native(compiled_kernels())
         norm = self.head.norm
         pair: tuple[Tensor, Tensor] = (norm.weight, norm.bias)
         weight, bias = (p.detach() for p in pair) if self.constant_head else pair

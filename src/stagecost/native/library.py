@@ -68,7 +68,8 @@ def _build(compiler: str, source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
     # The macros that are set beforehand name the compiler's version and all that the processor can do.
     ask = [compiler, *flags, "-dM", "-E", "-x", "c", os.devnull]
     macros = subprocess.run(ask, check=True, capture_output=True, timeout=60).stdout
-    key = hashlib.sha256(b"\0".join((source.read_bytes(), repr(flags).encode(), macros))).hexdigest()
+    texts = (source.read_bytes(), source.with_name("vectors.h").read_bytes())
+    key = hashlib.sha256(b"\0".join((*texts, repr(flags).encode(), macros))).hexdigest()
     library = _folder() / f"{source.stem}-{key[:20]}.so"
     with suppress(OSError):
         return ctypes.CDLL(str(library))

@@ -7,30 +7,9 @@
    Compiled with REAL as float or double. `in` and `out` are numbers of channels; rows of channels and
    numbers of pixels are filled up with zeros to whole vectors and tiles. */
 
-#include <math.h>
-#include <string.h>
+#include "vectors.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#else
-#define omp_get_thread_num() 0
-#endif
-
-#if defined(__AVX512F__)
-#define BYTES 64
-#elif defined(__AVX__)
-#define BYTES 32
-#else
-#define BYTES 16
-#endif
-
-typedef REAL real;
-typedef real vector __attribute__((vector_size(BYTES), may_alias));
-typedef __typeof__((vector){0} > (vector){0}) mask;
-
-enum { LANES = BYTES / sizeof(real), ROWS = 8, ROUND = 16 };
-
-#define INLINE static inline __attribute__((always_inline))
+enum { ROWS = 8, ROUND = 16 };
 
 typedef struct {
     long batch, height, width, in, out; /* of the pixels that are picked */
@@ -41,8 +20,6 @@ typedef struct {
 } strides;
 
 INLINE long up(long size) { return (size + ROUND - 1) / ROUND * ROUND; }
-
-INLINE vector only(mask where, vector values) { return (vector)(where & (mask)values); }
 
 /* out[i][·] (+)= Σ_k in[i·row + k·step]·weights[k][·], for ROWS rows and some vectors of columns. */
 INLINE void tile(int columns, const real *in, long row, long step, long depth, const real *weights, long width,
@@ -118,13 +95,6 @@ static void add_picked(const real *q, shape s, strides by, real *x) {
         }
 }
 
-/* Of (batch × width) values, the sum over the batch in double precision. */
-static double column_sum(const real *values, long batch, long width) {
-    double sum = 0;
-    for (long b = 0; b < batch; b++) sum += values[b * width];
-    return sum;
-}
-
 /* Return how many values of scratch memory, aligned to 64 bytes, the functions below need. */
 long scratch_size(const shape *s, int threads) {
     long in = up(s->in), out = up(s->out), pixels = up(s->height * s->width);
@@ -159,7 +129,11 @@ void project_and_pool(const shape *shape_, const strides *by, const real *x, con
             }
         }
 #pragma omp single
-        for (long c = 0; c < s.in; c++) filled[c] = centre[c] = column_sum(sums + c, s.batch, in) / samples;
+        {
+            double total[in];
+            column_sums(sums, s.batch, in, total);
+            for (long c = 0; c < s.in; c++) filled[c] = centre[c] = total[c] / samples;
+        }
 #pragma omp for schedule(static)
         for (long b = 0; b < s.batch; b++) {
             real *of = q + b * rows * in, *to = r + b * rows * out;
@@ -176,13 +150,17 @@ void project_and_pool(const shape *shape_, const strides *by, const real *x, con
             }
         }
 #pragma omp single
-        for (long c = 0; c < s.out; c++) {
-            double middle = 0, var = column_sum(squares + c, s.batch, out) / samples;
-            for (long i = 0; i < s.in; i++) middle += (double)matrix[c * s.in + i] * centre[i];
-            mean[c] = middle;
-            variance[c] = var;
-            scale[c] = weight[c] / sqrt(var + eps);
-            shift[c] = bias[c];
+        {
+            double total[out];
+            column_sums(squares, s.batch, out, total);
+            for (long c = 0; c < s.out; c++) {
+                double middle = 0, var = total[c] / samples;
+                for (long i = 0; i < s.in; i++) middle += (double)matrix[c * s.in + i] * centre[i];
+                mean[c] = middle;
+                variance[c] = var;
+                scale[c] = weight[c] / sqrt(var + eps);
+                shift[c] = bias[c];
+            }
         }
 #pragma omp for schedule(static)
         for (long b = 0; b < s.batch; b++)
@@ -222,18 +200,22 @@ void project_and_pool_gradient(const shape *shape_, const strides *by, const rea
     copy_matrix(matrix, s, 0, back);
     memset(filled, 0, (in + 4 * out) * sizeof(real));
     memcpy(filled, centre, s.in * sizeof(real));
-    for (long c = 0; c < s.out; c++) {
-        double of_weight = 0, of_bias = 0, inverse = 1 / sqrt(variance[c] + eps);
-        for (long b = 0, i = c; b < s.batch; b++, i += s.out) {
-            of_weight += (double)grad[i] * moment[i];
-            of_bias += (double)grad[i] * count[i];
+    double of_weight[out], of_bias[out];
+    memset(of_weight, 0, sizeof of_weight);
+    memset(of_bias, 0, sizeof of_bias);
+    for (long i = 0; i < s.batch * s.out;)
+        for (long c = 0; c < s.out; c++, i++) {
+            of_weight[c] += (double)grad[i] * moment[i];
+            of_bias[c] += (double)grad[i] * count[i];
         }
-        grad_weight[c] = of_weight;
-        grad_bias[c] = of_bias;
+    for (long c = 0; c < s.out; c++) {
+        double inverse = 1 / sqrt(variance[c] + eps);
+        grad_weight[c] = of_weight[c];
+        grad_bias[c] = of_bias[c];
         scale[c] = weight[c] * inverse;
         shift[c] = bias[c];
-        constant[c] = scale[c] * of_bias / samples;
-        slope[c] = scale[c] * inverse * of_weight / samples;
+        constant[c] = scale[c] * of_bias[c] / samples;
+        slope[c] = scale[c] * inverse * of_weight[c] / samples;
     }
     for (int t = 0; t < threads; t++) memset(own + (t + 1) * size - in * out, 0, in * out * sizeof(real));
 #pragma omp parallel num_threads(threads)
