@@ -87,7 +87,9 @@ def pool_gradient(
         return projected.project_and_pool_gradient(picked, matrix, *norm, grad, needed, grad_picked)
     packed, weights = _packed(picked), matrix.to(picked.dtype)
     reached = F.conv2d(packed, weights)
-    grad_reached, *head_grads = kernels.pool_gradient(reached, mean, variance, *norm, grad, count, moment)
+    grad_reached, *head_grads = kernels.pool_gradient(
+        reached, mean, variance, *norm, grad, count, moment
+    )
     part, grad_matrix, _ = _aten.convolution_backward(
         *(grad_reached, packed, weights, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1),
         [True, True, False],

@@ -20,7 +20,7 @@ _UNROLL = 4  # of normalise.c
 
 
 class _Task(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, ctypes.c_long) for name in ("batch", "pixels", "channels")),
         *((name, ctypes.c_double) for name in ("eps", "head_eps")),
         *((name, ctypes.c_int) for name in ("pools", "threads")),

@@ -16,11 +16,11 @@ _FILE = "project_and_pool"
 
 
 class _Shape(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_long) for name in ("batch", "height", "width", "channels", "outputs")]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_long) for name in ("batch", "height", "width", "channels", "outputs")]
 
 
 class _Strides(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_long) for name in ("image", "channel", "row", "column")]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_long) for name in ("image", "channel", "row", "column")]
 
 
 def fits(picked: Tensor, *others: Tensor) -> bool:

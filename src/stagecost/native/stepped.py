@@ -14,7 +14,10 @@ def fits(control: Tensor, skipped: Tensor) -> bool:
     """Tell whether C fits F_k(x_k) and S_k(x_k), (B, …): without holes, and in the same order in memory."""
     if not usable(control, skipped) or control.shape != skipped.shape:
         return False
-    same = control.stride() == skipped.stride() and control.untyped_storage() is not skipped.untyped_storage()
+    same = (
+        control.stride() == skipped.stride()
+        and control.untyped_storage() is not skipped.untyped_storage()
+    )
     dense = control.is_contiguous() or (
         control.dim() == 4 and control.is_contiguous(memory_format=torch.channels_last)
     )
