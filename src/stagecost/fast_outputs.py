@@ -237,7 +237,7 @@ class _BeginBlock(torch.autograd.Function):
         first: list[Tensor] = []
         if matrix is None:
             normalised, summed, *found = kernels.normalise_and_pool(x, *own, *of_head)
-            pooled = Found(*found, None)
+            pooled = Found._make([*found, None])
         else:
             normalised, *first = kernels.normalise(x, *own)
             summed, pooled = pool(plan.chain.pick(x), matrix.detach(), of_head, kernels)
@@ -256,13 +256,13 @@ class _BeginBlock(torch.autograd.Function):
         plan: _Plan = ctx.plan
         saved: Any = (tensor if tensor is None else tensor.detach() for tensor in ctx.saved_tensors)
         state, weight, bias, matrix, head_weight, head_bias, *rest = saved
-        found = Found(*rest[-5:])
+        found = Found._make(rest[-5:])
         mean, variance = rest[:2] if len(rest) > 5 else (found.mean, found.variance)
         own = (state, grad_normalised, grad_same, mean, variance, weight, bias, plan.eps)
         of_head = HeadNorm(head_weight, head_bias, plan.head_eps)
         if matrix is None:
             grad, *grads = plan.kernels.normalise_and_pool_gradient(
-                *own, *of_head, grad_summed, found.count, found.moment
+                *own, *of_head, grad_summed, found.num_open, found.moment
             )
             return grad, *grads[:2], None, *grads[2:], None
         grad, *grads = plan.kernels.normalise_gradient(*own)

@@ -28,14 +28,14 @@ class Found(NamedTuple):
     """What pooling finds besides its result, and its gradient needs.
 
     Attributes:
-        count: (B, C_N), number of pixels where the ReLU is open.
+        num_open: (B, C_N), number of pixels where the ReLU is open.
         moment: (B, C_N), Σ x̂ over these.
         mean: (C_N,), of the batch.
         variance: (C_N,), of the batch, biased.
         centre: (C,), mean of the pixels before the matrix; None where torch did the work.
     """
 
-    count: Tensor
+    num_open: Tensor
     moment: Tensor
     mean: Tensor
     variance: Tensor
@@ -52,10 +52,10 @@ def pool(picked: Tensor, matrix: Tensor, norm: HeadNorm, kernels: Kernels) -> tu
         kernels: for where C cannot be compiled.
     """
     if projected.fits(picked, matrix, norm.weight, norm.bias):
-        summed, *found, centre = projected.project_and_pool(picked, matrix, *norm)
-        return summed, Found(*found, centre)
+        summed, *found = projected.project_and_pool(picked, matrix, *norm)
+        return summed, Found._make(found)
     summed, *found = kernels.pool(F.conv2d(_packed(picked), matrix.to(picked.dtype)), *norm)
-    return summed, Found(*found, None)
+    return summed, Found._make([*found, None])
 
 
 def pool_gradient(
@@ -81,14 +81,14 @@ def pool_gradient(
     Returns:
         The gradients with respect to the matrix, and to the norm's weight and bias.
     """
-    count, moment, mean, variance, centre = found
+    num_open, moment, mean, variance, centre = found
     if centre is not None:
-        needed = (count, moment, variance, centre)
+        needed = (num_open, moment, variance, centre)
         return projected.project_and_pool_gradient(picked, matrix, *norm, grad, needed, grad_picked)
     packed, weights = _packed(picked), matrix.to(picked.dtype)
     reached = F.conv2d(packed, weights)
     grad_reached, *head_grads = kernels.pool_gradient(
-        reached, mean, variance, *norm, grad, count, moment
+        reached, mean, variance, *norm, grad, num_open, moment
     )
     part, grad_matrix, _ = _aten.convolution_backward(
         *(grad_reached, packed, weights, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1),

@@ -42,7 +42,8 @@ def load(name: str, dtype: torch.dtype) -> ctypes.CDLL | None:
         return None
     source = Path(__file__).with_name(f"{name}.c")
     # OpenMP is torch's own: two of its kind in one process get into each other's way.
-    openmp = ("-fopenmp",) if torch.backends.openmp.is_available() else ()
+    has_openmp = torch.backends.openmp.is_available()  # type: ignore[no-untyped-call]
+    openmp = ("-fopenmp",) if has_openmp else ()
     for flags in dict.fromkeys([(*_FLAGS, *openmp), _FLAGS]):
         with suppress(OSError, subprocess.SubprocessError):
             return _build(compiler, source, (*flags, f"-DREAL={REAL[dtype]}"))

@@ -58,7 +58,7 @@ def fits(state: Tensor, *rest: Any) -> bool:
 
 
 def normalise(state: Tensor, weight: Tensor, bias: Tensor, eps: float, *head: Any) -> tuple[Tensor, ...]:
-    """Compute `stagecost.kernels.normalise`; with weight, bias and eps of the head, `normalise_and_pool`."""
+    """Compute `kernels.normalise`; with weight, bias and eps of a head, `kernels.normalise_and_pool`."""
     head_weight, head_bias, head_eps = head or (weight, bias, eps)
     channels = len(weight)
     result = torch.empty_like(state)
@@ -83,7 +83,7 @@ def normalise_gradient(
     eps: float,
     *head: Any,
 ) -> tuple[Tensor, ...]:
-    """Differentiate `normalise`: `stagecost.kernels.normalise_gradient`, or `normalise_and_pool_gradient`."""
+    """Differentiate it: `kernels.normalise_gradient`, or `kernels.normalise_and_pool_gradient`."""
     head_weight, head_bias, head_eps, *of_sums = head or (weight, bias, eps, mean, mean, mean)
     result, scratch = torch.empty_like(state), weight.new_empty((3 * len(state) + 6, len(weight)))
     grads = weight.new_empty((4, len(weight))).unbind()

@@ -1,7 +1,7 @@
 """The head's pooling of an early state behind a projection, by `project_and_pool.c`.
 
-The torch twin is in `stagecost.projection`: pick pixels, multiply, normalise, pool. Here no state goes to
-memory between these.
+The torch twin is in `stagecost.projected_pooling`: pick pixels, multiply, normalise, pool. Here a
+product stays in a cache between these.
 """
 
 import ctypes
@@ -41,8 +41,8 @@ def project_and_pool(
         eps: of the norm.
 
     Returns:
-        What `stagecost.kernels.pool` returns: sums, (B, C_N); number and Σ x̂ of the open pixels, (B, C_N);
-        mean and biased variance of W·p, (C_N,). Then the mean of p, (C,), for the gradient.
+        What `stagecost.kernels.pool` returns: sums, (B, C_N); number and Σ x̂ of the open pixels,
+        (B, C_N); mean and biased variance of W·p, (C_N,). Then the mean of p, (C,), for the gradient.
     """
     channels, outputs = len(matrix[0]), len(matrix)
     sums = picked.new_empty((3, len(picked), outputs)).unbind()

@@ -11,7 +11,7 @@ _FILE = "add_and_measure"
 
 
 def fits(control: Tensor, skipped: Tensor) -> bool:
-    """Tell whether C fits F_k(x_k) and S_k(x_k), (B, …): without holes, and in the same order in memory."""
+    """Tell whether C fits F_k(x_k) and S_k(x_k), (B, …): without holes, in the same order in memory."""
     if not usable(control, skipped) or control.shape != skipped.shape:
         return False
     same = (
