@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -28,9 +27,9 @@ from stagecost.block import ResidualBlock
 from stagecost.chains import CollapsedChain, collapse, has_hooks, hooked
 from stagecost.head import OutputBatchNorm2d, OutputHead, affine
 from stagecost.kernels import Kernels, compiled_kernels
+from stagecost.native.normalised import with_native
 from stagecost.outputs import with_constants
-
-_aten = torch.ops.aten
+from stagecost.projected_pooling import Found, HeadNorm, pool, pool_gradient
 
 
 @dataclass
@@ -104,7 +103,7 @@ class FastOutputs:
     ) -> tuple[Tensor, Tensor]:
         """Begin block k and pool x_k for the head; return where the branch goes on, and x_k itself."""
         if self.kernels is None:
-            self.kernels = compiled_kernels()
+            self.kernels = with_native(compiled_kernels())
         norm = self.head.norm
         pair: tuple[Tensor, Tensor] = (norm.weight, norm.bias)
         weight, bias = (p.detach() for p in pair) if self.constant_head else pair
@@ -209,13 +208,6 @@ class _Plan:
     eps: float
     head_eps: float
 
-    def pick(self, state: Tensor) -> Tensor:
-        """Copy the few pixels of x_k that the head gets to see.
-
-        Convolutions of a copy without a stride are several times faster backwards.
-        """
-        return self.chain.pick(state).contiguous(memory_format=torch.channels_last)
-
 
 class _BeginBlock(torch.autograd.Function):
     """The beginning of block k, relu(norm(x_k)), and the head's pooling of x_k, in training mode.
@@ -241,18 +233,17 @@ class _BeginBlock(torch.autograd.Function):
         kernels = plan.kernels
         # Detached, as the compiler looks into the history of what it is given, and there is none here.
         x, own = state.detach(), (weight.detach(), bias.detach(), plan.eps)
-        of_head = (head_weight.detach(), head_bias.detach(), plan.head_eps)
+        of_head = HeadNorm(head_weight.detach(), head_bias.detach(), plan.head_eps)
         first: list[Tensor] = []
         if matrix is None:
-            normalised, *pooled = kernels.normalise_and_pool(x, *own, *of_head)
+            normalised, summed, *found = kernels.normalise_and_pool(x, *own, *of_head)
+            pooled = Found._make([*found, None])
         else:
             normalised, *first = kernels.normalise(x, *own)
-            pooled = kernels.pool(F.conv2d(plan.pick(x), matrix.detach().to(x.dtype)), *of_head)
-        summed, count, moment, *second = pooled
+            summed, pooled = pool(plan.chain.pick(x), matrix.detach(), of_head, kernels)
         ctx.plan = plan
-        ctx.save_for_backward(
-            *(state, weight, bias, matrix, head_weight, head_bias, count, moment), *first, *second
-        )
+        ctx.save_for_backward(state, weight, bias, matrix, head_weight, head_bias, *first, *pooled)
+        second = (pooled.mean, pooled.variance)
         ctx.mark_non_differentiable(*first, *second)
         return normalised, state, summed, *first, *second
 
@@ -265,19 +256,16 @@ class _BeginBlock(torch.autograd.Function):
         plan: _Plan = ctx.plan
         saved: Any = (tensor if tensor is None else tensor.detach() for tensor in ctx.saved_tensors)
         state, weight, bias, matrix, head_weight, head_bias, *rest = saved
-        count, moment, mean, variance, *second = rest
+        found = Found._make(rest[-5:])
+        mean, variance = rest[:2] if len(rest) > 5 else (found.mean, found.variance)
         own = (state, grad_normalised, grad_same, mean, variance, weight, bias, plan.eps)
-        of_head = (head_weight, head_bias, plan.head_eps, grad_summed, count, moment)
+        of_head = HeadNorm(head_weight, head_bias, plan.head_eps)
         if matrix is None:
-            grad, *grads = plan.kernels.normalise_and_pool_gradient(*own, *of_head)
+            grad, *grads = plan.kernels.normalise_and_pool_gradient(
+                *own, *of_head, grad_summed, found.num_open, found.moment
+            )
             return grad, *grads[:2], None, *grads[2:], None
         grad, *grads = plan.kernels.normalise_gradient(*own)
-        picked, weights = plan.pick(state), matrix.to(state.dtype)
-        reached = F.conv2d(picked, weights)
-        grad_reached, *head_grads = plan.kernels.pool_gradient(reached, *second, *of_head)
-        grad_picked, grad_matrix, _ = _aten.convolution_backward(
-            *(grad_reached, picked, weights, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1),
-            [True, True, False],
-        )
-        plan.chain.pick(grad).add_(grad_picked)
-        return grad, *grads, grad_matrix.to(matrix.dtype), *head_grads, None
+        pick = plan.chain.pick
+        given = (pick(state), matrix, of_head, plan.kernels, grad_summed, found, pick(grad))
+        return grad, *grads, *pool_gradient(*given), None

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from stagecost.block import ResidualBlock
 from stagecost.chains import hooked
+from stagecost.native import stepped
 from stagecost.network import ResidualNetwork
 from stagecost.objective import residual_parameters
 
 
-def step(block: nn.Module, state: Tensor) -> tuple[Tensor, Tensor]:
+def step(block: nn.Module, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Take one step of the dynamics and measure the control.
 
     Args:
@@ -21,18 +22,21 @@ def step(block: nn.Module, state: Tensor) -> tuple[Tensor, Tensor]:
         state: x_k, (B, C, H, W).
 
     Returns:
-        x_{k+1}, and ‖F_k(x_k)‖ of each sample, (B,), where F_k(x_k) = x_{k+1} − S_k(x_k).
+        x_{k+1}; and ‖F_k(x_k)‖ and ‖x_{k+1}‖ of each sample, (B,), where F_k(x_k) = x_{k+1} − S_k(x_k).
     """
     skip = block.get_submodule("skip")
     if type(block) is not ResidualBlock or hooked(block):
         following: Tensor = block(state)
-        return following, sample_norms(following - skip(state))
+        return following, sample_norms(following - skip(state)), sample_norms(following)
     control: Tensor = block.residual(state)
-    size = sample_norms(control)
     skipped: Tensor = skip(state)
-    if torch.is_grad_enabled() or not _makes_its_own(block.residual):
-        return skipped + control, size
-    return control.add_(skipped), size  # in the branch's memory, which nobody needs any more
+    own = not torch.is_grad_enabled() and _makes_its_own(block.residual)
+    if own and stepped.fits(control, skipped):
+        return control, *stepped.add_and_measure(control, skipped)
+    size = sample_norms(control)
+    # Where it can be, in the branch's memory, which nobody needs any more.
+    following = control.add_(skipped) if own else skipped + control
+    return following, size, sample_norms(following)
 
 
 def _makes_its_own(residual: nn.Module) -> bool:

@@ -161,14 +161,14 @@ def _visit(network: ResidualNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
     skips, head = network.skips, network.head
     fast = fast_outputs(head, skips)
     state: Tensor = network.stem(images)
-    outputs, controls, sizes = [], [], []
+    outputs, controls, sizes = [], [], [sample_norms(state)]
     for depth, block in enumerate(network.blocks.values()):
         outputs.append(_output(fast, skips, head, state, depth))
-        sizes.append(sample_norms(state))
-        state, control = step(block, state)
+        state, control, size = step(block, state)
         controls.append(control)
+        sizes.append(size)
     outputs.append(intermediate_output(skips, head, state, network.num_blocks))
-    scales = torch.stack(sizes).clamp_min(torch.finfo(state.dtype).tiny)
+    scales = torch.stack(sizes[:-1]).clamp_min(torch.finfo(state.dtype).tiny)
     return torch.stack(outputs), torch.stack(controls) / scales
 
 
