@@ -19,7 +19,8 @@ import stagecost as sc
 from conftest import DATA, RECIPE, Runs
 from processes import CommandLine
 
-VERBS = (
+VERBS = ("demo", "train", "analyze", "prune", "evaluate", "bound", "report", "tune")
+VERBS += ("benchmark", "reproduce")
     "demo",
     "train",
     "analyze",
