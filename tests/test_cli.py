@@ -21,17 +21,6 @@ from processes import CommandLine
 
 VERBS = ("demo", "train", "analyze", "prune", "evaluate", "bound", "report", "tune")
 VERBS += ("benchmark", "reproduce")
-    "demo",
-    "train",
-    "analyze",
-    "prune",
-    "evaluate",
-    "bound",
-    "report",
-    "tune",
-    "benchmark",
-    "reproduce",
-)
 ANALYZE_LISTS = {"losses": 4, "accuracies": 4, "residual_ratios": 3, "weight_norms": 3}
 SIZES = {"parameters_before", "parameters_after", "macs_before", "macs_after"}
 PRUNE_KEYS = SIZES | {"kept_blocks", "accuracy_before", "accuracy_predicted", "accuracy_after", "path"}
