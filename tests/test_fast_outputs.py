@@ -50,12 +50,26 @@ def one_step(network: ResidualNetwork, batch: Tensor, depths: object = "all", **
 
 
 def assert_agree(one: Step, other: Step, tolerance: float) -> None:
-    torch.testing.assert_close(one[0], other[0], rtol=tolerance, atol=tolerance)
+    assert_same_values(one, other, tolerance)
     for name, grad in one[1].items():
         error = torch.linalg.vector_norm(grad - other[1][name])
         assert error <= tolerance * (1 + torch.linalg.vector_norm(grad)), name
+
+
+def assert_same_values(one: Step, other: Step, tolerance: float) -> None:
+    """Compare outputs and running statistics."""
+    torch.testing.assert_close(one[0], other[0], rtol=tolerance, atol=tolerance)
     for name, buffer in one[2].items():
         torch.testing.assert_close(buffer, other[2][name], rtol=tolerance, atol=tolerance)
+
+
+def worst_error(grads: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
+    """Return how far rounding takes gradients: through a hundred layers and few images, by per cents."""
+    errors = (
+        torch.linalg.vector_norm(grads[name].double() - exact) / (1 + torch.linalg.vector_norm(exact))
+        for name, exact in truth.items()
+    )
+    return float(max(errors))
 
 
 def prepared(name: str, changes: dict[str, object], policy: str, dtype: torch.dtype) -> ResidualNetwork:
@@ -74,7 +88,12 @@ def test_the_twins_agree(
     network = prepared(name, changes, policy, dtype).train(training)
     batch = images(8, 32 if "resnet" in name else 16).to(dtype)
     literal, fused = one_step(network, batch), one_step(network, batch, fused=True)
-    assert_agree(literal, fused, 1e-10 if dtype == torch.float64 else 1e-4)
+    if dtype == torch.float64:
+        assert_agree(literal, fused, 1e-10)
+    else:
+        assert_same_values(literal, fused, 1e-4)
+        _, truth, _ = one_step(copy.deepcopy(network).double(), batch.double())
+        assert worst_error(fused[1], truth) <= 1e-4 + 3 * worst_error(literal[1], truth)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

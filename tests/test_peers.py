@@ -38,7 +38,6 @@ SMALL_MACS = 0.15
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiers, "_CPU", TINY)
-    monkeypatch.setattr(tiers, "_TRAINING_IMAGES", {"digits": 240})
     monkeypatch.setitem(tiers.SUB_BLOCKS, "cpu", 2)
 
 

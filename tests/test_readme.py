@@ -301,7 +301,7 @@ def test_keys_of_the_lists_of_a_reproduction() -> None:
 
 
 def test_keys_of_the_demo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"num_blocks": 2, "width": 4, "epochs": 1}.items():
+    for name, value in {"num_blocks": 4, "width": 4, "epochs": 1}.items():
         monkeypatch.setitem(demo.RECIPE, name, value)
     result = commands.demo(output="demo")
     assert list(result) == documented_keys("demo")

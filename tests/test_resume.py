@@ -31,6 +31,7 @@ VARIANTS: dict[str, tuple[object, ...]] = {
     "staged, shrink": (
         *("--model", "staged", "--blocks-per-stage", "2,3", "--widths", "4,6"),
         *("--shrink", "--shrink-tolerance", 0.9, "--optimizer", "adamw", "--normalize-objective"),
+        *("--seed", 2),  # a seed with which a stage loses blocks
     ),
     "cuts, average": ("--cut-at", "1:2,3:1", "--ema-decay", 0.9, "--sampled-depths", 1),
 }
