@@ -179,10 +179,10 @@ class _Pool:
 
 def _prepare_worker(threads: int) -> None:
     """Share the cores, and end with the process that gives out the trials: another would redo them."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(threads)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
