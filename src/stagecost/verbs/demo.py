@@ -18,8 +18,8 @@ from stagecost.verbs.summaries import analysis, evaluation, write_run_report
 
 TOLERANCE = 0.5
 # Batch size, label smoothing, the validation fraction and the first depth were settled with the test
-# accuracies of seeds 0 … 4 in sight, so the demo shows the way; it is no evidence that one training beats
-# another.
+# accuracies of seeds 0 … 4 in sight, so the demo shows the way; it is no evidence that one training
+# beats another.
 RECIPE: dict[str, Any] = {
     "data": "digits",
     "model": "homogeneous",
