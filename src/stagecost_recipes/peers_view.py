@@ -27,7 +27,7 @@ def show(console: Console, rows: Sequence[Row]) -> None:
 
 def _table(dataset: str, rows: Sequence[Row]) -> Table:
     table = Table(title=dataset, title_justify="left")
-    table.add_column("arm")
+    table.add_column("arm", no_wrap=True, min_width=max(len(str(row["arm"])) for row in rows))
     for name in COLUMNS:
         table.add_column(name, justify="right")
     plain = next((row for row in rows if row["arm"] == "plain_full"), rows[0])
