@@ -10,6 +10,9 @@ from stagecost_recipes.experiment import Row
 
 COLUMNS = ("test accuracy", "validation", "blocks", "parameters", "MACs", "training MACs", "time")
 """What `cells` tells."""
+NARROW = ("test accuracy", "blocks", "MACs", "training MACs")
+"""Those of them that fit into a narrow terminal."""
+WIDE = 110
 OWN = ("ours_", "control_")
 """How the names of those arms begin that nothing but this library makes; they are set in bold."""
 
@@ -22,18 +25,19 @@ def show(console: Console, rows: Sequence[Row]) -> None:
         rows: as `stagecost_recipes.peers.run` returns them, those of a data set in a row.
     """
     for dataset, group in groupby(rows, key=lambda row: str(row["dataset"])):
-        console.print(_table(dataset, list(group)))
+        console.print(_table(dataset, list(group), COLUMNS if console.width >= WIDE else NARROW))
 
 
-def _table(dataset: str, rows: Sequence[Row]) -> Table:
+def _table(dataset: str, rows: Sequence[Row], columns: Sequence[str]) -> Table:
     table = Table(title=dataset, title_justify="left")
-    table.add_column("arm", no_wrap=True, min_width=max(len(str(row["arm"])) for row in rows))
-    for name in COLUMNS:
-        table.add_column(name, justify="right")
+    table.add_column("arm", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=name == "test accuracy")
     plain = next((row for row in rows if row["arm"] == "plain_full"), rows[0])
     for row in by_accuracy(rows):
         style = "bold" if row["arm"].startswith(OWN) else ""
-        table.add_row(row["arm"], *cells(row, plain), style=style)
+        shown = dict(zip(COLUMNS, cells(row, plain), strict=True))
+        table.add_row(row["arm"], *(shown[name] for name in columns), style=style)
     return table
 
 
