@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from stagecost.block import ResidualBlock
 from stagecost.chains import CollapsedChain, collapse, has_hooks, hooked
-from stagecost.head import OutputBatchNorm2d, OutputHead, affine
+from stagecost.head import OutputBatchNorm2d, OutputHead
 from stagecost.kernels import Kernels, compiled_kernels
 from stagecost.native.normalised import with_native
 from stagecost.outputs import with_constants
@@ -79,7 +79,7 @@ class FastOutputs:
             if self._running is None:  # once for all depths
                 self._running = norm.running_affine()
             scale, shift = (values[norm.row(depth)] for values in self._running)
-            output = self.head.logits(affine(reached, scale, shift))
+            output = self.head.evaluate(reached, scale, shift)
         self._whole[depth] = output
         return output
 

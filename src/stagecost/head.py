@@ -25,8 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from stagecost.chains import hooked
 from stagecost.errors import StageCostError
 from stagecost.kernels import per_channel
+from stagecost.native import pooled
 
 StatisticsPolicy = Literal["per_output", "shared", "terminal"]
 
@@ -174,7 +176,24 @@ class OutputHead(nn.Module):
 
     def forward(self, state: Tensor, depth: int) -> Tensor:
         """Map a state that went through its skip chain, (B, C, H, W), to logits (B, classes)."""
-        return self.logits(self.norm(state, depth))
+        norm = self.norm
+        own = type(norm) is OutputBatchNorm2d and not hooked(norm)
+        if not own or norm.training or state.dtype != norm.weight.dtype:
+            return self.logits(norm(state, depth))
+        scale, shift = norm.running_affine()
+        row = norm.row(depth)
+        return self.evaluate(state, scale[row], shift[row])
+
+    def evaluate(self, state: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Map a state, (B, C, H, W), to logits by the norm of eval mode, scale·x + shift a channel, (C,).
+
+        Every output in eval mode comes from here, so that those of an analysis and of a truncated
+        network agree to the last bit, whether C is used or not.
+        """
+        if pooled.fits(state, scale, shift):
+            logits: Tensor = self.linear(pooled.pool_affine(state, scale, shift))
+            return logits
+        return self.logits(affine(state, scale, shift))
 
     def logits(self, normalised: Tensor) -> Tensor:
         """Map a state that is normalised already, (B, C, H, W), to logits; its memory is used again."""
