@@ -1,5 +1,6 @@
 """The loops in C agree with the literal definition; and without a compiler all goes on."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import stagecost as sc
 from helpers import BUILDERS, build, images, loader
 from stagecost import kernels
 from stagecost.chains import CollapsedChain
-from stagecost.native import library, normalised, projected, stepped
+from stagecost.native import library, normalised, pooled, projected, stepped
 from stagecost.network import ResidualNetwork
+from stagecost.surgery import keep_blocks
 from test_fast_outputs import POLICIES, assert_agree, one_step
 
 DTYPES = [torch.float64, torch.float32]
@@ -164,3 +166,50 @@ def test_a_file_is_compiled_once_and_mended_if_it_is_torn(
     library.load.cache_clear()
     assert library.load("normalise", torch.float32) is not None
     assert torn.stat().st_size > 100
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(3, 16, 5, 7), (2, 5, 1, 1), (4, 33, 8, 8), (2, 64, 20, 20)])
+def test_the_head_pools_as_torch_does(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    state = torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    scale, shift = torch.randn(2, shape[1], dtype=dtype)
+    with torch.no_grad():
+        assert pooled.fits(state, scale, shift)
+        found = pooled.pool_affine(state, scale, shift)
+        alone = pooled.pool_affine(state[:1], scale, shift)
+    expected = (state * scale[:, None, None] + shift[:, None, None]).relu().mean(dim=(2, 3))
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(found[:1], alone)  # no image has a part in another's result
+
+
+@needs_compiler
+def test_the_head_goes_by_torch_where_its_operations_are_wanted() -> None:
+    state = torch.randn(2, 4, 3, 3).contiguous(memory_format=torch.channels_last)
+    scale, shift = torch.randn(2, 4)
+    assert not pooled.fits(state, scale, shift)  # gradients are on
+    with torch.no_grad():
+        assert pooled.fits(state, scale, shift)
+        assert not pooled.fits(state[:, :3], scale, shift)
+        assert not pooled.fits(torch.randn(2, 4, 3, 3), scale, shift)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert not pooled.fits(state, scale, shift)
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_a_truncated_network_gives_the_output_of_the_analysis_to_the_last_bit(
+    compiler: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiler:
+        monkeypatch.setattr(library, "_compiler", lambda: None)
+        library.load.cache_clear()
+    network = build("homogeneous").to(memory_format=torch.channels_last).eval()
+    batch = images(5, 16).contiguous(memory_format=torch.channels_last)
+    small = copy.deepcopy(network)
+    keep_blocks(small, small.block_indices[:2])
+    with torch.no_grad():
+        outputs = network(batch, depths="all", fused=True)
+        assert torch.equal(outputs[2], small(batch))
+        assert torch.equal(outputs[2], network(batch, depths=2))
+    library.load.cache_clear()

@@ -185,7 +185,7 @@ class OutputHead(nn.Module):
         return self.evaluate(state, scale[row], shift[row])
 
     def evaluate(self, state: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """Map a state, (B, C, H, W), to logits by the norm of eval mode, scale·x + shift a channel, (C,).
+        """Map a state, (B, C, H, W), to logits by the norm of eval mode, scale·x + shift, (C,) each.
 
         Every output in eval mode comes from here, so that those of an analysis and of a truncated
         network agree to the last bit, whether C is used or not.

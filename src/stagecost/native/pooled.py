@@ -30,7 +30,11 @@ def fits(state: Tensor, scale: Tensor, shift: Tensor) -> bool:
 
 
 def _is_watched(*tensors: Tensor) -> bool:
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+    ):
         return True
     if torch.is_autocast_enabled("cpu") or is_in_torch_dispatch_mode():
         return True
@@ -38,7 +42,7 @@ def _is_watched(*tensors: Tensor) -> bool:
         type(values) is not Tensor
         or torch._C._functorch.is_functorch_wrapped_tensor(values)
         # Forward mode goes on where gradients are off.
-        or unpack_dual(values).tangent is not None
+        or unpack_dual(values).tangent is not None  # type: ignore[no-untyped-call]
         for values in tensors
     )
 
