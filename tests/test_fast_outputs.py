@@ -15,7 +15,7 @@ from helpers import BUILDERS, build, images, labels
 from stagecost import kernels
 from stagecost.chains import collapse
 from stagecost.fast_outputs import fast_outputs, first_norm
-from stagecost.native import library
+from stagecost.native import shared_library
 from stagecost.network import ResidualNetwork
 from stagecost.outputs import skip_chain
 
@@ -29,10 +29,10 @@ def formulas(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
     """Run the formulas as they are: they are what is compiled, and compiling takes long."""
     if "compiled" not in request.keywords:
         monkeypatch.setattr("stagecost.fast_outputs.compiled_kernels", lambda: kernels.FORMULAS)
-        monkeypatch.setattr(library, "_compiler", lambda: None)
-        library.load.cache_clear()
+        monkeypatch.setattr(shared_library, "_compiler", lambda: None)
+        shared_library.load.cache_clear()
     yield
-    library.load.cache_clear()
+    shared_library.load.cache_clear()
     torch._dynamo.reset()
 
 

@@ -11,7 +11,7 @@ import stagecost as sc
 from helpers import BUILDERS, build, images, loader
 from stagecost import kernels
 from stagecost.chains import CollapsedChain
-from stagecost.native import library, normalised, pooled, projected, stepped
+from stagecost.native import normalised, pooled, projected, shared_library, stepped
 from stagecost.network import ResidualNetwork
 from stagecost.surgery import keep_blocks
 from test_fast_outputs import POLICIES, assert_agree, one_step
@@ -28,10 +28,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     folder = tmp_path_factory.getbasetemp() / "compiled"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     monkeypatch.setattr("stagecost.fast_outputs.compiled_kernels", lambda: kernels.FORMULAS)
-    library.load.cache_clear()
+    shared_library.load.cache_clear()
 
 
-needs_compiler = pytest.mark.skipif(library._compiler() is None, reason="there is no C compiler")
+needs_compiler = pytest.mark.skipif(shared_library._compiler() is None, reason="there is no C compiler")
 
 
 def prepared(name: str, changes: dict[str, object], policy: str, dtype: torch.dtype) -> ResidualNetwork:
@@ -133,19 +133,19 @@ def test_without_a_compiler_all_goes_on(
     network, data = build("staged", widths=(16, 16, 16)), loader()
     before = sc.loss_trajectory(network, data)
     if trouble == "no compiler":
-        monkeypatch.setattr(library, "_compiler", lambda: None)
+        monkeypatch.setattr(shared_library, "_compiler", lambda: None)
     elif trouble == "it fails":
-        monkeypatch.setattr(library, "_compiler", lambda: "false")
+        monkeypatch.setattr(shared_library, "_compiler", lambda: "false")
     else:
         (tmp_path / "file").touch()
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    library.load.cache_clear()
-    assert library.load("normalise", torch.float32) is None
+    shared_library.load.cache_clear()
+    assert shared_library.load("normalise", torch.float32) is None
     after = sc.loss_trajectory(network, data)
     assert after.losses == before.losses
     assert after.residual_ratios == pytest.approx(before.residual_ratios, rel=1e-5)
     assert not normalised.fits(torch.zeros(1, 16, 2, 2))
-    library.load.cache_clear()
+    shared_library.load.cache_clear()
 
 
 @needs_compiler
@@ -153,18 +153,18 @@ def test_a_file_is_compiled_once_and_mended_if_it_is_torn(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert library.load("normalise", torch.float32) is not None
-    (made,) = library._folder().iterdir()
+    assert shared_library.load("normalise", torch.float32) is not None
+    (made,) = shared_library._folder().iterdir()
     stamp = made.stat().st_mtime_ns
-    library.load.cache_clear()
-    assert library.load("normalise", torch.float32) is not None
+    shared_library.load.cache_clear()
+    assert shared_library.load("normalise", torch.float32) is not None
     assert made.stat().st_mtime_ns == stamp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))  # this process holds on to what it has
-    torn = library._folder() / made.name
+    torn = shared_library._folder() / made.name
     torn.parent.mkdir(parents=True)
     torn.write_bytes(made.read_bytes()[:100])
-    library.load.cache_clear()
-    assert library.load("normalise", torch.float32) is not None
+    shared_library.load.cache_clear()
+    assert shared_library.load("normalise", torch.float32) is not None
     assert torn.stat().st_size > 100
 
 
@@ -202,8 +202,8 @@ def test_a_truncated_network_gives_the_output_of_the_analysis_to_the_last_bit(
     compiler: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not compiler:
-        monkeypatch.setattr(library, "_compiler", lambda: None)
-        library.load.cache_clear()
+        monkeypatch.setattr(shared_library, "_compiler", lambda: None)
+        shared_library.load.cache_clear()
     network = build("homogeneous").to(memory_format=torch.channels_last).eval()
     batch = images(5, 16).contiguous(memory_format=torch.channels_last)
     small = copy.deepcopy(network)
@@ -212,4 +212,22 @@ def test_a_truncated_network_gives_the_output_of_the_analysis_to_the_last_bit(
         outputs = network(batch, depths="all", fused=True)
         assert torch.equal(outputs[2], small(batch))
         assert torch.equal(outputs[2], network(batch, depths=2))
-    library.load.cache_clear()
+    shared_library.load.cache_clear()
+
+
+@needs_compiler
+def test_who_looks_at_the_operations_sees_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export, forward-mode derivatives and transforms of functions get through the head."""
+    network = build("homogeneous").to(memory_format=torch.channels_last).eval()
+    one, two = (images(count, 16).contiguous(memory_format=torch.channels_last) for count in (2, 3))
+    with torch.no_grad():
+        expected = network(two)
+        monkeypatch.setattr(pooled, "pool_affine", None)  # to call it is an error from here on
+        batch = torch.export.Dim("batch", min=2, max=64)
+        program = torch.export.export(network, (one,), dynamic_shapes=([batch, None, None, None],))
+        torch.testing.assert_close(program.module()(two), expected)
+        mapped = torch.func.vmap(lambda image: network(image[None])[0])(two)
+        torch.testing.assert_close(mapped, expected)
+        outputs, tangents = torch.func.jvp(network, (two,), (torch.ones_like(two),))
+        torch.testing.assert_close(outputs, expected)
+        assert tangents.abs().sum() > 0

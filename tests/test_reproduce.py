@@ -157,7 +157,7 @@ def section(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def check_truncation(row: dict[str, Any]) -> None:
     """The pruned network's accuracy is what the run's trajectory tells of that depth, untrained."""
-    settings = layer_pruning.trainings("cpu", "digits")["pruned"]
+    settings = layer_pruning.trainings("cpu")["pruned"]
     context = Context("cpu", "digits", "digits", (0, 1), Path("work/cpu-digits"), print)
     folder = runs.run_folder(context, "stage", settings, seed=1)
     trained = open_trained(folder)
@@ -363,11 +363,10 @@ def test_every_experiment_is_a_whole_specification(name: str, monkeypatch: pytes
     experiment = reproduce.find_experiment(name)
     assert isinstance(experiment, Experiment)
     assert experiment.name == name
-    for tier, datasets in experiment.datasets.items():
-        for dataset in datasets:
-            for settings in experiment.settings(tier, dataset).values():
-                parsed = runs_settings(settings)
-                assert parsed.training.device == {"cpu": "cpu", "gpu": "cuda"}[tier]
+    for tier in experiment.datasets:
+        for settings in experiment.settings(tier).values():
+            parsed = runs_settings(settings)
+            assert parsed.training.device == {"cpu": "cpu", "gpu": "cuda"}[tier]
 
 
 def runs_settings(settings: dict[str, Any]) -> Any:

@@ -4,14 +4,16 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import DATA
 from processes import CommandLine
+from stagecost.training.settings import VariantSettings
 from stagecost.tuning import study
-from stagecost.tuning.space import DECAYS, STRENGTHS, score
+from stagecost.tuning.space import DECAYS, STRENGTHS, sampled_settings, score
 from stagecost.verbs.commands import tune
 from stagecost.verbs.tune import pareto_front
 
@@ -48,6 +50,17 @@ def test_a_score_is_read_off_the_trajectory() -> None:
     assert (found.needed_blocks, found.val_accuracy, found.pruned_val_accuracy) == (2, 80.0, 79.6)
     assert found.values("full") == (2.0, 80.0)
     assert found.values("pruned") == (2.0, 79.6)
+
+
+@pytest.mark.parametrize("given_too", [{}, {"depth_weights": "growing"}, {"depth_weights": "first"}])
+def test_c_is_the_weight_of_all_stage_costs(given_too: dict[str, Any]) -> None:
+    drawn = {"c": 0.6, "weight_decay": 1e-3, "gamma_schedule": "late", "first_depth": 2}
+    trial = optuna.trial.FixedTrial(drawn, number=1)
+    chosen = sampled_settings(trial, given_too, 8)  # type: ignore[arg-type]
+    variant = VariantSettings(first_depth=2, **given_too)
+    assert chosen["gamma"] * sum(variant.weights(8)) == pytest.approx(0.6)
+    others = {key: value for key, value in drawn.items() if key != "c"}
+    assert others == {key: chosen[key] for key in others}
 
 
 def test_a_search_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from stagecost.macs import count_parameters, macs_by_part
 from stagecost.network import ResidualNetwork
 from stagecost.objective import LossFunction
 from stagecost.search import StageDepths, search_stage_depths
-from stagecost.surgery import keep_blocks as keep_blocks_of
+from stagecost.surgery import copy_with_blocks
 from stagecost.text import format_indices
 from stagecost.trajectory import Loader, Trajectory
 
@@ -59,9 +59,7 @@ class PruningPlan:
 
     def apply(self, network: ResidualNetwork) -> ResidualNetwork:
         """Return a copy of the network without the blocks that go; the network itself stays whole."""
-        pruned = copy.deepcopy(network)
-        keep_blocks_of(pruned, self.kept_blocks)
-        return pruned
+        return copy_with_blocks(network, self.kept_blocks)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain types for JSON."""

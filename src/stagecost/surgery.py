@@ -1,5 +1,7 @@
 """Removing blocks from a network: the mechanism behind pruning, loading and shrinking."""
 
+import copy
+
 from torch import nn
 
 from stagecost.errors import StageCostError
@@ -31,6 +33,13 @@ def keep_blocks(network: ResidualNetwork, kept: tuple[int, ...]) -> None:
     if network.description is not None:
         description = network.description
         network.description = NetworkDescription(description.name, description.arguments, kept)
+
+
+def copy_with_blocks(network: ResidualNetwork, kept: tuple[int, ...]) -> ResidualNetwork:
+    """Return a copy without the other blocks, see `keep_blocks`; the network itself stays whole."""
+    smaller = copy.deepcopy(network)
+    keep_blocks(smaller, kept)
+    return smaller
 
 
 def _shorten(indices: tuple[int, ...]) -> str:

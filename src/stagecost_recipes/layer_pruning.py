@@ -15,18 +15,12 @@ each schedule does at its other end is kept in `other_rows`. Test images are rea
 set are trained.
 """
 
-import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from stagecost.surgery import keep_blocks
-from stagecost.training.cost import training_macs
-from stagecost.training.trained import Trained
-from stagecost.verbs.summaries import evaluation
 from stagecost_recipes.experiment import Context, Experiment, Parts, Row, Tier
 from stagecost_recipes.paper import paper_difference
-from stagecost_recipes.rows import accuracy_row
+from stagecost_recipes.rows import row_of_runs
 from stagecost_recipes.runs import Run, trained_run
 from stagecost_recipes.schedules import FULL_DEPTH_SCHEDULE, PRUNED_SCHEDULE, SCHEDULES
 from stagecost_recipes.tiers import SEEDS, SUB_BLOCKS, base_recipe
@@ -35,9 +29,9 @@ SCHEDULE_OF_ARM = {"stage_full": FULL_DEPTH_SCHEDULE, "stage_pruned": PRUNED_SCH
 ARMS = ("plain_full", "plain_sub", *SCHEDULE_OF_ARM)
 
 
-def trainings(tier: Tier, dataset: str) -> dict[str, dict[str, Any]]:
+def trainings(tier: Tier) -> dict[str, dict[str, Any]]:
     """Return the settings of each kind of training: plain, plain with M blocks, each schedule."""
-    plain, sub_blocks = base_recipe(tier, dataset), SUB_BLOCKS[tier]
+    plain, sub_blocks = base_recipe(tier), SUB_BLOCKS[tier]
     return {
         "plain": plain,
         "plain-sub": {**plain, "num_blocks": sub_blocks},
@@ -50,7 +44,7 @@ def trainings(tier: Tier, dataset: str) -> dict[str, dict[str, Any]]:
 
 def run(context: Context) -> list[Row]:
     """Train every kind with every seed, then read the test images."""
-    kinds = trainings(context.tier, context.dataset)
+    kinds = trainings(context.tier)
     found: dict[str, list[Run]] = {kind: [] for kind in kinds}
     for seed in context.seeds:
         for kind, settings in kinds.items():
@@ -59,46 +53,13 @@ def run(context: Context) -> list[Row]:
     context.report(f"{context.dataset}: test images")
     sub_blocks = SUB_BLOCKS[context.tier]
     rows = [
-        _row(context, "plain_full", found["plain"]),
-        _row(context, "plain_sub", found["plain-sub"]),
+        row_of_runs(context, "plain_full", found["plain"]),
+        row_of_runs(context, "plain_sub", found["plain-sub"]),
     ]
     for schedule in list(kinds)[2:]:
-        rows.append(_row(context, "stage_full", found[schedule], schedule=schedule))
-        rows.append(_row(context, "stage_pruned", found[schedule], sub_blocks, schedule=schedule))
+        rows.append(row_of_runs(context, "stage_full", found[schedule], schedule=schedule))
+        rows.append(row_of_runs(context, "stage_pruned", found[schedule], sub_blocks, schedule=schedule))
     return rows
-
-
-def _row(
-    context: Context,
-    arm: str,
-    runs: Sequence[Run],
-    keep: int | None = None,
-    **more: Any,
-) -> Row:
-    scores = [evaluation(_truncated(one.open(), keep), "test") for one in runs]
-    costs = [training_macs(one.folder, one.result.history) for one in runs]
-    depth = scores[0]["num_blocks"]
-    return accuracy_row(
-        context.dataset,
-        arm,
-        [score["accuracy"] for score in scores],
-        context.seeds,
-        num_blocks=depth,
-        **more,
-        val_accuracies=[one.result.history[-1]["val_accuracies"][depth] for one in runs],
-        parameters=scores[0]["parameters"],
-        macs=scores[0]["macs"],
-        training_macs=round(sum(costs) / len(costs)),
-        seconds=round(sum(one.result.seconds for one in runs) / len(runs), 1),
-    )
-
-
-def _truncated(trained: Trained, keep: int | None) -> Trained:
-    if keep is None:
-        return trained
-    network = copy.deepcopy(trained.network)
-    keep_blocks(network, network.block_indices[:keep])
-    return replace(trained, network=network)
 
 
 def parts(rows: list[Row]) -> Parts:

@@ -2,10 +2,16 @@
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from stagecost_recipes.experiment import Row
+from stagecost.surgery import copy_with_blocks
+from stagecost.training.cost import training_macs
+from stagecost.training.trained import Trained
+from stagecost.verbs.summaries import evaluation
+from stagecost_recipes.experiment import Context, Row
 from stagecost_recipes.paper import paper_accuracy
+from stagecost_recipes.runs import Run
 
 
 def accuracy_row(
@@ -30,6 +36,44 @@ def accuracy_row(
         "std": sample_std(accuracies),
         "paper": paper_accuracy(dataset, arm),
     }
+
+
+def row_of_runs(
+    context: Context, arm: str, runs: Sequence[Run], keep: int | None = None, **more: Any
+) -> Row:
+    """Return the row of an arm: trained networks, or what is left of them, on the test images.
+
+    Args:
+        context: says which data set and seeds.
+        arm: name of the arm.
+        runs: one a seed.
+        keep: how many of the first blocks are judged; all of them if None.
+        more: further entries.
+    """
+    last = -1 if keep is None else keep
+    judged = [_first_blocks(one.open(), keep) for one in runs]
+    tests = [evaluation(trained, "test") for trained in judged]
+    costs = [training_macs(one.folder, one.result.history) for one in runs]
+    return accuracy_row(
+        context.dataset,
+        arm,
+        [test["accuracy"] for test in tests],
+        context.seeds,
+        num_blocks=tests[0]["num_blocks"],
+        **more,
+        val_accuracies=[one.result.history[-1]["val_accuracies"][last] for one in runs],
+        parameters=tests[0]["parameters"],
+        macs=tests[0]["macs"],
+        training_macs=round(statistics.mean(costs)),
+        seconds=round(statistics.mean(one.result.seconds for one in runs), 1),
+    )
+
+
+def _first_blocks(trained: Trained, keep: int | None) -> Trained:
+    network = trained.network
+    if keep is None:
+        return trained
+    return replace(trained, network=copy_with_blocks(network, network.block_indices[:keep]))
 
 
 def sample_std(values: Sequence[float]) -> float | None:

@@ -39,9 +39,13 @@ def run_folder(context: Context, name: str, settings: Mapping[str, Any], seed: i
     So a recipe that was changed is trained anew beside the old runs, and two names for the same
     settings are one training.
     """
-    defining = json.dumps(dict(settings), sort_keys=True)
-    digest = hashlib.sha256(defining.encode()).hexdigest()[:8]
-    return context.work / f"{name}-{digest}-seed{seed}"
+    return context.work / f"{name}-{digest(settings)}-seed{seed}"
+
+
+def digest(defining: Mapping[str, Any]) -> str:
+    """Return eight letters and figures that follow from values for JSON."""
+    text = json.dumps(dict(defining), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def trained_run(context: Context, name: str, settings: Mapping[str, Any], seed: int) -> Run:

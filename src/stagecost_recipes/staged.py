@@ -16,10 +16,8 @@ operations. Test images are read once all runs are trained.
 
 from typing import Any
 
-from stagecost.training.cost import training_macs
-from stagecost.verbs.summaries import evaluation
 from stagecost_recipes.experiment import Context, Experiment, Parts, Row, Tier
-from stagecost_recipes.rows import accuracy_row
+from stagecost_recipes.rows import row_of_runs
 from stagecost_recipes.runs import Run, trained_run
 from stagecost_recipes.tiers import SEEDS, base_recipe
 
@@ -42,9 +40,9 @@ ARMS = {
 """Arm → kind of training."""
 
 
-def trainings(tier: Tier, dataset: str) -> dict[str, dict[str, Any]]:
+def trainings(tier: Tier) -> dict[str, dict[str, Any]]:
     """Return the settings of each kind of training."""
-    base = base_recipe(tier, dataset)
+    base = base_recipe(tier)
     shared = {key: value for key, value in base.items() if key not in {"num_blocks", "width"}}
     before, after = BLOCKS[tier]
     plain = {**shared, "model": "staged", "blocks_per_stage": before, "widths": WIDTHS[tier]}
@@ -60,31 +58,14 @@ def trainings(tier: Tier, dataset: str) -> dict[str, dict[str, Any]]:
 
 def run(context: Context) -> list[Row]:
     """Train every kind with every seed, then read the test images."""
-    kinds = trainings(context.tier, context.dataset)
+    kinds = trainings(context.tier)
     found: dict[str, list[Run]] = {kind: [] for kind in kinds}
     for seed in context.seeds:
         for kind, settings in kinds.items():
             found[kind].append(trained_run(context, f"staged-{kind}", settings, seed))
     context.report(f"{context.dataset}: test images")
-    return [_row(context, arm, found[kind]) for arm, kind in ARMS.items()]
-
-
-def _row(context: Context, arm: str, runs: list[Run]) -> Row:
-    scores = [evaluation(one.open(), "test") for one in runs]
-    costs = [training_macs(one.folder, one.result.history) for one in runs]
-    row = accuracy_row(
-        context.dataset,
-        arm,
-        [score["accuracy"] for score in scores],
-        context.seeds,
-        num_blocks=scores[0]["num_blocks"],
-        val_accuracies=[one.result.val_accuracy for one in runs],
-        parameters=scores[0]["parameters"],
-        macs=scores[0]["macs"],
-        training_macs=round(sum(costs) / len(costs)),
-        seconds=round(sum(one.result.seconds for one in runs) / len(runs), 1),
-    )
-    return {**row, "paper": None}  # the paper cuts homogeneous networks alone
+    # The paper cuts homogeneous networks alone, so its figures stand beside none of these.
+    return [{**row_of_runs(context, arm, found[kind]), "paper": None} for arm, kind in ARMS.items()]
 
 
 def parts(rows: list[Row]) -> Parts:

@@ -1,4 +1,4 @@
-"""The networks and trainings of each tier, by data set: what all arms of a comparison share.
+"""The network and the training of each tier: what all arms of a comparison share, on every data set.
 
 Command     stagecost reproduce layer-pruning --tier cpu, and the other experiments
 Machine     cpu: two cores, one thread a run; gpu: one GPU of 16 GiB or more
@@ -38,9 +38,6 @@ _GPU: dict[str, Any] = {
 }
 
 
-def base_recipe(tier: Tier, dataset: str) -> dict[str, Any]:
+def base_recipe(tier: Tier) -> dict[str, Any]:
     """Return the settings of plain training at full depth, by flag name, without data and seed."""
-    del (
-        dataset
-    )  # one recipe serves them all so far; a data set that needs another one is told apart here
     return {**(_GPU if tier == "gpu" else _CPU), "gamma": 0.0}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stagecost.kernels import Kernels
-from stagecost.native.library import load, pointer, usable
+from stagecost.native.shared_library import load, pointer, usable
 
 _FILE = "normalise"
 _UNROLL = 4  # of normalise.c

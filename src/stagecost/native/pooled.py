@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from stagecost.native.library import load, pointer, usable
+from stagecost.native.shared_library import load, pointer, usable
 
 _FILE = "pool_affine"
 

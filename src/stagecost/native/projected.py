@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stagecost.native.library import load, pointer, usable
+from stagecost.native.shared_library import load, pointer, usable
 
 _FILE = "project_and_pool"
 

@@ -5,7 +5,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from stagecost.native.library import load, pointer, usable
+from stagecost.native.shared_library import load, pointer, usable
 
 _FILE = "add_and_measure"
 

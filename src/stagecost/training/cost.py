@@ -4,15 +4,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stagecost.data.batches import num_batches
+from stagecost.data.images import ImageSplit
 from stagecost.macs import macs_by_part
 from stagecost.models import create_model
 from stagecost.training.folder import RunFolder
+from stagecost.training.settings import RunSettings
 from stagecost.training.shrink import cut_of
 from stagecost.training.trained import open_trained
 
 
+def images_of_an_epoch(settings: RunSettings, splits: Mapping[str, ImageSplit]) -> int:
+    """Count the training images in the whole batches of an epoch."""
+    images = len(splits["train"])
+    batch_size = min(settings.training.batch_size, images)
+    return batch_size * num_batches(images, batch_size)
+
+
+def passes_of_an_epoch(settings: RunSettings, splits: Mapping[str, ImageSplit]) -> int:
+    """Count the passes of an epoch: three for a training image, one for a validation image."""
+    validated = len(splits["val"]) if "val" in splits else 0
+    return 3 * images_of_an_epoch(settings, splits) + validated
+
+
 def training_macs(run: str | Path, history: Sequence[Mapping[str, Any]]) -> int:
-    """Count the MACs of a run: three passes for a training image, one for a validation image.
+    """Count the MACs of all passes of a run (`passes_of_an_epoch`).
 
     The network counts with the blocks that it had in each epoch, and with its terminal output; the
     head's work for further outputs is left out.
@@ -24,12 +40,10 @@ def training_macs(run: str | Path, history: Sequence[Mapping[str, Any]]) -> int:
     opened = open_trained(run, device="cpu")
     settings, image = RunFolder(Path(run)).settings(), opened.image_format
     splits = opened.load("train", *(["val"] if settings.data.val_fraction > 0 else [])).splits
-    batch_size = min(settings.training.batch_size, len(splits["train"]))
-    images = len(splits["train"]) // batch_size * batch_size
     arguments = {**settings.model.arguments(), "num_classes": len(image.class_names)}
     whole = create_model(settings.model.model, **arguments, in_channels=image.channels)
     parts = macs_by_part(whole, (image.channels, image.size, image.size))
-    passes = 3 * images + (len(splits["val"]) if "val" in splits else 0)
+    passes = passes_of_an_epoch(settings, splits)
     total, kept = 0, list(whole.block_indices)
     for entry in history:
         total += passes * (parts[0] + sum(parts[1 + k] for k in kept) + parts[-1])

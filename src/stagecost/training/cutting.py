@@ -5,7 +5,6 @@ is exact: the loss after the cut is one that the trajectory already tells. In a 
 loses its tail; what that costs is tried on validation data, and a cut that costs too much is refused.
 """
 
-import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from stagecost.macs import macs_by_part
 from stagecost.network import ResidualNetwork
 from stagecost.prune import kept_indices
 from stagecost.search import candidate_depths, search_stage_depths
-from stagecost.surgery import keep_blocks
+from stagecost.surgery import copy_with_blocks
 from stagecost.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 from stagecost.training.session import Session, loss_function, make_optimizer
 from stagecost.training.shrink import (
@@ -160,8 +159,7 @@ def _without_blocks(network: ResidualNetwork, kept: tuple[int, ...]) -> Residual
 
     A copy, because hooks of a distributed wrapper would stay behind on the old parameters.
     """
-    smaller = copy.deepcopy(network)
-    keep_blocks(smaller, kept)
+    smaller = copy_with_blocks(network, kept)
     if network._compiled_call_impl is not None:  # what was compiled knows the old blocks
         smaller.compile()
     return smaller

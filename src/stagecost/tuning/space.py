@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from stagecost.training.settings import VariantSettings
+
 if TYPE_CHECKING:
     import optuna
 
@@ -67,6 +69,7 @@ def sampled_settings(trial: "optuna.Trial", given: Mapping[str, Any], num_blocks
         chosen["gamma_schedule"] = trial.suggest_categorical("gamma_schedule", SCHEDULES)
     if "first_depth" not in given:
         chosen["first_depth"] = trial.suggest_int("first_depth", 0, num_blocks // 3)
-    # c is the weight of all stage costs together, however many depths bear one.
-    first = chosen.get("first_depth", given.get("first_depth", 0))
-    return {**chosen, "gamma": strength / (num_blocks - first)}
+    # c is the weight of all stage costs together, however many depths bear one, and how much.
+    names = ("first_depth", "depth_weights")
+    variant = VariantSettings(**{k: v for k, v in {**given, **chosen}.items() if k in names})
+    return {**chosen, "gamma": strength / sum(variant.weights(num_blocks))}

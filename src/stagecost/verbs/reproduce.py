@@ -1,7 +1,7 @@
 """`stagecost reproduce`: an experiment of the recipes, run or read from its records, as one table.
 
 The experiments are in a package of their own, `stagecost_recipes`, which is imported when one is asked
-for; nothing else of the library knows of it.
+for; of the library only this verb and its view know of it.
 """
 
 from collections.abc import Sequence
@@ -182,7 +182,7 @@ def _record(experiment: "Experiment", context: "Context", file: Path) -> None:
         "seeds": list(context.seeds),
         **about,
         "threads": torch.get_num_threads(),
-        "settings": experiment.settings(context.tier, context.dataset),
+        "settings": experiment.settings(context.tier),
         **parts,
         "figures": list(drawn),
     }

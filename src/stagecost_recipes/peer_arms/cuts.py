@@ -1,14 +1,13 @@
 """Arms of this library's own making: a trained network as it is, cut, and trained on after the cut."""
 
-import copy
-
 from stagecost.macs import count_macs
 from stagecost.network import ResidualNetwork
-from stagecost.surgery import keep_blocks
+from stagecost.surgery import copy_with_blocks
+from stagecost.training.cost import passes_of_an_epoch
 from stagecost.training.session import start_session
 from stagecost.training.trained import Trained
 from stagecost.verbs.pruning import finetune_settings, train_in_memory
-from stagecost_recipes.peer_arms.outcome import Cost, Outcome, images_of_an_epoch, measured
+from stagecost_recipes.peer_arms.outcome import Cost, Outcome, measured
 from stagecost_recipes.peer_arms.protocol import Protocol
 from stagecost_recipes.runs import Run
 
@@ -33,10 +32,8 @@ def truncated_and_finetuned(protocol: Protocol, run: Run) -> list[Outcome]:
 
 
 def first_blocks(network: ResidualNetwork, count: int) -> ResidualNetwork:
-    """Return a copy of the first blocks and the head; the network itself stays whole."""
-    small = copy.deepcopy(network)
-    keep_blocks(small, network.block_indices[:count])
-    return small
+    """Return a copy of the first blocks and the head."""
+    return copy_with_blocks(network, network.block_indices[:count])
 
 
 def finetuned(trained: Trained, small: ResidualNetwork, protocol: Protocol, before: Cost) -> Outcome:
@@ -53,8 +50,6 @@ def finetuned(trained: Trained, small: ResidualNetwork, protocol: Protocol, befo
     bundle, image = trained.load("train", "val"), trained.image_format
     session = start_session(settings, bundle, network=small)
     network = train_in_memory(session, "fine-tune")
-    images = images_of_an_epoch(trained, bundle)
-    # As in `stagecost.training.cost`: three passes for a training image, one for a validation image.
-    passes = epochs * (3 * images + len(bundle.splits["val"]))
-    macs = passes * count_macs(network, (image.channels, image.size, image.size))
+    shape = (image.channels, image.size, image.size)
+    macs = epochs * passes_of_an_epoch(trained.settings, bundle.splits) * count_macs(network, shape)
     return measured(trained, network, before + Cost(macs, session.progress.seconds))

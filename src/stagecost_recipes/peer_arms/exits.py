@@ -20,8 +20,9 @@ from stagecost.benchmark.plain_twin import module_macs, plain_twin
 from stagecost.data.batches import epoch_batches
 from stagecost.data.loading import DataBundle
 from stagecost.macs import count_parameters, macs_by_part
+from stagecost.training.cost import images_of_an_epoch
 from stagecost.training.trained import Trained
-from stagecost_recipes.peer_arms.outcome import Cost, Outcome, images_of_an_epoch
+from stagecost_recipes.peer_arms.outcome import Cost, Outcome
 from stagecost_recipes.peer_arms.protocol import Protocol
 from stagecost_recipes.runs import Run
 
@@ -33,7 +34,7 @@ def exits(protocol: Protocol, run: Run) -> list[Outcome]:
     started = time.monotonic()
     model = train_exits(trained, bundle, protocol)
     seconds = time.monotonic() - started
-    images = protocol.later_epochs * images_of_an_epoch(trained, bundle)
+    images = protocol.later_epochs * images_of_an_epoch(trained.settings, bundle.splits)
     costs = ExitCosts(trained, model, protocol)
     cost = Cost.of(run) + Cost(images * costs.of_training(), seconds)
     found = []

@@ -1,14 +1,10 @@
 """What one arm reached with one seed, and what it cost; kept in a file, so that it is done once."""
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stagecost.data.batches import num_batches
-from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
 from stagecost.macs import count_macs, count_parameters
 from stagecost.network import ResidualNetwork
@@ -16,7 +12,7 @@ from stagecost.storage import read_json, write_json
 from stagecost.training.cost import training_macs
 from stagecost.training.trained import Trained
 from stagecost.trajectory import terminal_score
-from stagecost_recipes.runs import Run
+from stagecost_recipes.runs import Run, digest
 
 
 @dataclass(frozen=True)
@@ -59,12 +55,6 @@ class Cost:
         return Cost(self.macs + other.macs, self.seconds + other.seconds)
 
 
-def images_of_an_epoch(trained: Trained, bundle: DataBundle) -> int:
-    """Count the images in the whole batches of an epoch."""
-    images, batch_size = len(bundle.splits["train"]), trained.settings.training.batch_size
-    return min(batch_size, images) * num_batches(images, batch_size)
-
-
 def measured(trained: Trained, network: ResidualNetwork, cost: Cost) -> Outcome:
     """Measure a network on the validation and test images of the run that it comes from."""
     image = trained.image_format
@@ -103,8 +93,7 @@ def cached(
     Raises:
         StageCostError: the file is damaged.
     """
-    digest = hashlib.sha256(json.dumps(dict(defining), sort_keys=True).encode()).hexdigest()[:8]
-    file = folder / f"{arm}-{digest}-seed{seed}.json"
+    file = folder / f"{arm}-{digest(defining)}-seed{seed}.json"
     if not file.is_file():
         content = {"arm": arm, "seed": seed, **defining}
         write_json(file, {**content, "outcomes": [asdict(outcome) for outcome in make()]})

@@ -32,7 +32,7 @@ def cut_stage_settings(num_blocks: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Protocol:
-    """The comparison on one data set.
+    """The comparison, the same on every data set.
 
     Attributes:
         recipe: settings of plain training at full depth, by flag name.
@@ -47,9 +47,9 @@ class Protocol:
     exits_lr: float = 1e-2
 
     @classmethod
-    def of(cls, tier: Tier, dataset: str) -> "Protocol":
+    def of(cls, tier: Tier) -> "Protocol":
         """Return the comparison of a tier."""
-        return cls(base_recipe(tier, dataset), SUB_BLOCKS[tier])
+        return cls(base_recipe(tier), SUB_BLOCKS[tier])
 
     @property
     def later_epochs(self) -> int:
