@@ -14,6 +14,13 @@ Beside other packages (`python scripts/benchmark_peers.py`): a homogeneous netwo
 of 16×16 pixels, initial weights, so times and MACs only. Larger is better where it says speed-up,
 smaller for steps.
 """
+KERNELS = """\
+### The loops in C
+
+`python scripts/kernel_times.py`: one depth, forwards and backwards, batches of 64 images, in
+microseconds of CPU time (medians; arms by turns). The ratio is the median within a round, quartiles in
+brackets.
+"""
 RATIOS = {
     "exact step": "exact_step_ratio",
     "literal step": "literal_step_ratio",
@@ -37,10 +44,24 @@ def benchmark_section(records: list[dict[str, Any]]) -> list[str]:
     return lines[:-1]
 
 
-def about(record: dict[str, Any]) -> str:
+def kernels_section(records: list[dict[str, Any]]) -> list[str]:
+    """Return the lines about single kernels; none where nothing was recorded."""
+    lines: list[str] = []
+    for record in records:
+        names = ("torch's modules", "torch.compile", "C")
+        lines += ["", KERNELS, *_header("part", "state", *names, "C / torch.compile")]
+        for row in record["rows"]:
+            times = [str(row["microseconds"].get(name, "")) for name in names]
+            shape = "×".join(map(str, row["shape"]))
+            lines.append(_line(row["part"], shape, *times, _with_spread(row["ratio"], row["spread"])))
+        lines += ["", about(record, "kernels")]
+    return lines
+
+
+def about(record: dict[str, Any], folder: str = "benchmark") -> str:
     """Return the circumstances of a record in one line."""
     return (
-        f"[{record['name']}.json](benchmark/{record['name']}.json): `{record['command']}`, commit "
+        f"[{record['name']}.json]({folder}/{record['name']}.json): `{record['command']}`, commit "
         f"{record['commit']}, {record['machine']}, {record['threads']} thread, torch "
         f"{record['versions']['torch']}, {record['rounds']} rounds, seed {record['seeds'][0]}."
     )

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmark_tables import benchmark_section
+from benchmark_tables import benchmark_section, kernels_section
 from gamma_tables import gamma_section
 from reproduce_tables import reproduce_section
+from schedule_tables import schedules_section
 from theory_tables import predicted_depth_section, saturation_section
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,6 +95,7 @@ def render() -> str:
         lines += ["", ABLATION, *_ablation_table(ablation)]
     if benchmark := benchmark_section(_records("benchmark")):
         lines += ["", *benchmark]
+    lines += kernels_section(_records("kernels"))
     if shrink := _records("shrink"):
         lines += ["", SHRINK, *_shrink_tables(shrink)]
     if trials := _records("shrink-trials"):
@@ -101,6 +103,7 @@ def render() -> str:
     if importance := _records("importance"):
         lines += ["", IMPORTANCE, *_importance_table(importance[0])]
     lines += reproduce_section(RESULTS)
+    lines += schedules_section(_records("schedule-trials"))
     if theory := predicted_depth_section(_records("predicted-depth")):
         lines += ["", *theory]
     if theory := saturation_section(_records("saturation")):

@@ -216,6 +216,7 @@ def test_a_truncated_network_gives_the_output_of_the_analysis_to_the_last_bit(
 
 
 @needs_compiler
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning")  # torch.func.jvp calls it itself
 def test_who_looks_at_the_operations_sees_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export, forward-mode derivatives and transforms of functions get through the head."""
     network = build("homogeneous").to(memory_format=torch.channels_last).eval()
