@@ -1,5 +1,7 @@
 """Small things that several test files share."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -46,3 +48,8 @@ def loader(batches: int = 3, count: int = 5, size: int = 16) -> list[tuple[Tenso
     """Return batches whose last one is shorter."""
     sizes = [count] * (batches - 1) + [count - 2]
     return [(images(n, size, seed=i), labels(n, seed=i)) for i, n in enumerate(sizes)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file of a folder, to see whether something was touched."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

@@ -1,8 +1,8 @@
 """The stage costs of the layer-pruning table: one for the full depth, one for the pruned network.
 
-Which settings serve which end was chosen on validation images of other seeds than those of the recorded
-comparisons (`scripts/schedule_trials.py`). Both are functions of N and M, so that a tier of another depth
-follows from the same rule.
+Which settings serve which end was chosen on validation images of other seeds than those of the
+recorded comparisons (`scripts/schedule_trials.py`). Both are functions of N and M, so that a tier of
+another depth follows from the same rule.
 """
 
 from collections.abc import Callable
