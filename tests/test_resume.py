@@ -34,6 +34,7 @@ VARIANTS: dict[str, tuple[object, ...]] = {
         *("--seed", 2),  # a seed with which a stage loses blocks
     ),
     "cuts, average": ("--cut-at", "1:2,3:1", "--ema-decay", 0.9, "--sampled-depths", 1),
+    "cuts, plain afterwards": ("--cut-at", "1:2", "--plain-after-cuts"),
 }
 
 

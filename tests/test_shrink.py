@@ -126,6 +126,19 @@ def test_which_epochs_may_let_blocks_leave(history: list[dict[str, Any]], allowe
     assert not may_shrink(history, ShrinkSettings(), 8, guess=2.0)  # off by default
 
 
+@given(epochs=st.integers(1, 12), epoch=st.integers(0, 11))
+def test_the_stage_cost_ends_when_no_cut_can_follow(epochs: int, epoch: int) -> None:
+    later = range(epoch + 1, epochs + 1)
+    soon = replace(SHRINK, shrink_patience=1, shrink_after=0.0)
+    assert soon.presses(epoch, epochs) is any(
+        may_shrink([entry(1.0)] * done, soon, epochs, guess=2.0) for done in later
+    )
+    cuts = ShrinkSettings(cut_at="2:3,5:1", plain_after_cuts=True)
+    assert cuts.presses(epoch, epochs) is (epoch < 5)
+    assert replace(cuts, plain_after_cuts=False).presses(epoch, epochs)
+    assert ShrinkSettings().presses(epoch, epochs)
+
+
 def test_when_the_first_blocks_may_leave() -> None:
     late = replace(SHRINK, shrink_after=0.4)
     assert [may_shrink([entry(1.0)] * done, late, 10, guess=2.0) for done in (2, 3)] == [False, True]
@@ -211,6 +224,7 @@ def test_a_schedule_of_cuts_is_read_as_it_is_written(cuts: dict[int, tuple[int, 
         ({"cut_at": "1:0"}, "keeps 0 blocks of 4"),
         ({"cut_at": "2:3,1:2"}, "keeps 3 blocks of 2 after epoch 2"),
         ({"cut_at": "1:2+1"}, r"keeps 2\+1 blocks of 4"),
+        ({"plain_after_cuts": True}, "nothing is cut"),
     ],
 )
 def test_impossible_settings_are_refused(change: dict[str, Any], match: str, tmp_path: Path) -> None:
@@ -322,6 +336,24 @@ def test_what_no_cut_can_reach_bears_no_stage_cost() -> None:
     assert session.depth_weights() == [0, 0, 1, 2]
     assert session.terminal_weight() == pytest.approx(1 + 2 / 5)
     assert [depth for depth, _ in session.stage_depths()] == [2]
+    session.progress.epoch = session.settings.epochs // 2
+    assert session.depth_weights() == [0, 0, 0, 2]
+    assert session.stage_depths() == []
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_training_goes_on_plainly_after_the_last_cut(normalized: bool) -> None:
+    settings = {**TINY, "cut_at": "1:2", "plain_after_cuts": True, "normalize_objective": normalized}
+    session = session_of(settings)
+    assert len(session.stage_depths()) == 4
+    assert epoch(session) is not None
+    session.progress.epoch = 1
+    terms, outputs = _objective(session, *batch(session))
+    assert len(outputs) == 1
+    # The two blocks that left still count as ones that do nothing.
+    weight = 1.0 if normalized else 1 + 2 * session.gamma
+    torch.testing.assert_close(terms.total, weight * terms.losses[-1])
+
 
 
 def test_a_compiled_network_is_compiled_anew() -> None:

@@ -23,6 +23,7 @@ _TRAIN_FLAGS = {
     "normalize_objective": "divide the objective, and lambda, by 1 + gamma·N",
     "constant_head": "the stage cost does not move head and projections",
     "shrink": "tail blocks leave during the training once the validation loss can do without them",
+    "plain_after_cuts": "the stage cost ends with the last cut of --cut-at",
     "activation_checkpointing": "keep about √N states for the gradient, compute the rest again",
     "tensorboard": "also write TensorBoard files",
     "resume": "go on with the run in the folder",

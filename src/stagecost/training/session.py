@@ -106,15 +106,17 @@ class Session:
 
         A block that left counts as one that does nothing, so its output is that of the block before it.
         The weights of both fall together, and J_N stays the objective that it was. When the rule of
-        `stagecost.training.shrink` cuts, outputs to which the next cut cannot go bear no stage cost.
+        `stagecost.training.shrink` cuts, outputs to which the next cut cannot go bear no stage cost, and
+        when no cut can follow, no output does.
         """
         folded = [0.0] * (self.network.num_blocks + 1)
         kept = self.network.block_indices
         for depth, weight in enumerate(self.variant.weights(self.num_blocks)):
             folded[bisect_left(kept, depth)] += weight  # how many blocks are left before it
-        if self.shrink.shrink:
-            least = at_most_half([1], [self.network.num_blocks])[0]
-            folded[:least] = [0.0] * least
+        least = at_most_half([1], [self.network.num_blocks])[0] if self.shrink.shrink else 0
+        if not self.shrink.presses(self.progress.epoch, self.settings.epochs):
+            least = self.network.num_blocks
+        folded[:least] = [0.0] * least
         return folded
 
     def stage_depths(self) -> list[tuple[int, float]]:

@@ -28,6 +28,8 @@ class ShrinkSettings:
         shrink_after: part of the training before which no block leaves.
         cut_at: cuts that are made whatever the loss, the control for shrink: epoch:blocks, such as
             3:8,6:4; or, in a staged network, epoch:blocks of each stage, such as 3:4+3+2.
+        plain_after_cuts: the stage cost ends with the last cut of cut_at, and training goes on by the
+            terminal loss alone. With shrink it always ends when no cut can follow.
     """
 
     shrink: bool = False
@@ -35,6 +37,7 @@ class ShrinkSettings:
     shrink_patience: int = 1
     shrink_after: float = 0.1
     cut_at: str | None = None
+    plain_after_cuts: bool = False
 
     def check(self, epochs: int) -> None:
         """Refuse impossible values.
@@ -50,6 +53,8 @@ class ShrinkSettings:
             raise StageCostError(f"shrink_patience is {self.shrink_patience}: give at least 1 epoch")
         if self.shrink and self.cut_at is not None:
             raise StageCostError("shrink and cut_at exclude each other: give one of them")
+        if self.plain_after_cuts and not (self.shrink or self.cut_at):
+            raise StageCostError("plain_after_cuts is on, but nothing is cut: give --cut-at as well")
         for epoch in self.schedule():
             if not 1 <= epoch < epochs:
                 raise StageCostError(
@@ -73,6 +78,17 @@ class ShrinkSettings:
             cuts[int(found[1])] = tuple(int(blocks) for blocks in found[2].split("+"))
         return cuts
 
+    def presses(self, epoch: int, epochs: int) -> bool:
+        """Tell whether an epoch is trained with the stage cost.
+
+        Args:
+            epoch: counted from 0.
+            epochs: of the whole training.
+        """
+        if self.shrink:
+            return _in_first_half(epoch + 1, epochs)
+        return not self.plain_after_cuts or epoch < max(self.schedule())
+
     def check_cuts(self, sizes: Sequence[int]) -> None:
         """Refuse cuts that a network with stages of these sizes cannot make.
 
@@ -87,6 +103,10 @@ class ShrinkSettings:
                     "fewer, but at least 1 in each stage"
                 )
             sizes = keep
+
+
+def _in_first_half(done: int, epochs: int) -> bool:
+    return done < epochs / 2
 
 
 def _plus(sizes: Sequence[int]) -> str:
@@ -157,7 +177,7 @@ def may_shrink(history: Sequence[Entry], settings: ShrinkSettings, epochs: int, 
     """
     done = len(history)
     first = settings.shrink_after * epochs - settings.shrink_patience
-    if not settings.shrink or not first < done < epochs / 2:
+    if not settings.shrink or not (first < done and _in_first_half(done, epochs)):
         return False
     losses, before = history[-1]["val_losses"], latest_cut(history)
     if not all(map(math.isfinite, losses)):
