@@ -355,7 +355,6 @@ def test_training_goes_on_plainly_after_the_last_cut(normalized: bool) -> None:
     torch.testing.assert_close(terms.total, weight * terms.losses[-1])
 
 
-
 def test_a_compiled_network_is_compiled_anew() -> None:
     session = session_of({**TINY, "cut_at": "1:2"})
     session.progress.epoch = 1
