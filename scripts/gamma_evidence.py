@@ -54,7 +54,7 @@ def recipe(dataset: str, data: str, seed: int, arm: str, reference: Path) -> dic
     """Return the settings of a run."""
     from stagecost_recipes.tiers import base_recipe
 
-    base = {**base_recipe("cpu"), "limit_train": IMAGES[dataset], "stem_stride": 4}
+    base = {**base_recipe("cpu", dataset), "limit_train": IMAGES[dataset], "stem_stride": 4}
     settings = {**base, "data": data, "seed": seed, "normalize_objective": True}
     strength = ARMS[arm]
     if isinstance(strength, str):

@@ -23,12 +23,12 @@ SEED = 10
 DATASETS = ("fashion-mnist", "cifar10")
 
 
-def trials() -> dict[str, dict[str, Any]]:
+def trials(dataset: str) -> dict[str, dict[str, Any]]:
     """Return the settings of each trial, by what it is called in the table."""
     from stagecost_recipes.schedules import FULL_DEPTH_SCHEDULE, PRUNED_SCHEDULE, SCHEDULES
     from stagecost_recipes.tiers import SUB_BLOCKS, base_recipe
 
-    plain, m = base_recipe("cpu"), SUB_BLOCKS["cpu"]
+    plain, m = base_recipe("cpu", dataset), SUB_BLOCKS["cpu"]
     n = plain["num_blocks"]
 
     def pressed(c: float, first: int, **more: Any) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def record(name: str, data: str, work: Path, results: Path) -> None:
 
     torch.set_num_threads(1)
     runs = []
-    for number, (label, settings) in enumerate(trials().items()):
+    for number, (label, settings) in enumerate(trials(name).items()):
         given = {**settings, "data": data, "seed": SEED}
         found = train(given, work / name / f"{number}", resume=True, label=f"{name}: {label}")
         accuracies = found.history[-1]["val_accuracies"]

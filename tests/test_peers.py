@@ -173,7 +173,7 @@ def test_the_policy_is_earlyons_own(work: Path) -> None:
 
     from stagecost_recipes.peer_arms import exits
 
-    protocol = Protocol.of("cpu")
+    protocol = Protocol.of("cpu", "digits")
     kind = protocol.trainings()["plain-first"]
     trained = trained_run(context(work), "plain-first", kind, 0).open()
     model = exits.train_exits(trained, trained.load("train", "val"), protocol)

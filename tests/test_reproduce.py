@@ -5,6 +5,7 @@ import logging
 import statistics
 from dataclasses import replace
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def section(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def check_truncation(row: dict[str, Any]) -> None:
     """The pruned network's accuracy is what the run's trajectory tells of that depth, untrained."""
-    settings = layer_pruning.trainings("cpu")["pruned"]
+    settings = layer_pruning.trainings("cpu", "digits")["pruned"]
     context = Context("cpu", "digits", "digits", (0, 1), Path("work/cpu-digits"), print)
     folder = runs.run_folder(context, "stage", settings, seed=1)
     trained = open_trained(folder)
@@ -363,8 +364,8 @@ def test_every_experiment_is_a_whole_specification(name: str, monkeypatch: pytes
     experiment = reproduce.find_experiment(name)
     assert isinstance(experiment, Experiment)
     assert experiment.name == name
-    for tier in experiment.datasets:
-        for settings in experiment.settings(tier).values():
+    for tier, datasets in experiment.datasets.items():
+        for settings in chain(*(experiment.settings(tier, dataset).values() for dataset in datasets)):
             parsed = runs_settings(settings)
             assert parsed.training.device == {"cpu": "cpu", "gpu": "cuda"}[tier]
 

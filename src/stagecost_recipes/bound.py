@@ -24,9 +24,9 @@ BOUND_BLOCKS: dict[Tier, tuple[int, ...]] = {"cpu": (2, 4, 6, 8), "gpu": (6, 12,
 """The M that are trained alone."""
 
 
-def trainings(tier: Tier) -> dict[str, dict[str, Any]]:
+def trainings(tier: Tier, dataset: str) -> dict[str, dict[str, Any]]:
     """Return the settings of ResNet-N and of each SubResNet-M."""
-    plain = base_recipe(tier)
+    plain = base_recipe(tier, dataset)
     full = {**plain, "gamma": 1 / plain["num_blocks"], "augment": "none"}
     subs = {f"blocks-{m}": {**full, "num_blocks": m} for m in BOUND_BLOCKS[tier]}
     return {f"blocks-{full['num_blocks']}": full, **subs}
@@ -34,7 +34,7 @@ def trainings(tier: Tier) -> dict[str, dict[str, Any]]:
 
 def run(context: Context) -> list[Row]:
     """Train what is missing, and compute both sides for every seed and M."""
-    kinds = trainings(context.tier)
+    kinds = trainings(context.tier, context.dataset)
     rows = []
     for seed in context.seeds:
         full, *subs = (trained_run(context, name, kinds[name], seed) for name in kinds)

@@ -58,7 +58,7 @@ class Experiment:
         datasets: of each tier, in the order of the table.
         seeds: that are run if none are asked for.
         run: trains what is missing and returns the rows of one data set.
-        settings: returns what defines the runs, for the record.
+        settings: returns what defines the runs on a data set, for the record.
         parts: sorts the rows into the lists of a record, "rows" among them.
         figures: draws the "rows" of one data set: SVG by name.
         row_keys: what each of the "rows" has at least; a record without them is damaged.
@@ -69,7 +69,7 @@ class Experiment:
     datasets: Mapping[Tier, Sequence[str]]
     seeds: Sequence[int]
     run: Callable[[Context], list[Row]]
-    settings: Callable[[Tier], dict[str, Any]]
+    settings: Callable[[Tier, str], dict[str, Any]]
     parts: Callable[[list[Row]], Parts] = only_rows
     figures: Callable[[Sequence[Row]], dict[str, str]] = no_figures
     row_keys: frozenset[str] = ACCURACY_KEYS

@@ -29,9 +29,9 @@ SCHEDULE_OF_ARM = {"stage_full": FULL_DEPTH_SCHEDULE, "stage_pruned": PRUNED_SCH
 ARMS = ("plain_full", "plain_sub", *SCHEDULE_OF_ARM)
 
 
-def trainings(tier: Tier) -> dict[str, dict[str, Any]]:
+def trainings(tier: Tier, dataset: str) -> dict[str, dict[str, Any]]:
     """Return the settings of each kind of training: plain, plain with M blocks, each schedule."""
-    plain, sub_blocks = base_recipe(tier), SUB_BLOCKS[tier]
+    plain, sub_blocks = base_recipe(tier, dataset), SUB_BLOCKS[tier]
     return {
         "plain": plain,
         "plain-sub": {**plain, "num_blocks": sub_blocks},
@@ -44,7 +44,7 @@ def trainings(tier: Tier) -> dict[str, dict[str, Any]]:
 
 def run(context: Context) -> list[Row]:
     """Train every kind with every seed, then read the test images."""
-    kinds = trainings(context.tier)
+    kinds = trainings(context.tier, context.dataset)
     found: dict[str, list[Run]] = {kind: [] for kind in kinds}
     for seed in context.seeds:
         for kind, settings in kinds.items():

@@ -30,16 +30,16 @@ STAGED: dict[Tier, dict[str, Any]] = {
 _HOMOGENEOUS = ("num_blocks", "width")
 
 
-def trainings(tier: Tier) -> dict[str, dict[str, Any]]:
+def trainings(tier: Tier, dataset: str) -> dict[str, dict[str, Any]]:
     """Return the settings of plain training, and of training with a stage cost."""
-    shared = {key: v for key, v in base_recipe(tier).items() if key not in _HOMOGENEOUS}
+    shared = {key: v for key, v in base_recipe(tier, dataset).items() if key not in _HOMOGENEOUS}
     plain = {**shared, **STAGED[tier], "gamma": 0.0}
     return {"plain": plain, "stage": {**plain, "gamma": 1 / sum(STAGED[tier]["blocks_per_stage"])}}
 
 
 def run(context: Context) -> list[Row]:
     """Train what is missing, then look at the test images."""
-    kinds = trainings(context.tier)
+    kinds = trainings(context.tier, context.dataset)
     runs = {
         (arm, seed): trained_run(context, arm, settings, seed)
         for seed in context.seeds

@@ -89,7 +89,7 @@ ARMS = (
 
 def run(context: Context) -> list[Row]:
     """Go every way with every seed, as far as that was not done, and return a row for each outcome."""
-    protocol = Protocol.of(context.tier)
+    protocol = Protocol.of(context.tier, context.dataset)
     arms = [arm for arm in ARMS if arm.is_installed()]
     for arm in ARMS:
         if arm not in arms:
@@ -139,9 +139,9 @@ def _row(context: Context, name: str, outcomes: Sequence[Outcome]) -> Row:
     return {**row, "paper": None}  # the paper compares with no peer, and its networks are others
 
 
-def settings_of(tier: Tier) -> dict[str, Any]:
+def settings_of(tier: Tier, dataset: str) -> dict[str, Any]:
     """Return the settings of each kind of training."""
-    return Protocol.of(tier).trainings()
+    return Protocol.of(tier, dataset).trainings()
 
 
 PEERS = Experiment(

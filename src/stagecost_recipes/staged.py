@@ -40,9 +40,9 @@ ARMS = {
 """Arm → kind of training."""
 
 
-def trainings(tier: Tier) -> dict[str, dict[str, Any]]:
+def trainings(tier: Tier, dataset: str) -> dict[str, dict[str, Any]]:
     """Return the settings of each kind of training."""
-    base = base_recipe(tier)
+    base = base_recipe(tier, dataset)
     shared = {key: value for key, value in base.items() if key not in {"num_blocks", "width"}}
     before, after = BLOCKS[tier]
     plain = {**shared, "model": "staged", "blocks_per_stage": before, "widths": WIDTHS[tier]}
@@ -58,7 +58,7 @@ def trainings(tier: Tier) -> dict[str, dict[str, Any]]:
 
 def run(context: Context) -> list[Row]:
     """Train every kind with every seed, then read the test images."""
-    kinds = trainings(context.tier)
+    kinds = trainings(context.tier, context.dataset)
     found: dict[str, list[Run]] = {kind: [] for kind in kinds}
     for seed in context.seeds:
         for kind, settings in kinds.items():

@@ -182,7 +182,7 @@ def _record(experiment: "Experiment", context: "Context", file: Path) -> None:
         "seeds": list(context.seeds),
         **about,
         "threads": torch.get_num_threads(),
-        "settings": experiment.settings(context.tier),
+        "settings": experiment.settings(context.tier, context.dataset),
         **parts,
         "figures": list(drawn),
     }

@@ -47,9 +47,9 @@ class Protocol:
     exits_lr: float = 1e-2
 
     @classmethod
-    def of(cls, tier: Tier) -> "Protocol":
-        """Return the comparison of a tier."""
-        return cls(base_recipe(tier), SUB_BLOCKS[tier])
+    def of(cls, tier: Tier, dataset: str) -> "Protocol":
+        """Return the comparison of a tier on a data set."""
+        return cls(base_recipe(tier, dataset), SUB_BLOCKS[tier])
 
     @property
     def later_epochs(self) -> int:
