@@ -8,10 +8,22 @@ another depth follows from the same rule.
 from collections.abc import Callable
 from typing import Any
 
+from stagecost.training.settings import TrainingSettings
+
 FULL_DEPTH_SCHEDULE = "full-depth"
 """Serves the row `stage_full`."""
 PRUNED_SCHEDULE = "pruned"
 """Serves the row `stage_pruned`."""
+
+
+def normalized_stage_cost(gamma: float, outputs: int) -> dict[str, Any]:
+    """Return a normalised stage cost on so many outputs whose weight decay is that of plain training.
+
+    J/(1 + c) with c = Σ gamma·c_k has the decay lambda/(1 + c) too. With lambda·(1 + c) it is that of the
+    plain arms, so that what differs is the stage cost and not the decay.
+    """
+    decay = TrainingSettings.weight_decay * (1 + gamma * outputs)
+    return {"gamma": gamma, "normalize_objective": True, "weight_decay": decay}
 
 
 def full_depth(num_blocks: int, sub_blocks: int) -> dict[str, Any]:
@@ -28,11 +40,10 @@ def full_depth(num_blocks: int, sub_blocks: int) -> dict[str, Any]:
 def pruned(num_blocks: int, sub_blocks: int) -> dict[str, Any]:
     """Press hard on y_M alone, once features have formed: gamma = 10 from 30 % of the training on."""
     return {
-        "gamma": 10.0,
+        **normalized_stage_cost(gamma=10.0, outputs=1),
         "first_depth": sub_blocks,
         "depth_weights": "first",
         "gamma_schedule": "early",
-        "normalize_objective": True,
     }
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stagecost_recipes.experiment import Tier
-from stagecost_recipes.schedules import PRUNED_SCHEDULE, SCHEDULES
+from stagecost_recipes.schedules import PRUNED_SCHEDULE, SCHEDULES, normalized_stage_cost
 from stagecost_recipes.tiers import SUB_BLOCKS, base_recipe
 
 LATER_SHARE = 0.3
@@ -27,7 +27,7 @@ DROP_PATH = 0.2
 
 def cut_stage_settings(num_blocks: int) -> dict[str, Any]:
     """Return the stage cost of a network that is cut early in its training."""
-    return {"gamma": 1 / num_blocks}
+    return {**normalized_stage_cost(1 / num_blocks, num_blocks), "plain_after_cuts": True}
 
 
 @dataclass(frozen=True)
