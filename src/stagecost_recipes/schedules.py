@@ -19,8 +19,8 @@ PRUNED_SCHEDULE = "pruned"
 def normalized_stage_cost(gamma: float, outputs: int) -> dict[str, Any]:
     """Return a normalised stage cost on so many outputs whose weight decay is that of plain training.
 
-    J/(1 + c) with c = Σ gamma·c_k has the decay lambda/(1 + c) too. With lambda·(1 + c) it is that of the
-    plain arms, so that what differs is the stage cost and not the decay.
+    J/(1 + c) with c = Σ gamma·c_k has the decay lambda/(1 + c) too. With lambda·(1 + c) it is that of
+    the plain arms, so that what differs is the stage cost and not the decay.
     """
     decay = TrainingSettings.weight_decay * (1 + gamma * outputs)
     return {"gamma": gamma, "normalize_objective": True, "weight_decay": decay}
