@@ -64,18 +64,21 @@ part = st.floats(0, 0.99)
 def test_the_blocks_that_stay_do_nearly_all_of_the_work() -> None:
     losses, guess = [2.5, 1.5, 1.1, 1.0], 2.0
     assert allowed_loss(1.0, 0.1, guess) == pytest.approx(1.1)
-    enough = [enough_blocks(losses, allowed_loss(1.0, part, guess)) for part in (0, 0.101, 0.501, 0.99)]
+    parts = (0, 0.101, 0.501, 0.99)
+    enough = [enough_blocks(losses, [allowed_loss(1.0, part, guess)] * 4) for part in parts]
     assert enough == [3, 2, 1, 1]
+    assert enough_blocks(losses, [9.0] * 4, least=2) == 2
+    assert enough_blocks(losses, [9.0, 1.4, 1.2, 1.0]) == 2  # each depth has its own limit
 
 
 def test_where_blocks_do_harm_fewer_are_enough() -> None:
-    assert enough_blocks([2.0, 1.8, 3.0, 2.9], allowed_loss(2.9, 0.1, 2.3)) == 1
+    assert enough_blocks([2.0, 1.8, 3.0, 2.9], [allowed_loss(2.9, 0.1, 2.3)] * 4) == 1
 
 
 @given(losses=losses_over_depth, tolerance=part)
 def test_the_least_number_of_blocks_is_found(losses: list[float], tolerance: float) -> None:
     most = allowed_loss(losses[-1], tolerance, 2.3)
-    found = enough_blocks(losses, most)
+    found = enough_blocks(losses, [most] * len(losses))
     assert 1 <= found < len(losses)
     assert losses[found] <= most
     assert all(loss > most for loss in losses[1:found])
@@ -85,8 +88,9 @@ def test_the_least_number_of_blocks_is_found(losses: list[float], tolerance: flo
 def test_a_greater_tolerance_never_asks_for_more_blocks(
     losses: list[float], tolerances: tuple[float, float]
 ) -> None:
-    enough = [enough_blocks(losses, allowed_loss(losses[-1], t, 2.3)) for t in sorted(tolerances)]
-    assert enough[1] <= enough[0]
+    most = [allowed_loss(losses[-1], tolerance, 2.3) for tolerance in sorted(tolerances)]
+    strict, lenient = (enough_blocks(losses, [loss] * len(losses)) for loss in most)
+    assert lenient <= strict
 
 
 @given(pairs=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1))
@@ -175,9 +179,18 @@ def test_what_is_missing_at_the_allowed_loss_is_the_tolerance(loss: float, toler
 
 
 def test_what_one_cut_takes_is_not_there_for_the_next() -> None:
-    assert tolerance_left([entry(1.0)], 0.4) == 0.4
-    assert tolerance_left([entry(1.0, after=1.1), entry(1.0)], 0.4) == pytest.approx(0.15)
-    assert tolerance_left([entry(1.0, after=1.1)] * 2, 0.4) == 0
+    assert tolerance_left([entry(1.0)], 0.4, 1.0) == 0.4
+    assert tolerance_left([entry(1.0, after=1.1), entry(1.0)], 0.4, 1.0) == pytest.approx(0.15)
+    assert tolerance_left([entry(1.0, after=1.1)] * 2, 0.4, 1.0) == 0
+
+
+@given(gone=part, tolerance=part)
+def test_tolerance_has_to_buy_depth(gone: float, tolerance: float) -> None:
+    """All cuts together never take more of the tolerance than they took of the blocks."""
+    history = [entry(1.0)]
+    assert tolerance_left(history, tolerance, gone) == pytest.approx(gone * tolerance)
+    spent = {"made": True, "val_loss_after": 1.0, "missing": gone * tolerance}
+    assert tolerance_left([{**history[0], "cut": spent}], tolerance, gone) == pytest.approx(0, abs=1e-12)
 
 
 def test_a_refused_cut_is_no_cut() -> None:

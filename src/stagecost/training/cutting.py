@@ -21,6 +21,7 @@ from stagecost.training.checkpoint import load_optimizer_tensors, optimizer_tens
 from stagecost.training.session import Session, loss_function, make_optimizer
 from stagecost.training.shrink import (
     allowed_loss,
+    at_most_half,
     enough_blocks,
     may_shrink,
     missing_part,
@@ -93,21 +94,25 @@ def guess_loss(session: Session) -> float:
     return math.log(session.data.num_classes)
 
 
-def _allowed_loss(session: Session, entry: Mapping[str, Any]) -> float:
-    tolerance = tolerance_left(session.progress.history, session.shrink.shrink_tolerance)
+def _allowed_loss(session: Session, entry: Mapping[str, Any], num_blocks: int) -> float:
+    """Return the highest loss that a cut to so many blocks may leave."""
+    gone = 1 - num_blocks / session.num_blocks
+    tolerance = tolerance_left(session.progress.history, session.shrink.shrink_tolerance, gone)
     loss: float = entry["val_loss"]
     return allowed_loss(loss, tolerance, guess_loss(session))
 
 
 def _wanted_blocks(session: Session, entry: Mapping[str, Any]) -> list[int]:
     """Return how many blocks of each stage this epoch's validation could do with."""
-    network, allowed = session.evaluated, _allowed_loss(session, entry)
+    network = session.evaluated
+    allowed = [_allowed_loss(session, entry, m) for m in range(network.num_blocks + 1)]
     if len(network.stages) == 1:  # truncation: the trajectory tells the loss of every cut exactly
-        return [enough_blocks(entry["val_losses"], allowed)]
+        (least,) = at_most_half([1], [network.num_blocks])
+        return [enough_blocks(entry["val_losses"], allowed, least)]
     depths = candidate_depths(network, limit=SEARCHED_VECTORS)
     loss = loss_function(session.settings)
     cuts = search_stage_depths(network, session.validation_batches(), loss=loss, depths=depths)
-    enough = [cut for cut in cuts if cut.loss <= allowed]
+    enough = [cut for cut in cuts if cut.loss <= allowed[sum(cut.keep_per_stage)]]
     image = session.data.format
     macs = macs_by_part(network, (image.channels, image.size, image.size))[1:-1]
     cost = dict(zip(network.block_indices, macs, strict=True))
@@ -133,7 +138,7 @@ def _cut_to(session: Session, entry: Mapping[str, Any], kept: tuple[int, ...]) -
                 networks[-1], session.validation_batches(), loss=loss_function(session.settings)
             )
         if session.shrink.shrink and loss is not None:
-            made = session.fabric.broadcast(loss <= _allowed_loss(session, entry))
+            made = session.fabric.broadcast(loss <= _allowed_loss(session, entry, len(kept)))
     if made:
         _replace_networks(session, networks)
     return Cut(

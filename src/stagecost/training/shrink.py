@@ -22,8 +22,8 @@ class ShrinkSettings:
 
     Args:
         shrink: tail blocks leave during the training once the validation loss can do without them.
-        shrink_tolerance: what may be missing without them, over all cuts together, as a part of what the
-            network has taken off the validation loss of a guess.
+        shrink_tolerance: what may be missing if all blocks left, as a part of what the network has taken
+            off the validation loss of a guess; so much of it as of the blocks may be missing.
         shrink_patience: epochs in a row for which that must be so.
         shrink_after: part of the training before which no block leaves.
         cut_at: cuts that are made whatever the loss, the control for shrink: epoch:blocks, such as
@@ -33,7 +33,7 @@ class ShrinkSettings:
     """
 
     shrink: bool = False
-    shrink_tolerance: float = 0.04
+    shrink_tolerance: float = 0.06
     shrink_patience: int = 1
     shrink_after: float = 0.1
     cut_at: str | None = None
@@ -137,21 +137,31 @@ def missing_part(before: float, after: float, guess: float) -> float:
     return missing / gain if missing < gain else float(missing > 0)
 
 
-def tolerance_left(history: Sequence[Entry], tolerance: float) -> float:
-    """Return what of the tolerance earlier cuts have left."""
+def tolerance_left(history: Sequence[Entry], tolerance: float, gone: float) -> float:
+    """Return what of the tolerance a cut may take.
+
+    Tolerance has to buy depth: a part of the blocks may take as large a part of it, together with what
+    earlier cuts took. Else a first cut of few blocks could use it up.
+
+    Args:
+        history: one entry an epoch.
+        tolerance: of the settings.
+        gone: the part of the first N blocks that has left after the cut.
+    """
     cuts = [cut for cut in map(cut_of, history) if cut is not None]
     spent: float = sum(cut["missing"] for cut in cuts)
-    return max(0.0, tolerance - spent)
+    return max(0.0, gone * tolerance - spent)
 
 
-def enough_blocks(losses: Sequence[float], allowed: float) -> int:
-    """Return the least M ≥ 1 whose output y_M has an allowed loss; N if there is no such output before.
+def enough_blocks(losses: Sequence[float], allowed: Sequence[float], least: int = 1) -> int:
+    """Return the least M whose output y_M has an allowed loss; N if there is no such output before.
 
     Args:
         losses: L_0 … L_N on validation data.
-        allowed: see `allowed_loss`.
+        allowed: the highest loss of each output, see `allowed_loss`.
+        least: the least M that may be returned.
     """
-    return next((m for m in range(1, len(losses)) if losses[m] <= allowed), len(losses) - 1)
+    return next((m for m in range(least, len(losses)) if losses[m] <= allowed[m]), len(losses) - 1)
 
 
 def at_most_half(wanted: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
