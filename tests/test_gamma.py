@@ -11,9 +11,10 @@ from conftest import DATA
 from processes import CommandLine
 from stagecost.training.checkpoint import read_checkpoint
 from stagecost.training.gamma_control import (
+    FALL,
     LEAST,
     MOST,
-    RATE,
+    RISE,
     START,
     add_to_pieces,
     complete_pieces,
@@ -29,29 +30,35 @@ GUESS = math.log(10)
 losses = st.floats(0, 3)
 epsilons = st.floats(0.001, 0.5)
 strengths = st.floats(LEAST, MOST)
+shares = st.floats(1e-3, 1)
 
 
 # ---------------------------------------------------------------------------------------------
 # The rule
 
 
-@given(strength=strengths, epsilon=epsilons, gaps=st.tuples(st.floats(-5, 5), st.floats(-5, 5)))
+@given(
+    strength=strengths,
+    epsilon=epsilons,
+    gaps=st.tuples(st.floats(-5, 5), st.floats(-5, 5)),
+    share=shares,
+)
 def test_a_larger_gap_never_gives_a_larger_strength(
-    strength: float, epsilon: float, gaps: tuple[float, float]
+    strength: float, epsilon: float, gaps: tuple[float, float], share: float
 ) -> None:
     small, large = sorted(gaps)
-    after = next_strength(strength, large, epsilon)
-    assert after <= next_strength(strength, small, epsilon)
+    after = next_strength(strength, large, epsilon, share)
+    assert after <= next_strength(strength, small, epsilon, share)
     assert LEAST <= after <= MOST
-    assert abs(math.log(after / strength)) <= RATE * (1 + 1e-9)
+    assert -share * FALL - 1e-9 <= math.log(after / strength) <= share * RISE + 1e-9
 
 
-@given(strength=strengths, epsilon=epsilons)
-def test_the_allowed_gap_is_the_fixed_point(strength: float, epsilon: float) -> None:
-    assert next_strength(strength, epsilon, epsilon) == pytest.approx(strength)
+@given(strength=strengths, epsilon=epsilons, share=shares)
+def test_the_allowed_gap_is_the_fixed_point(strength: float, epsilon: float, share: float) -> None:
+    assert next_strength(strength, epsilon, epsilon, share) == pytest.approx(strength)
     inside = min(max(strength, 1.01 * LEAST), 0.99 * MOST)
-    assert next_strength(inside, 0.9 * epsilon, epsilon) > inside
-    assert next_strength(inside, 1.1 * epsilon, epsilon) < inside
+    assert next_strength(inside, 0.9 * epsilon, epsilon, share) > inside
+    assert next_strength(inside, 1.1 * epsilon, epsilon, share) < inside
 
 
 @given(pairs=st.lists(st.tuples(losses, losses), max_size=40), rise=st.floats(0, 1), epsilon=epsilons)
@@ -59,17 +66,18 @@ def test_the_whole_rule_is_monotone_and_bounded(
     pairs: list[tuple[float, float]], rise: float, epsilon: float
 ) -> None:
     own, reference = [a for a, _ in pairs], [b for _, b in pairs]
-    strength = strength_after(own, reference, GUESS, epsilon)
+    strength = strength_after(own, reference, GUESS, epsilon, 40)
     assert LEAST <= strength <= MOST
-    worse = strength_after([loss + rise for loss in own], reference, GUESS, epsilon)
+    worse = strength_after([loss + rise for loss in own], reference, GUESS, epsilon, 40)
     assert worse <= strength * (1 + 1e-9)
 
 
 def test_the_rule_reaches_both_limits_and_begins_at_its_start() -> None:
     reference = [1.0] * 500
-    assert strength_after([], reference, GUESS, 0.01) == START
-    assert strength_after([0.5] * 500, reference, GUESS, 0.01) == MOST
-    assert strength_after([1.5] * 500, reference, GUESS, 0.01) == LEAST
+    assert strength_after([], reference, GUESS, 0.01, 500) == START
+    assert strength_after([0.5] * 500, reference, GUESS, 0.01, 500) == pytest.approx(MOST)
+    assert strength_after([0.5] * 100, reference, GUESS, 0.01, 500) < MOST  # no haste in long trainings
+    assert strength_after([1.5] * 500, reference, GUESS, 0.01, 500) == LEAST
 
 
 def test_the_gap_is_a_part_of_what_plain_training_has_gained() -> None:
@@ -122,7 +130,7 @@ def test_a_steered_run_follows_the_rule(steered: Path) -> None:
     reference = [loss for entry in plain.progress.history for loss in entry["train_pieces"]]
     assert checkpoint.progress.reference == reference
     assert len(own) == len(reference)
-    strength = strength_after(own, reference, GUESS, 0.01)
+    strength = strength_after(own, reference, GUESS, 0.01, len(own))
     assert strength != START
     assert checkpoint.gamma == checkpoint.progress.history[-1]["gamma"] == strength / 2
     settings = open_trained(steered).settings

@@ -14,10 +14,12 @@ from stagecost.errors import StageCostError
 
 PIECES = 10
 """Parts of an epoch after each of which c is set anew."""
-START, LEAST, MOST = 0.3, 0.03, 3.0
+START, LEAST, MOST = 0.1, 0.01, 1.0
 """Values of c: the first, and the limits."""
-RATE = 0.05
-"""The largest step of log c after a piece."""
+RISE = math.log(MOST / START)
+"""The most that log c rises in a whole training: an early imprint of the stage cost stays."""
+FALL = 3 * RISE
+"""The most that log c falls in a whole training."""
 MEMORY = 0.9
 """What a piece leaves of the smoothed gap before it."""
 LEAST_GAIN = 0.1
@@ -61,23 +63,25 @@ def gap(loss: float, reference: float, guess: float) -> float:
     return (loss - reference) / max(guess - reference, LEAST_GAIN * guess)
 
 
-def next_strength(strength: float, excess: float, epsilon: float) -> float:
+def next_strength(strength: float, excess: float, epsilon: float, share: float) -> float:
     """Return c for the next piece: larger while the gap is below epsilon, smaller above it.
 
-    log c moves in proportion to how far the gap is from epsilon, by no more than `RATE`; at epsilon it
-    stays. c never leaves `LEAST` … `MOST`.
+    log c moves in proportion to how far the gap is from epsilon, by no more than the piece's share of
+    `RISE` or `FALL`; at epsilon it stays. c never leaves `LEAST` … `MOST`.
 
     Args:
         strength: c until now.
         excess: the smoothed gap.
         epsilon: the gap that is allowed.
+        share: of the piece in the whole training.
     """
     push = min(1.0, max(-1.0, 1.0 - excess / epsilon))
-    return min(MOST, max(LEAST, strength * math.exp(RATE * push)))
+    step = share * push * (RISE if push > 0 else FALL)
+    return min(MOST, max(LEAST, strength * math.exp(step)))
 
 
 def strength_after(
-    losses: Sequence[float], reference: Sequence[float], guess: float, epsilon: float
+    losses: Sequence[float], reference: Sequence[float], guess: float, epsilon: float, pieces: int
 ) -> float:
     """Return c after the pieces that are done; `START` before the first.
 
@@ -86,12 +90,13 @@ def strength_after(
         reference: those of the plain run, from its first piece on; at least as many.
         guess: the logarithm of the number of classes.
         epsilon: see `GammaSettings`.
+        pieces: of the whole training.
     """
     strength, smoothed = START, 0.0
     for place, loss in enumerate(losses):
         now = gap(loss, reference[place], guess)
         smoothed = now if place == 0 else MEMORY * smoothed + (1 - MEMORY) * now
-        strength = next_strength(strength, smoothed, epsilon)
+        strength = next_strength(strength, smoothed, epsilon, 1 / pieces)
     return strength
 
 

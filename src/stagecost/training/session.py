@@ -29,7 +29,13 @@ from stagecost.stage_losses import StageLoss, distilled, hinged
 from stagecost.surgery import keep_blocks
 from stagecost.training.checkpoint import Progress
 from stagecost.training.devices import make_fabric, select_device
-from stagecost.training.gamma_control import START, GammaSettings, complete_pieces, strength_after
+from stagecost.training.gamma_control import (
+    START,
+    GammaSettings,
+    complete_pieces,
+    pieces_of,
+    strength_after,
+)
 from stagecost.training.schedule import gamma_factor
 from stagecost.training.settings import RunSettings, TrainingSettings, VariantSettings
 from stagecost.training.shrink import ShrinkSettings, at_most_half
@@ -92,7 +98,8 @@ class Session:
         complete = progress.pieces[: complete_pieces(progress.batch, self.num_batches)]
         losses = [loss for entry in progress.history for loss in entry["train_pieces"]] + complete
         guess, epsilon = math.log(self.data.num_classes), self.control.gamma_epsilon
-        strength = strength_after(losses, progress.reference, guess, epsilon)
+        pieces = self.settings.epochs * pieces_of(self.num_batches)
+        strength = strength_after(losses, progress.reference, guess, epsilon, pieces)
         # Losses differ among processes: the first one decides for all.
         strength = self.fabric.broadcast(strength)
         self.gamma = strength / sum(self.variant.weights(self.num_blocks))
