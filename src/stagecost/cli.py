@@ -24,6 +24,8 @@ _TRAIN_FLAGS = {
     "constant_head": "the stage cost does not move head and projections",
     "shrink": "tail blocks leave during the training once the validation loss can do without them",
     "plain_after_cuts": "the stage cost ends with the last cut of --cut-at",
+    "compile": "compile the network of a step; for long trainings on an accelerator",
+    "data_on_device": "keep all images on the device instead of sending each batch there",
     "activation_checkpointing": "keep about √N states for the gradient, compute the rest again",
     "tensorboard": "also write TensorBoard files",
     "resume": "go on with the run in the folder",

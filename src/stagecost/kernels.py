@@ -270,13 +270,13 @@ def compiled_kernels() -> Kernels:
 
 
 @functools.cache
-def can_compile() -> bool:
-    """Tell whether torch.compile works on this machine, by compiling something small.
+def can_compile(device: str = "cpu") -> bool:
+    """Tell whether torch.compile works on this kind of device, by compiling something small.
 
     Looking for a compiler is not enough: headers may be missing, or a folder to write to.
     """
     try:
-        torch.compile(torch.neg, dynamic=False)(torch.zeros(8))
+        torch.compile(torch.neg, dynamic=False)(torch.zeros(8, device=device))
     except Exception:  # whatever the reason is, the answer is no
         return False
     return True

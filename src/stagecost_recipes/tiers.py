@@ -37,6 +37,8 @@ _GPU: dict[str, Any] = {
     "epochs": 160,
     "device": "cuda",
     "precision": "bf16",
+    "compile": True,
+    "data_on_device": True,
     "checkpoint_minutes": 5.0,
 }
 

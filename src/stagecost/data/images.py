@@ -86,6 +86,10 @@ class ImageSplit:
         """Return the first images only, or all if there are no more."""
         return ImageSplit(self.images[:count], self.targets[:count])
 
+    def to(self, device: torch.device | str) -> "ImageSplit":
+        """Return the split on a device."""
+        return ImageSplit(self.images.to(device), self.targets.to(device))
+
 
 def normalise(images: Tensor, image_format: ImageFormat) -> Tensor:
     """Return bytes (n, channels, height, width) as float32, of mean 0 and variance 1 per channel.

@@ -5,7 +5,7 @@ has, and the augmentation that is usual for them.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -43,6 +43,10 @@ class DataBundle:
     def num_classes(self) -> int:
         """The number of classes."""
         return len(self.format.class_names)
+
+    def to(self, device: torch.device) -> "DataBundle":
+        """Return it with all images and targets on a device."""
+        return replace(self, splits={name: split.to(device) for name, split in self.splits.items()})
 
 
 def load_data(

@@ -18,6 +18,7 @@ from stagecost.prune import kept_indices
 from stagecost.search import candidate_depths, search_stage_depths
 from stagecost.surgery import copy_with_blocks
 from stagecost.training.checkpoint import load_optimizer_tensors, optimizer_tensors
+from stagecost.training.devices import compile_in_place
 from stagecost.training.session import Session, loss_function, make_optimizer
 from stagecost.training.shrink import (
     allowed_loss,
@@ -166,7 +167,7 @@ def _without_blocks(network: ResidualNetwork, kept: tuple[int, ...]) -> Residual
     """
     smaller = copy_with_blocks(network, kept)
     if network._compiled_call_impl is not None:  # what was compiled knows the old blocks
-        smaller.compile()
+        compile_in_place(smaller, next(network.parameters()).device)
     return smaller
 
 

@@ -28,7 +28,7 @@ from stagecost.sampling import sample_depths
 from stagecost.stage_losses import StageLoss, distilled, hinged
 from stagecost.surgery import keep_blocks
 from stagecost.training.checkpoint import Progress
-from stagecost.training.devices import make_fabric, select_device
+from stagecost.training.devices import compile_in_place, make_fabric, select_device
 from stagecost.training.gamma_control import (
     START,
     GammaSettings,
@@ -231,6 +231,10 @@ def start_session(
     # On CPUs, too, convolutions of few channels are much faster with channels last.
     network.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(network, training, settings.variant, gamma, num_blocks)
+    if training.compile:
+        compile_in_place(network, fabric.device)
+    if training.data_on_device:
+        data = data.to(fabric.device)
     model, optimizer = fabric.setup(network, optimizer)
     average = None
     if training.ema_decay:
@@ -276,6 +280,8 @@ def wants_fused(training: TrainingSettings, network: ResidualNetwork, data: Data
         return training.fused == "yes"
     if select_device(training.device).type != "cpu" or training.precision != "32":
         return False
+    if training.compile:
+        return False  # the literal loop is compiled as a part of the whole
     shape = (data.format.channels, data.format.size, data.format.size)
     images = training.epochs * len(data.splits["train"])
     return 3 * images * count_macs(network, shape) >= LONG_TRAINING and can_compile()

@@ -89,6 +89,9 @@ class TrainingSettings:
         precision: 32, bf16 or fp16 (mixed).
         fused: intermediate outputs by kernels that are compiled at the first step (yes), module by
             module (no), or the former on a CPU with a compiler if the training is long (auto).
+        compile: the network of a step as a whole by torch.compile, built at the first step; for long
+            trainings on an accelerator. Then auto does not choose fused.
+        data_on_device: keep all images on the device, as bytes, instead of sending each batch there.
         activation_checkpointing: keep about √N states for the gradient and compute the rest again.
         num_processes: processes that share each batch.
         checkpoint_minutes: an unfinished epoch is saved this often.
@@ -110,6 +113,8 @@ class TrainingSettings:
     device: str = "auto"
     precision: Literal["32", "bf16", "fp16"] = "32"
     fused: Literal["auto", "yes", "no"] = "auto"
+    compile: bool = False
+    data_on_device: bool = False
     activation_checkpointing: bool = False
     num_processes: int = 1
     checkpoint_minutes: float = 10.0
@@ -146,6 +151,8 @@ class TrainingSettings:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise StageCostError(f"{name.replace('peak_', '')} is {value}: give a number above 0")
+        if self.compile and self.fused == "yes":
+            raise StageCostError("compile and fused yes exclude each other: leave one of them out")
         if self.batch_size % self.num_processes:
             raise StageCostError(
                 f"batch_size {self.batch_size} cannot be shared by {self.num_processes} processes: "
