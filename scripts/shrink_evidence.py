@@ -63,10 +63,10 @@ STAGE_COST: dict[str, dict[str, Any]] = {
 ABOUT = {
     "digits": "16 blocks of width 16, about 1,150 training images, 20 epochs",
     "mnist": "12 blocks of width 16 behind a stride of 2, 10,000 training images, 10 epochs",
-    "cifar10": "the CPU tier: 12 blocks of width 16 behind a stride of 2, 20,000 training images, 10 epochs "
-    "of batches of 64, the objective normalised",
-    "cifar10-half-the-steps": "12 blocks of width 16 behind a stride of 2, 20,000 training images, 10 epochs "
-    "of batches of 128",
+    "cifar10": "the CPU tier: 12 blocks of width 16 behind a stride of 2, 20,000 training images, 10 "
+    "epochs of batches of 64, the objective normalised",
+    "cifar10-half-the-steps": "12 blocks of width 16 behind a stride of 2, 20,000 training images, 10 "
+    "epochs of batches of 128",
 }
 SEEDS = {
     "digits": tuple(range(10)),
