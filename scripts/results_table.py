@@ -63,6 +63,8 @@ what J_N rises by when that block alone is removed, on validation images of digi
 standard deviation over seeds). The costate's estimate is −⟨p_{k+1}, F_k(x_k)⟩, see
 `stagecost.importance`.
 """
+OTHER_RECIPE = "shrink-other-recipe"
+"""Folder of what was measured of `--shrink` by another recipe than a data set's own."""
 COLUMNS = (
     "recipe",
     "blocks kept",
@@ -96,7 +98,7 @@ def render() -> str:
     if benchmark := benchmark_section(_records("benchmark")):
         lines += ["", *benchmark]
     lines += kernels_section(_records("kernels"))
-    if shrink := _records("shrink"):
+    if shrink := [*_records("shrink"), *_records(OTHER_RECIPE)]:
         lines += ["", SHRINK, *_shrink_tables(shrink)]
     if trials := _records("shrink-trials"):
         lines += ["", TRIALS, *_trials_table(trials)]
@@ -137,8 +139,9 @@ def _arm_cells(record: dict[str, Any], arm: str) -> list[str]:
     costs = [
         sum(run[key] for run in runs) / sum(run[key] for run in plain) for key in ("cpu_seconds", "macs")
     ]
+    folder = "shrink" if (RESULTS / "shrink" / f"{record['name']}.json").is_file() else OTHER_RECIPE
     return [
-        f"[{record['name']}](shrink/{record['name']}.json)",
+        f"[{record['name']}]({folder}/{record['name']}.json)",
         arm,
         ", ".join(str(run["num_blocks"]) for run in runs),
         f"{statistics.mean(accuracies):.2f} ± {statistics.stdev(accuracies):.2f}",
