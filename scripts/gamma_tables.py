@@ -13,10 +13,15 @@ validation accuracy. Test accuracy in percent, read once, at full depth and of t
 blocks (mean) among those whose validation accuracy at full depth (mean) is within 0.2 points of the best
 fixed one's.
 """
+OTHER_RULE = """\
+Another rule, which holds c = 0.2 for the first 40 % of the training and then steers it
+(`gamma_control.py` at the commit), against the same fixed gammas ([records](gamma-other-rule)). It pressed
+harder, for depth that cost accuracy, and was given up:
+"""
 AIM = "Auto minus the best fixed gamma; the aim is −0.2 points or better, and at most one block more:"
 
 
-def gamma_section(records: list[dict[str, Any]]) -> list[str]:
+def gamma_section(records: list[dict[str, Any]], other_rule: list[dict[str, Any]]) -> list[str]:
     """Return the lines of the section; none where nothing was recorded."""
     if not records:
         return []
@@ -25,7 +30,8 @@ def gamma_section(records: list[dict[str, Any]]) -> list[str]:
     for record in records:
         arms = dict.fromkeys(run["arm"] for run in record["runs"])
         lines += [_line(*_cells(record, arm)) for arm in arms]
-    return [*lines, "", AIM, "", *map(_verdict, records)]
+    lines += ["", AIM, "", *map(_verdict, records)]
+    return [*lines, "", OTHER_RULE, *map(_verdict, other_rule)] if other_rule else lines
 
 
 def _verdict(record: dict[str, Any]) -> str:

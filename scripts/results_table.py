@@ -110,7 +110,7 @@ def render() -> str:
         lines += ["", *theory]
     if theory := saturation_section(_records("saturation")):
         lines += ["", *theory]
-    lines += gamma_section(_records("gamma"))
+    lines += gamma_section(_records("gamma"), _records("gamma-other-rule"))
     return "\n".join(lines) + "\n"
 
 

@@ -12,7 +12,6 @@ from processes import CommandLine
 from stagecost.training.checkpoint import read_checkpoint
 from stagecost.training.gamma_control import (
     FALL,
-    HOLD,
     LEAST,
     MOST,
     RISE,
@@ -76,11 +75,8 @@ def test_the_whole_rule_is_monotone_and_bounded(
 def test_the_rule_reaches_both_limits_and_begins_at_its_start() -> None:
     reference = [1.0] * 500
     assert strength_after([], reference, GUESS, 0.01, 500) == START
-    held = round(HOLD * 500)
-    assert strength_after([1.5] * held, reference, GUESS, 0.01, 500) == START
-    assert strength_after([1.5] * (held + 1), reference, GUESS, 0.01, 500) < START
     assert strength_after([0.5] * 500, reference, GUESS, 0.01, 500) == pytest.approx(MOST)
-    assert strength_after([0.5] * 400, reference, GUESS, 0.01, 500) < MOST  # no haste
+    assert strength_after([0.5] * 100, reference, GUESS, 0.01, 500) < MOST  # no haste in long trainings
     assert strength_after([1.5] * 500, reference, GUESS, 0.01, 500) == LEAST
 
 

@@ -14,16 +14,12 @@ from stagecost.errors import StageCostError
 
 PIECES = 10
 """Parts of an epoch after each of which c is set anew."""
-START, LEAST, MOST = 0.2, 0.01, 1.0
+START, LEAST, MOST = 0.1, 0.01, 1.0
 """Values of c: the first, and the limits."""
-HOLD = 0.4
-"""Part of the training for which c stays at its first value. Early on, a run that lags a few steps
-behind has a large gap, and one that is pressed too hard has an imprint that stays."""
-RISE = math.log(MOST / START) / (1 - HOLD)
-"""What log c would rise by in a whole training: what is left of it leads from the first value to the
-highest."""
+RISE = math.log(MOST / START)
+"""The most that log c rises in a whole training: an early imprint of the stage cost stays."""
 FALL = 3 * RISE
-"""What log c would fall by in a whole training."""
+"""The most that log c falls in a whole training."""
 MEMORY = 0.9
 """What a piece leaves of the smoothed gap before it."""
 LEAST_GAIN = 0.1
@@ -100,8 +96,7 @@ def strength_after(
     for place, loss in enumerate(losses):
         now = gap(loss, reference[place], guess)
         smoothed = now if place == 0 else MEMORY * smoothed + (1 - MEMORY) * now
-        if place >= HOLD * pieces:
-            strength = next_strength(strength, smoothed, epsilon, 1 / pieces)
+        strength = next_strength(strength, smoothed, epsilon, 1 / pieces)
     return strength
 
 
