@@ -9,7 +9,7 @@ from conftest import DATA
 from processes import CommandLine
 from stagecost import ResidualNetwork
 from stagecost.errors import StageCostError
-from stagecost.training import devices
+from stagecost.training import compiling
 from stagecost.training.checkpoint import read_checkpoint
 from stagecost.training.loop import train
 
@@ -56,7 +56,7 @@ def test_a_compiled_training_is_the_same(
 
 
 def test_where_nothing_compiles_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "can_compile", lambda device: False)
+    monkeypatch.setattr(compiling, "can_compile", lambda device: False)
     with pytest.raises(StageCostError, match="compile does not work on cpu here"):
         train({**TINY, "compile": True}, tmp_path / "run")
 

@@ -18,7 +18,7 @@ from stagecost.prune import kept_indices
 from stagecost.search import candidate_depths, search_stage_depths
 from stagecost.surgery import copy_with_blocks
 from stagecost.training.checkpoint import load_optimizer_tensors, optimizer_tensors
-from stagecost.training.devices import compile_in_place
+from stagecost.training.compiling import compile_in_place
 from stagecost.training.session import Session, loss_function, make_optimizer
 from stagecost.training.shrink import (
     allowed_loss,

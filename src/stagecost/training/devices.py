@@ -5,10 +5,8 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
 
 from stagecost.errors import StageCostError
-from stagecost.kernels import can_compile
 
 _PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -55,17 +53,3 @@ def make_fabric(
             precision=_PRECISIONS[precision],
             loggers=loggers or [],
         )
-
-
-def compile_in_place(network: nn.Module, device: torch.device) -> None:
-    """Have calls of the network compiled when they first meet a shape; its parameters keep their names.
-
-    Raises:
-        StageCostError: nothing can compile here.
-    """
-    if not can_compile(device.type):
-        raise StageCostError(
-            f"compile does not work on {device.type} here: it needs a C++ compiler and Python's headers "
-            "(install g++ and python3-dev), or do without --compile"
-        )
-    network.compile(dynamic=False)

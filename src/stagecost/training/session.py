@@ -28,7 +28,8 @@ from stagecost.sampling import sample_depths
 from stagecost.stage_losses import StageLoss, distilled, hinged
 from stagecost.surgery import keep_blocks
 from stagecost.training.checkpoint import Progress
-from stagecost.training.devices import compile_in_place, make_fabric, select_device
+from stagecost.training.compiling import compile_in_place
+from stagecost.training.devices import make_fabric, select_device
 from stagecost.training.gamma_control import (
     START,
     GammaSettings,
