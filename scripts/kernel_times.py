@@ -3,7 +3,7 @@
     python scripts/kernel_times.py [--rounds 41] [--results DIR]
 
 Machine     the JSON file names it; one core, one thread; record on a quiet one
-Runtime     about two minutes, half of it compiling
+Runtime     some seconds, and a minute or two more where nothing is compiled yet
 Seeds       0
 
 Batches of 64 images. The parts of a depth that `stagecost.native` does, for the shapes of the staged and

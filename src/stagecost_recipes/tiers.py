@@ -1,4 +1,4 @@
-"""The network and the training of each tier: what all arms of a comparison share.
+"""The network and the training of each tier on a data set: what all arms of a comparison share.
 
 Command     stagecost reproduce layer-pruning --tier cpu, and the other experiments
 Machine     cpu: two cores, one thread a run; gpu: one GPU of 16 GiB or more
@@ -25,10 +25,10 @@ _CPU: dict[str, Any] = {
     "device": "cpu",
     "fused": "no",
 }
-_CPU_IMAGES = {"cifar10": 24_000}
-_FEW_IMAGES = 12_000
-"""Images of the CPU tier, a sixth of them for validation. On CIFAR-10 so few let the seeds differ by
-more than the arms of a comparison do."""
+_CPU_IMAGES = 12_000
+"""Images of the CPU tier, a sixth of them for validation."""
+_MORE_CPU_IMAGES = {"cifar10": 24_000}
+"""Where so few let the seeds differ by more than the arms of a comparison do."""
 _GPU: dict[str, Any] = {
     "model": "homogeneous",
     "num_blocks": 54,
@@ -47,4 +47,4 @@ def base_recipe(tier: Tier, dataset: str) -> dict[str, Any]:
     """Return the settings of plain training at full depth, by flag name, without data and seed."""
     if tier == "gpu":
         return {**_GPU, "gamma": 0.0}
-    return {**_CPU, "limit_train": _CPU_IMAGES.get(dataset, _FEW_IMAGES), "gamma": 0.0}
+    return {**_CPU, "limit_train": _MORE_CPU_IMAGES.get(dataset, _CPU_IMAGES), "gamma": 0.0}

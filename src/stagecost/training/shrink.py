@@ -22,8 +22,8 @@ class ShrinkSettings:
 
     Args:
         shrink: tail blocks leave during the training once the validation loss can do without them.
-        shrink_tolerance: what may be missing if all blocks left, as a part of what the network has taken
-            off the validation loss of a guess; so much of it as of the blocks may be missing.
+        shrink_tolerance: the part of what the network has taken off the validation loss of a guess that
+            may be missing if all blocks left; if half of them leave, half of it may be.
         shrink_patience: epochs in a row for which that must be so.
         shrink_after: part of the training before which no block leaves.
         cut_at: cuts that are made whatever the loss, the control for shrink: epoch:blocks, such as

@@ -32,7 +32,7 @@ def cut_stage_settings(num_blocks: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Protocol:
-    """The comparison, the same on every data set.
+    """The comparison on a data set; only the number of images differs from one to another.
 
     Attributes:
         recipe: settings of plain training at full depth, by flag name.
