@@ -1,11 +1,11 @@
 """Compare `--gamma auto` with fixed gammas: full-depth accuracy and needed blocks, three data sets.
 
-    python scripts/gamma_evidence.py [DATASET …] [--data-root DIR] [--seeds 0 1 2 3 4] [--arms ARM …]
+    python scripts/gamma_evidence.py [DATASET …] [--data-root DIR] [--seeds 20 21 …] [--arms ARM …]
 
 Machine     two CPU cores, one thread
-Runtime     15 to 30 seconds a run; about half an hour in all on a free core, resumable
-Seeds       0 … 4; the rule's constants were chosen with seeds 10, 11, 12 and validation images alone,
-            but three rules were judged on the recorded seeds, and the one that kept accuracy best stayed
+Runtime     10 to 30 seconds a run; about an hour in all on a free core, resumable
+Seeds       20 … 29, none of which had been used before; the rule was settled by what other rules and the
+            fixed gammas did with seeds 0 … 4, so those judge it no more
 
 The CPU tier's network and training (`stagecost_recipes.tiers`), with a stem of stride 4 and fewer
 images, so that all runs fit into the time. Every arm has the normalised objective, so that only gamma
@@ -21,7 +21,7 @@ from typing import Any
 
 from circumstances import ROOT, circumstances
 
-SEEDS = (0, 1, 2, 3, 4)
+SEEDS = tuple(range(20, 30))
 TOLERANCE = 0.5
 MARGIN = 0.2
 IMAGES = {"mnist": 6_000, "fashion-mnist": 6_000, "cifar10": 12_000}

@@ -14,12 +14,14 @@ from stagecost.errors import StageCostError
 
 PIECES = 10
 """Parts of an epoch after each of which c is set anew."""
-START, LEAST, MOST = 0.1, 0.01, 1.0
+START, LEAST, MOST = 0.15, 0.1, 0.5
 """Values of c: the first, and the limits."""
-RISE = math.log(MOST / START)
-"""The most that log c rises in a whole training: an early imprint of the stage cost stays."""
+QUIET = 0.2
+"""Part of the training in which c stays at its start: early gaps are a lag that a run makes up."""
+RISE = math.log(MOST / START) / (1 - QUIET)
+"""How fast log c rises at most, a whole training: an early imprint of the stage cost stays."""
 FALL = 3 * RISE
-"""The most that log c falls in a whole training."""
+"""How fast log c falls at most, a whole training."""
 MEMORY = 0.9
 """What a piece leaves of the smoothed gap before it."""
 LEAST_GAIN = 0.1
@@ -83,7 +85,7 @@ def next_strength(strength: float, excess: float, epsilon: float, share: float) 
 def strength_after(
     losses: Sequence[float], reference: Sequence[float], guess: float, epsilon: float, pieces: int
 ) -> float:
-    """Return c after the pieces that are done; `START` before the first.
+    """Return c after the pieces that are done; `START` in the first part of the training, `QUIET`.
 
     Args:
         losses: mean terminal training loss of each piece until now.
@@ -96,7 +98,8 @@ def strength_after(
     for place, loss in enumerate(losses):
         now = gap(loss, reference[place], guess)
         smoothed = now if place == 0 else MEMORY * smoothed + (1 - MEMORY) * now
-        strength = next_strength(strength, smoothed, epsilon, 1 / pieces)
+        if place + 1 > QUIET * pieces:
+            strength = next_strength(strength, smoothed, epsilon, 1 / pieces)
     return strength
 
 
