@@ -14,7 +14,7 @@ from stagecost.errors import StageCostError
 
 PIECES = 10
 """Parts of an epoch after each of which c is set anew."""
-START, LEAST, MOST = 0.15, 0.1, 0.5
+START, LEAST, MOST = 0.1, 0.03, 0.3
 """Values of c: the first, and the limits."""
 QUIET = 0.2
 """Part of the training in which c stays at its start: early gaps are a lag that a run makes up."""
