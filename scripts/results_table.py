@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmark_tables import benchmark_section, kernels_section
-from gamma_tables import gamma_section
+from gamma_tables import OTHER_RULES, gamma_section
 from reproduce_tables import reproduce_section
 from schedule_tables import schedules_section
+from staged_tables import staged_trials_section
 from theory_tables import predicted_depth_section, saturation_section
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,12 +106,13 @@ def render() -> str:
     if importance := _records("importance"):
         lines += ["", IMPORTANCE, *_importance_table(importance[0])]
     lines += reproduce_section(RESULTS)
+    lines += staged_trials_section(_records("staged-trials"))
     lines += schedules_section(_records("schedule-trials"))
     if theory := predicted_depth_section(_records("predicted-depth")):
         lines += ["", *theory]
     if theory := saturation_section(_records("saturation")):
         lines += ["", *theory]
-    lines += gamma_section(_records("gamma"), _records("gamma-other-rule"))
+    lines += gamma_section(_records("gamma"), {folder: _records(folder) for folder in OTHER_RULES})
     return "\n".join(lines) + "\n"
 
 
