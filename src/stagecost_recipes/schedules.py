@@ -38,9 +38,9 @@ def full_depth(num_blocks: int, sub_blocks: int) -> dict[str, Any]:
 
 
 def pruned(num_blocks: int, sub_blocks: int) -> dict[str, Any]:
-    """Press hard on y_M alone, once features have formed: gamma = 10 from 30 % of the training on."""
+    """Press hard on y_M alone, once features have formed: gamma = 30 from 30 % of the training on."""
     return {
-        **normalized_stage_cost(gamma=10.0, outputs=1),
+        **normalized_stage_cost(gamma=30.0, outputs=1),
         "first_depth": sub_blocks,
         "depth_weights": "first",
         "gamma_schedule": "early",
