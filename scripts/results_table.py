@@ -107,7 +107,7 @@ def render() -> str:
         lines += ["", IMPORTANCE, *_importance_table(importance[0])]
     lines += reproduce_section(RESULTS)
     lines += staged_trials_section(_records("staged-trials"))
-    lines += schedules_section(_records("schedule-trials"))
+    lines += schedules_section(_records("schedule-trials"), _records("schedule-trials-later"))
     if theory := predicted_depth_section(_records("predicted-depth")):
         lines += ["", *theory]
     if theory := saturation_section(_records("saturation")):
