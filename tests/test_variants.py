@@ -25,6 +25,8 @@ from stagecost.training.checkpoint import read_checkpoint
 from stagecost.training.loop import train, train_step
 from stagecost.training.schedule import gamma_factor
 from stagecost.training.settings import VariantSettings
+from stagecost.training.trained import open_trained
+from stagecost.verbs.pruning import finetune_settings
 
 
 @given(progress=st.floats(0, 1))
@@ -303,3 +305,17 @@ def test_impossible_pieces_are_refused() -> None:
     ):
         with pytest.raises(StageCostError):
             make()
+
+
+@pytest.mark.parametrize(("normalized", "decay"), [(True, 0.01 / (1 + 2 * 3.0)), (False, 0.01)])
+def test_training_after_a_cut_keeps_the_decay_of_the_run(
+    tmp_path: Path, normalized: bool, decay: float
+) -> None:
+    """Or a lambda that was raised for a normalised objective would be far too large without it."""
+    given = {"data": "digits", "limit_train": 100, "num_blocks": 2, "width": 4, "device": "cpu"}
+    stage = {"gamma": 3.0, "normalize_objective": normalized, "weight_decay": 0.01, "cut_at": "1:1"}
+    train({**given, **stage, "epochs": 2}, tmp_path / "run")
+    after = finetune_settings(open_trained(tmp_path / "run"), epochs=1).training
+    assert after.weight_decay == pytest.approx(decay)
+    assert after.gamma == 0
+    assert not after.normalized

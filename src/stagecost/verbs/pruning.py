@@ -18,7 +18,7 @@ from stagecost.training.folder import RunFolder
 from stagecost.training.gamma_control import GammaSettings
 from stagecost.training.loop import finish_epoch, train_epoch
 from stagecost.training.progress import TrainingDisplay
-from stagecost.training.session import Session, make_optimizer, start_session
+from stagecost.training.session import Session, make_optimizer, residual_decay, start_session
 from stagecost.training.settings import RunSettings, Sizes, VariantSettings
 from stagecost.training.shrink import ShrinkSettings
 from stagecost.training.trained import CheckpointName, Trained, open_trained
@@ -132,7 +132,7 @@ def finetune(
 
     The learning rate starts at a tenth of the run's and falls to zero; nothing is written.
     """
-    settings = finetune_settings(trained.settings, epochs)
+    settings = finetune_settings(trained, epochs)
     session = start_session(settings, bundle, network=pruned)
     before = _optimizer_of_run(trained)
     carried = carry_optimizer(before, trained.network, pruned)
@@ -153,9 +153,10 @@ def train_in_memory(session: Session, label: str) -> ResidualNetwork:
 
 
 def finetune_settings(
-    settings: RunSettings, epochs: int, lr_factor: float = FINETUNE_LR_FACTOR
+    trained: Trained, epochs: int, lr_factor: float = FINETUNE_LR_FACTOR
 ) -> RunSettings:
     """Return the settings of epochs after a cut, from those of the run that trained the network."""
+    settings = trained.settings
     # What is left is trained for its own output, and stays as it is.
     plain = replace(
         settings, variant=VariantSettings(), shrink=ShrinkSettings(), control=GammaSettings()
@@ -164,10 +165,25 @@ def finetune_settings(
         gamma=0.0,
         epochs=epochs,
         lr=lr_factor * settings.training.peak_lr,
+        weight_decay=_decay_of_run(trained),
+        normalize_objective=False,
         warmup_epochs=0.0,
         ema_decay=0.0,
         num_processes=1,
     )
+
+
+def _decay_of_run(trained: Trained) -> float:
+    """Return the decay that the optimiser of a run had.
+
+    A normalised objective divides lambda by 1 + Σ gamma·c_k. Without the stage cost nothing would divide
+    it any more, and a lambda that was raised to make up for it would be as many times too large.
+    """
+    assert trained.checkpoint is not None
+    settings, history = trained.settings, trained.checkpoint.progress.history
+    num_blocks = history[0]["num_blocks"] if history else trained.network.num_blocks
+    gamma = trained.checkpoint.gamma
+    return residual_decay(settings.training, settings.variant, gamma, num_blocks)
 
 
 def _optimizer_of_run(trained: Trained) -> Optimizer:

@@ -46,7 +46,7 @@ def finetuned(trained: Trained, small: ResidualNetwork, protocol: Protocol, befo
         before: what the run cost.
     """
     epochs = protocol.later_epochs
-    settings = finetune_settings(trained.settings, epochs, protocol.finetune_lr_factor)
+    settings = finetune_settings(trained, epochs, protocol.finetune_lr_factor)
     bundle, image = trained.load("train", "val"), trained.image_format
     session = start_session(settings, bundle, network=small)
     network = train_in_memory(session, "fine-tune")
