@@ -4,9 +4,9 @@
 
 Machine     two CPU cores, one thread
 Runtime     10 to 30 seconds a run; about an hour in all on a free core, resumable
-Seeds       20 … 29, which the rules that were given up had not seen. The limits of c were lowered once by
-            validation images of these seeds, before test images of CIFAR-10 and Fashion-MNIST were read;
-            on MNIST they had been, and the aim was met there before and after
+Seeds       20 … 29, which the rules that were given up had not seen. The limits of c were lowered once
+            by validation images of these seeds, before test images of CIFAR-10 and Fashion-MNIST were
+            read; on MNIST they had been, and the aim was met there before and after
 
 The CPU tier's network and training (`stagecost_recipes.tiers`), with a stem of stride 4 and fewer
 images, so that all runs fit into the time. Every arm has the normalised objective, so that only gamma
