@@ -20,7 +20,7 @@ An earlier rule, which begins at c = 0.1, moves from the first piece on and goes
 was gone:
 """,
     "gamma-held-start": """\
-One before it, which holds c = 0.2 for the first 40 % of the training and then steers it
+Another, which holds c = 0.2 for the first 40 % of the training and then steers it
 ([records](gamma-held-start)). It pressed harder, for depth that cost accuracy:
 """,
 }

@@ -1,6 +1,7 @@
 """What was tried for the two schedules of `stagecost_recipes.schedules`: validation images, other seeds.
 
     python scripts/schedule_trials.py [DATASET …] [--later] [--data-root DIR] [--work DIR]
+                                      [--results DIR]
 
 Machine     one of two CPU cores, one thread
 Runtime     half a minute to a minute and a half a run, nine runs a data set; resumable

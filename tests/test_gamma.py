@@ -14,6 +14,7 @@ from stagecost.training.gamma_control import (
     FALL,
     LEAST,
     MOST,
+    QUIET,
     RISE,
     START,
     add_to_pieces,
@@ -75,6 +76,9 @@ def test_the_whole_rule_is_monotone_and_bounded(
 def test_the_rule_reaches_both_limits_and_begins_at_its_start() -> None:
     reference = [1.0] * 500
     assert strength_after([], reference, GUESS, 0.01, 500) == START
+    quiet = round(QUIET * 500)
+    assert strength_after([1.5] * quiet, reference, GUESS, 0.01, 500) == START
+    assert strength_after([1.5] * (quiet + 1), reference, GUESS, 0.01, 500) < START
     assert strength_after([0.5] * 500, reference, GUESS, 0.01, 500) == pytest.approx(MOST)
     assert strength_after([0.5] * 100, reference, GUESS, 0.01, 500) < MOST  # no haste in long trainings
     assert strength_after([1.5] * 500, reference, GUESS, 0.01, 500) == LEAST
