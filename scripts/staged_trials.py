@@ -3,13 +3,15 @@
     python scripts/staged_trials.py [--data-root DIR] [--work DIR] [--results DIR]
 
 Machine     one of two CPU cores, one thread
-Runtime     half a minute to seven minutes a run, sixteen runs; resumable
+Runtime     half a minute to seven minutes a run, twenty runs; resumable
 Seeds       10, which is not among those of the recorded comparison
 
 CIFAR-10, by the recipe of `stagecost reproduce staged` and with other widths, images and epochs.
-Validation accuracy alone; test images are not read. All trainings are plain (gamma = 0): the question is
-how much there is to save between the whole network and its final shape trained alone. One JSON file
-goes to results/staged-trials.
+Validation accuracy alone; test images are not read. Most trainings are plain (gamma = 0): the question
+is how much there is to save between the whole network and its final shape trained alone. The last ones
+have a stage cost on the output of a vector of depths, and are cut to it when they are finished, without
+training after the cut; with gamma = 0 this shows what such a cut costs otherwise. One JSON file goes to
+results/staged-trials.
 """
 
 import argparse
@@ -31,11 +33,23 @@ TRIALS: list[dict[str, Any]] = [
         {"blocks": WHOLE, "widths": WIDE, "images": 12_000, "cut_at": f"2:{c}"}
         for c in ("3+3+4", "2+3+5")
     ),
+    *(
+        {"blocks": WHOLE, "keep": [3, 3, 4], "gamma": gamma, **more}
+        for gamma, more in (
+            (0.0, {}),
+            (1.0, {"stage_loss": "distilled"}),
+            (1.0, {"stage_loss": "distilled", "gamma_schedule": "early"}),
+            (3.0, {"stage_loss": "distilled", "gamma_schedule": "early"}),
+            (30.0, {"gamma_schedule": "early"}),
+        )
+    ),
 ]
+"""`keep`: blocks of each stage that a finished network is cut to; its stage cost, if any, is on them."""
 
 
 def settings_of(trial: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a trial, by flag name, without data and seed."""
+    from stagecost_recipes.schedules import normalized_stage_cost
     from stagecost_recipes.staged import trainings
 
     settings = {
@@ -43,8 +57,28 @@ def settings_of(trial: dict[str, Any]) -> dict[str, Any]:
         "blocks_per_stage": trial["blocks"],
         "widths": trial.get("widths", NARROW),
     }
-    settings |= {key: trial[key] for key in ("epochs", "cut_at") if key in trial}
+    taken = ("epochs", "cut_at", "stage_loss", "gamma_schedule")
+    settings |= {key: trial[key] for key in taken if key in trial}
+    if trial.get("gamma"):
+        settings |= {**normalized_stage_cost(trial["gamma"], 1), "depth_vector": trial["keep"]}
     return settings | ({"limit_train": trial["images"]} if "images" in trial else {})
+
+
+def after_the_cut(run: Path, keep: list[int]) -> float:
+    """Return the validation accuracy of a finished network cut to so many blocks of each stage."""
+    from stagecost.calibration import recalibrate
+    from stagecost.data.batches import eval_batches
+    from stagecost.prune import kept_indices
+    from stagecost.surgery import copy_with_blocks
+    from stagecost.training.session import CALIBRATION_IMAGES
+    from stagecost.training.trained import open_trained
+    from stagecost.trajectory import terminal_score
+
+    opened = open_trained(run, device="cpu")
+    splits, image_format = opened.load("train", "val").splits, opened.image_format
+    small = copy_with_blocks(opened.network, kept_indices(opened.network, keep))
+    recalibrate(small, eval_batches(splits["train"].first(CALIBRATION_IMAGES), image_format))
+    return terminal_score(small, eval_batches(splits["val"], image_format))[0]
 
 
 def main() -> None:
@@ -72,9 +106,10 @@ def main() -> None:
             resume=True,
             label="x".join(map(str, trial["blocks"])),
         )
-        runs.append(
-            {"settings": settings, "num_blocks": found.num_blocks, "val_accuracy": found.val_accuracy}
-        )
+        run = {"settings": settings, "num_blocks": found.num_blocks, "val_accuracy": found.val_accuracy}
+        if keep := trial.get("keep"):
+            run |= {"keep": keep, "cut_val_accuracy": after_the_cut(Path(found.run), keep)}
+        runs.append(run)
     about = circumstances("python scripts/staged_trials.py")
     write_json(
         options.results / "cifar10.json", {"name": "cifar10", "seeds": [SEED], **about, "runs": runs}

@@ -7,7 +7,7 @@ is kept; the rest is computed again when the gradient comes, so memory grows wit
 import math
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 from torch import Tensor, nn
@@ -61,6 +61,19 @@ class ForwardPass:
         constant = self.constant_head and last < len(self.blocks)
         outputs[last] = intermediate_output(self.skips, self.head, state, last, constant_head=constant)
         return outputs
+
+    def output_of_some(self, state: Tensor, positions: Sequence[int]) -> Tensor:
+        """Return the terminal output of the network that some of the blocks would be, from x_0.
+
+        States on this way are others than those of the whole network, so no running statistics follow
+        them: in training mode the norms use the batch, and the whole network's statistics stay its own.
+        """
+        blocks = [self.blocks[position] for position in positions]
+        scales = None if self.branch_scales is None else self.branch_scales[list(positions)]
+        last = len(blocks)
+        smaller = replace(self, blocks=blocks, wanted={last}, branch_scales=scales)
+        with FrozenStatistics([*blocks, self.head]):
+            return smaller.outputs(state)[last]
 
     def _pieces(self, last: int) -> list[range]:
         """Cut the depths 0 … last−1 into runs."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from stagecost.errors import StageCostError
 from stagecost.forward_pass import ForwardPass
 from stagecost.outputs import Depths, resolve_depths
+from stagecost.stages import first_blocks
 from stagecost.storage import write_json, write_tensors
 
 WEIGHTS_FILE = "model.safetensors"
@@ -81,6 +82,7 @@ class ResidualNetwork(nn.Module):
         fused: bool = False,
         checkpointing: bool = False,
         branch_scales: Tensor | None = None,
+        depth_vector: Sequence[int] | None = None,
     ) -> Tensor:
         """Compute the terminal output, or the outputs of the depths asked for, in one pass.
 
@@ -95,14 +97,18 @@ class ResidualNetwork(nn.Module):
             checkpointing: keep about √N states for the gradient and compute the others again.
             branch_scales: (N, B), s_k of x_{k+1} = S_k(x_k) + s_k·F_k(x_k) for each sample; None is 1,
                 to the last bit (`stagecost.drop_path`).
+            depth_vector: M_1, …, M_S: also compute, from the same x_0, the output of the network that
+                the first M_s blocks of each stage would be. It comes before the others. In training
+                mode alone, since it has no running statistics; `constant_head` does not concern it.
 
         Returns:
             (B, classes) for None or one depth, else (number of depths, B, classes). Blocks that no
-            output asked for depends on are not computed.
+            output asked for depends on are not computed. With a vector of depths, (1 + number of
+            depths, B, classes), its output first.
 
         Raises:
-            StageCostError: a depth that this network does not have, images of another shape, or no
-                compiler for fused kernels.
+            StageCostError: a depth that this network does not have, images of another shape, no
+                compiler for fused kernels, or a vector of depths in eval mode.
         """
         self._check_images(images)
         wanted = resolve_depths(depths, self.num_blocks)
@@ -115,10 +121,12 @@ class ResidualNetwork(nn.Module):
             checkpointing,
             branch_scales,
         )
-        outputs = way.outputs(self.stem(images))
-        if depths is None or isinstance(depths, int):
+        start = self.stem(images)
+        some = [] if depth_vector is None else [way.output_of_some(start, self._positions(depth_vector))]
+        outputs = way.outputs(start)
+        if not some and (depths is None or isinstance(depths, int)):
             return outputs[wanted[0]]
-        return torch.stack([outputs[depth] for depth in wanted])
+        return torch.stack(some + [outputs[depth] for depth in wanted])
 
     def states(self, images: Tensor) -> Iterator[Tensor]:
         """Yield the trajectory x_0, …, x_N of a batch, one state at a time.
@@ -186,6 +194,15 @@ class ResidualNetwork(nn.Module):
         # The weights carry the description too: whatever a crash leaves, the two cannot be mixed up.
         write_tensors(folder / WEIGHTS_FILE, self.state_dict(), {"description": description})
         write_json(folder / CONFIG_FILE, {"format": "stagecost", **description, **details})
+
+    def _positions(self, depth_vector: Sequence[int]) -> list[int]:
+        """Return where the first M_s blocks of each stage stand."""
+        if not self.training:
+            raise StageCostError(
+                f"the output of depths {list(depth_vector)} has no running statistics for eval mode: "
+                "cut a copy (stagecost.surgery.copy_with_blocks) and recalibrate it"
+            )
+        return [self.block_indices.index(k) for k in first_blocks(self.stages, depth_vector)]
 
     def _check_images(self, images: Tensor) -> None:
         if images.dim() != 4:

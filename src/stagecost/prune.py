@@ -19,6 +19,7 @@ from stagecost.macs import count_parameters, macs_by_part
 from stagecost.network import ResidualNetwork
 from stagecost.objective import LossFunction
 from stagecost.search import StageDepths, search_stage_depths
+from stagecost.stages import first_blocks
 from stagecost.surgery import copy_with_blocks
 from stagecost.text import format_indices
 from stagecost.trajectory import Loader, Trajectory
@@ -131,7 +132,7 @@ def _candidates(
 ) -> list[StageDepths]:
     """Return the cuts to choose from, each with its accuracy."""
     if keep_per_stage is not None:
-        _check_stage_depths(network, keep_per_stage)
+        kept_indices(network, keep_per_stage)  # or say that it is impossible
     if keep_blocks is not None:
         least = len(network.stages)
         if isinstance(keep_blocks, bool) or not least <= keep_blocks <= network.num_blocks:
@@ -158,18 +159,6 @@ def _candidates(
     return cuts
 
 
-def _check_stage_depths(network: ResidualNetwork, keep_per_stage: Sequence[int]) -> None:
-    sizes = [len(stage) for stage in network.stages]
-    possible = len(keep_per_stage) == len(sizes) and all(
-        1 <= keep <= size for keep, size in zip(keep_per_stage, sizes, strict=True)
-    )
-    if not possible:
-        raise StageCostError(
-            f"keeping {list(keep_per_stage)} blocks is impossible in stages of {sizes}: give "
-            f"{len(sizes)} numbers, each from 1 to the size of its stage"
-        )
-
-
 def _choose(
     network: ResidualNetwork,
     cuts: Sequence[StageDepths],
@@ -192,9 +181,8 @@ def _choose(
 
 
 def kept_indices(network: ResidualNetwork, keep_per_stage: Sequence[int]) -> tuple[int, ...]:
-    """Return the paper's indices of the first M_s blocks of each stage."""
-    pairs = zip(network.stages, keep_per_stage, strict=True)
-    return tuple(k for stage, keep in pairs for k in stage[:keep])
+    """Return the paper's indices of the first M_s blocks of each stage (`stagecost.stages`)."""
+    return first_blocks(network.stages, keep_per_stage)
 
 
 def _plan(

@@ -8,7 +8,9 @@ from stagecost.data.batches import num_batches
 from stagecost.data.images import ImageSplit
 from stagecost.macs import macs_by_part
 from stagecost.models import create_model
+from stagecost.stages import Stages, first_blocks
 from stagecost.training.folder import RunFolder
+from stagecost.training.schedule import gamma_factor
 from stagecost.training.settings import RunSettings
 from stagecost.training.shrink import cut_of
 from stagecost.training.trained import open_trained
@@ -31,7 +33,8 @@ def training_macs(run: str | Path, history: Sequence[Mapping[str, Any]]) -> int:
     """Count the MACs of all passes of a run (`passes_of_an_epoch`).
 
     The network counts with the blocks that it had in each epoch, and with its terminal output; the
-    head's work for further outputs is left out.
+    head's work for further outputs is left out. Where the output of a vector of depths bore the stage
+    cost, its blocks count a second time.
 
     Args:
         run: its folder, with a checkpoint; its images are loaded.
@@ -44,9 +47,24 @@ def training_macs(run: str | Path, history: Sequence[Mapping[str, Any]]) -> int:
     whole = create_model(settings.model.model, **arguments, in_channels=image.channels)
     parts = macs_by_part(whole, (image.channels, image.size, image.size))
     passes = passes_of_an_epoch(settings, splits)
-    total, kept = 0, list(whole.block_indices)
-    for entry in history:
+    total, kept = 0, whole.block_indices
+    for epoch, entry in enumerate(history):
         total += passes * (parts[0] + sum(parts[1 + k] for k in kept) + parts[-1])
+        again = _blocks_again(settings, whole.stages, kept, epoch)
+        total += 3 * images_of_an_epoch(settings, splits) * sum(parts[1 + k] for k in again)
         cut = cut_of(entry)
-        kept = kept if cut is None else cut["kept_blocks"]
+        kept = kept if cut is None else tuple(cut["kept_blocks"])
     return total
+
+
+def _blocks_again(
+    settings: RunSettings, stages: Stages, kept: Sequence[int], epoch: int
+) -> tuple[int, ...]:
+    """Return the blocks that an epoch computes a second time, for the output of a vector of depths."""
+    vector, epochs = settings.variant.depth_vector, settings.training.epochs
+    if vector is None or settings.training.gamma == 0 or not settings.shrink.presses(epoch, epochs):
+        return ()
+    if gamma_factor(settings.variant.gamma_schedule, (epoch + 0.5) / epochs) == 0:
+        return ()
+    again = tuple(k for k in first_blocks(stages, vector) if k in kept)
+    return () if again == tuple(kept) else again

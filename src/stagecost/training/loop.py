@@ -287,6 +287,8 @@ def train_step(session: Session, images: Tensor, targets: Tensor) -> tuple[Objec
 def _objective(session: Session, images: Tensor, targets: Tensor) -> tuple[ObjectiveTerms, Tensor]:
     """Compute the objective, and the outputs that it is made of, the terminal one last."""
     settings, stage = session.settings, session.stage_depths()
+    vector = session.depth_vector()
+    weights = [*([] if vector is None else [1.0]), *(weight for _, weight in stage)]
     depths = [*(k for k, _ in stage), session.network.num_blocks]
     outputs = session.model(
         images,
@@ -295,6 +297,7 @@ def _objective(session: Session, images: Tensor, targets: Tensor) -> tuple[Objec
         fused=session.fused,
         checkpointing=settings.activation_checkpointing,
         branch_scales=session.branch_scales(),
+        depth_vector=vector,
     )
     # J_N with more weight on the terminal loss is a multiple of J_N with a smaller gamma.
     terminal_weight = session.terminal_weight()
@@ -304,7 +307,7 @@ def _objective(session: Session, images: Tensor, targets: Tensor) -> tuple[Objec
         session.current_gamma / terminal_weight,
         loss=loss_function(settings),
         stage_loss=stage_loss_function(session),
-        depth_weights=[weight for _, weight in stage],
+        depth_weights=weights,
         normalized=settings.normalized,
     )
     if terminal_weight != 1 and not settings.normalized:

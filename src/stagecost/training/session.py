@@ -26,6 +26,7 @@ from stagecost.objective import LossFunction, objective_scale, parameter_groups,
 from stagecost.random_streams import Stream, torch_generator
 from stagecost.sampling import sample_depths
 from stagecost.stage_losses import StageLoss, distilled, hinged
+from stagecost.stages import first_blocks
 from stagecost.surgery import keep_blocks
 from stagecost.training.checkpoint import Progress
 from stagecost.training.compiling import compile_in_place
@@ -103,7 +104,7 @@ class Session:
         strength = strength_after(losses, progress.reference, guess, epsilon, pieces)
         # Losses differ among processes: the first one decides for all.
         strength = self.fabric.broadcast(strength)
-        self.gamma = strength / sum(self.variant.weights(self.num_blocks))
+        self.gamma = strength / self.variant.total_weight(self.num_blocks)
         decay = residual_decay(self.settings, self.variant, self.gamma, self.num_blocks)
         for group in self.optimizer.param_groups:
             if group["name"] == "residual":
@@ -125,7 +126,21 @@ class Session:
         if not self.shrink.presses(self.progress.epoch, self.settings.epochs):
             least = self.network.num_blocks
         folded[:least] = [0.0] * least
+        if self._vector_left() == self.network.blocks_per_stage:
+            folded[-1] += 1.0  # what the vector names is all that is left
         return folded
+
+    def _vector_left(self) -> tuple[int, ...] | None:
+        """Return the vector of depths that bears the stage cost, in the network as it is now."""
+        vector, sizes = self.variant.depth_vector, self.network.blocks_per_stage
+        return None if vector is None else tuple(map(min, vector, sizes))
+
+    def depth_vector(self) -> tuple[int, ...] | None:
+        """Return the vector of depths whose output bears a stage cost in the coming step, or None."""
+        vector = self._vector_left()
+        presses = self.shrink.presses(self.progress.epoch, self.settings.epochs)
+        idle = not self.current_gamma or vector == self.network.blocks_per_stage
+        return None if idle or not presses else vector
 
     def stage_depths(self) -> list[tuple[int, float]]:
         """Return the depths that bear a stage cost in the coming step, with their c_k."""
@@ -221,6 +236,7 @@ def start_session(
             "give a smaller number"
         )
     settings.shrink.check_cuts([len(stage) for stage in network.stages])
+    _check_depth_vector(settings, network)
     gamma = _first_gamma(settings, num_blocks)
     fused = gamma > 0 and wants_fused(training, network, data)
     if kept_blocks is not None:
@@ -259,11 +275,25 @@ def start_session(
     )
 
 
+def _check_depth_vector(settings: RunSettings, network: ResidualNetwork) -> None:
+    vector = settings.variant.depth_vector
+    if vector is None:
+        return
+    if settings.shrink.shrink:
+        raise StageCostError(
+            "shrink looks for the depth that depth_vector gives: leave one out, or cut with cut_at"
+        )
+    if len(first_blocks(network.stages, vector)) == network.num_blocks:
+        raise StageCostError(
+            f"depth_vector {','.join(map(str, vector))} is the whole network: give fewer blocks"
+        )
+
+
 def _first_gamma(settings: RunSettings, num_blocks: int) -> float:
     gamma = settings.training.gamma
     if gamma != "auto":
         return 1 / num_blocks if gamma is None else gamma
-    return START / sum(settings.variant.weights(num_blocks))
+    return START / settings.variant.total_weight(num_blocks)
 
 
 def wants_fused(training: TrainingSettings, network: ResidualNetwork, data: DataBundle) -> bool:
@@ -320,6 +350,7 @@ def residual_decay(
     if not training.normalized:
         return training.weight_decay
     weights = stage_weights(gamma, num_blocks, variant.weights(num_blocks))
+    weights += [] if variant.depth_vector is None else [gamma]
     return training.weight_decay / objective_scale(weights)
 
 

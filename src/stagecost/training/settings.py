@@ -171,6 +171,8 @@ class VariantSettings:
         depth_weights: uniform, growing with k as (k+1)/N, or first: only the output behind
             first_depth blocks bears a stage cost.
         first_depth: outputs before this depth bear no stage cost.
+        depth_vector: blocks of each stage of a sub-network, such as 2,3,5, whose output bears the stage
+            cost instead of the outputs y_k: the network that a cut of each stage would leave.
         sampled_depths: how many depths bear the stage cost in a step, drawn anew each step so that its
             mean stays the same; 0 takes all.
         stage_loss: same, distilled (half of it from the detached terminal output) or hinged (only what
@@ -184,6 +186,7 @@ class VariantSettings:
     gamma_schedule: Literal["constant", "warmup", "early", "late", "falling"] = "constant"
     depth_weights: Literal["uniform", "growing", "first"] = "uniform"
     first_depth: int = 0
+    depth_vector: Sizes | None = None
     sampled_depths: int = 0
     stage_loss: Literal["same", "distilled", "hinged"] = "same"
     constant_head: bool = False
@@ -192,6 +195,8 @@ class VariantSettings:
 
     def weights(self, num_blocks: int) -> list[float]:
         """Return c_k for k = 0 … N-1."""
+        if self.depth_vector is not None:
+            return [0.0] * num_blocks
         match self.depth_weights:
             case "uniform":
                 chosen = [1.0] * num_blocks
@@ -201,12 +206,23 @@ class VariantSettings:
                 chosen = [float(k == self.first_depth) for k in range(num_blocks)]
         return [c if k >= self.first_depth else 0.0 for k, c in enumerate(chosen)]
 
+    def total_weight(self, num_blocks: int) -> float:
+        """Return Σ c_k, that of the output of a vector of depths included."""
+        return sum(self.weights(num_blocks)) + float(self.depth_vector is not None)
+
     def check(self) -> None:
         """Refuse impossible values.
 
         Raises:
             StageCostError: names the value and what is possible.
         """
+        only_outputs = ("depth_weights", "first_depth", "sampled_depths", "constant_head")
+        for name in () if self.depth_vector is None else only_outputs:
+            if getattr(self, name) != getattr(VariantSettings, name):
+                raise StageCostError(
+                    f"{name} is about the outputs y_k, which bear no stage cost with depth_vector "
+                    f"{','.join(map(str, self.depth_vector or ()))}: leave one of them out"
+                )
         for name in ("first_depth", "sampled_depths"):
             if getattr(self, name) < 0:
                 raise StageCostError(f"{name} is {getattr(self, name)}: give a number of at least 0")

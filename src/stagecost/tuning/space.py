@@ -72,4 +72,4 @@ def sampled_settings(trial: "optuna.Trial", given: Mapping[str, Any], num_blocks
     # c is the weight of all stage costs together, however many depths bear one, and how much.
     names = ("first_depth", "depth_weights")
     variant = VariantSettings(**{k: v for k, v in {**given, **chosen}.items() if k in names})
-    return {**chosen, "gamma": strength / sum(variant.weights(num_blocks))}
+    return {**chosen, "gamma": strength / variant.total_weight(num_blocks)}
