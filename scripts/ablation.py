@@ -1,105 +1,130 @@
-"""Compare the training variants on Fashion-MNIST: validation accuracy over depth, three seeds each.
+"""Compare the training variants by the recipe of the CPU tier: validation accuracy over depth.
 
-    python scripts/ablation.py [VARIANT …] [--data-root DIR] [--jobs 2]
+    python scripts/ablation.py [DATASET …] [--data-root DIR]
 
-Machine     two CPU cores, one run on each, one thread a run
-Runtime     about 80 seconds a run; about a quarter of an hour in all, resumable
+Machine     one of two CPU cores, one thread
+Runtime     Fashion-MNIST: half a minute a run, half an hour in all; CIFAR-10: one to two minutes a run,
+            an hour and a half in all; resumable
 Seeds       0, 1, 2
 
-Twelve homogeneous blocks of width 16 behind a stride of 2, 10,000 training and 5,000 validation images,
-six epochs, c = gamma·N = 1, normalised objective. Only validation images are read: the table is for
-choosing. One JSON file a variant goes to results/ablation.
+Every variant has Σ gamma·c_k = 1 at its full strength, a normalised objective (but one) and the weight
+decay of plain training, so that what differs is the variant alone. Only validation images are read: the
+table is for choosing. One JSON file a data set goes to results/ablation; it holds the variants of which
+all seeds are trained.
 """
 
 import argparse
-import json
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from circumstances import ROOT, circumstances
 
+DATASETS = ("fashion-mnist", "cifar10")
 SEEDS = (0, 1, 2)
-BASE: dict[str, Any] = {
-    "data": "fashion-mnist",
-    "model": "homogeneous",
-    "num_blocks": 12,
-    "width": 16,
-    "stem_stride": 2,
-    "limit_train": 15000,
-    "val_fraction": 1 / 3,
-    "epochs": 6,
-    "gamma": 1 / 12,
-    "normalize_objective": True,
-    "device": "cpu",
-}
+STRENGTH = 1.0
+"""Σ gamma·c_k."""
+GROUP_LASSO = 0.02
+"""Weight of the penalty; it was not tuned."""
+STAGED: dict[str, Any] = {"model": "staged", "blocks_per_stage": [4, 4, 4], "widths": [8, 16, 32]}
+
 VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {"gamma": 0.0},
-    "plain-4-blocks": {"gamma": 0.0, "num_blocks": 4},
     "uniform": {},
     "late": {"gamma_schedule": "late"},
+    "early": {"gamma_schedule": "early"},
+    "warmup": {"gamma_schedule": "warmup"},
+    "falling": {"gamma_schedule": "falling"},
+    "growing": {"depth_weights": "growing"},
     "from-4": {"first_depth": 4},
     "late-from-4": {"gamma_schedule": "late", "first_depth": 4},
     "distilled": {"stage_loss": "distilled"},
-    "constant-head": {"constant_head": True},
-    "growing": {"depth_weights": "growing"},
     "hinged": {"stage_loss": "hinged"},
-    "falling": {"gamma_schedule": "falling"},
+    "constant-head": {"constant_head": True},
+    "group-lasso": {"group_lasso": GROUP_LASSO},
+    "late-distilled": {"gamma_schedule": "late", "stage_loss": "distilled"},
+    "sampled-3": {"sampled_depths": 3},
+    "staged": STAGED,
+    "staged-average": {**STAGED, "projection": "average"},
 }
+"""Departures from the uniform, constant stage cost, by flag name."""
+
+
+def trials(dataset: str) -> dict[str, dict[str, Any]]:
+    """Return the settings of every training, by flag name, without data and seed."""
+    from stagecost.training.settings import VariantSettings
+    from stagecost_recipes.schedules import normalized_stage_cost
+    from stagecost_recipes.tiers import SUB_BLOCKS, base_recipe
+
+    plain, m = base_recipe("cpu", dataset), SUB_BLOCKS["cpu"]
+    n = plain["num_blocks"]
+    found = {
+        "plain": plain,
+        f"plain-{m}-blocks": {**plain, "num_blocks": m},
+        "not-normalised": {**plain, "gamma": STRENGTH / n},
+    }
+    for name, changes in VARIANTS.items():
+        weighted = {k: v for k, v in changes.items() if k in ("first_depth", "depth_weights")}
+        weights = VariantSettings(**weighted).total_weight(n)
+        cost = normalized_stage_cost(STRENGTH / weights, 1)
+        cost["weight_decay"] *= (1 + STRENGTH) / (1 + STRENGTH / weights)
+        kept = {
+            k: v for k, v in plain.items() if "model" not in changes or k not in ("num_blocks", "width")
+        }
+        found[name] = {**kept, **cost, **changes}
+    return found
 
 
 def main() -> None:
-    """Train the variants asked for and record what they did."""
+    """Train what is missing, and record the data sets asked for."""
     parser = argparse.ArgumentParser(description="Compare the training variants.")
-    parser.add_argument("variants", nargs="*", default=[])
+    parser.add_argument("datasets", nargs="*", default=[])
     parser.add_argument("--data-root", type=Path, help="folder with local copies of the data sets")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "ablation")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "ablation")
-    parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
-    names = options.variants or list(VARIANTS)
-    if unknown := sorted(set(names) - set(VARIANTS)):
-        sys.exit(f"variant {unknown[0]!r} is unknown: choose from {', '.join(VARIANTS)}")
-    pairs = list(product(SEEDS, names))
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        found = list(pool.map(partial(measure, options.data_root, options.work), pairs))
-    for name in names:
-        runs = [run for (_, variant), run in zip(pairs, found, strict=True) if variant == name]
-        record(name, runs, options.results / f"{name}.json")
+    if unknown := [name for name in options.datasets if name not in DATASETS]:
+        sys.exit(f"{unknown[0]!r} is unknown: choose from {', '.join(DATASETS)}")
+    for name in options.datasets or DATASETS:
+        record(name, options)
 
 
-def measure(data_root: Path | None, work: Path, pair: tuple[int, str]) -> dict[str, Any]:
-    """Train one variant with one seed, and return its validation accuracies over depth."""
+def record(dataset: str, options: argparse.Namespace) -> None:
+    """Train the variants on one data set, and write after each what they reached so far."""
     import torch
 
-    from stagecost.training.loop import train
+    from stagecost.storage import write_json
 
     torch.set_num_threads(1)
-    seed, name = pair
-    settings = {**BASE, **VARIANTS[name], "seed": seed}
-    if data_root is not None and (data_root / BASE["data"]).is_dir():
-        settings["data"] = str(data_root / BASE["data"])
-    result = train(settings, work / f"{name}-{seed}", resume=True, label=f"{name} {seed}")
-    last = result.history[-1]
-    return {"val_accuracies": last["val_accuracies"], "seconds": result.seconds}
+    runs: list[dict[str, Any]] = []
+    about = circumstances(f"python scripts/ablation.py {dataset}")
+    for name, settings in trials(dataset).items():
+        runs += [measure(dataset, name, settings, seed, options) for seed in SEEDS]
+        content = {"name": dataset, "seeds": list(SEEDS), **about, "runs": runs}
+        write_json(options.results / f"{dataset}.json", content)
 
 
-def record(name: str, runs: list[dict[str, Any]], target: Path) -> None:
-    """Write the outcome of a variant."""
-    content = {
-        "name": name,
-        "seeds": list(SEEDS),
-        **circumstances("python scripts/ablation.py"),
-        "threads": 1,
-        "settings": {**BASE, **VARIANTS[name]},
-        "runs": runs,
+def measure(
+    dataset: str, name: str, settings: dict[str, Any], seed: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Train one variant with one seed; return its accuracies over depth and its branches at zero."""
+    from stagecost.norms import squared_weight_norms
+    from stagecost.training.loop import train
+    from stagecost.training.trained import open_trained
+
+    root = options.data_root
+    data = str(root / dataset) if root is not None and (root / dataset).is_dir() else dataset
+    folder = options.work / dataset / f"{name}-{seed}"
+    result = train(
+        {**settings, "data": data, "seed": seed}, folder, resume=True, label=f"{dataset}: {name}, {seed}"
+    )
+    return {
+        "variant": name,
+        "seed": seed,
+        "settings": settings,
+        "val_accuracies": result.history[-1]["val_accuracies"],
+        "zero_branches": squared_weight_norms(open_trained(folder, device="cpu").network).count(0.0),
+        "seconds": result.seconds,
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
