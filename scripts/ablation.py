@@ -31,16 +31,16 @@ STAGED: dict[str, Any] = {"model": "staged", "blocks_per_stage": [4, 4, 4], "wid
 VARIANTS: dict[str, dict[str, Any]] = {
     "uniform": {},
     "late": {"gamma_schedule": "late"},
-    "early": {"gamma_schedule": "early"},
-    "warmup": {"gamma_schedule": "warmup"},
-    "falling": {"gamma_schedule": "falling"},
-    "growing": {"depth_weights": "growing"},
-    "from-4": {"first_depth": 4},
-    "late-from-4": {"gamma_schedule": "late", "first_depth": 4},
     "distilled": {"stage_loss": "distilled"},
     "hinged": {"stage_loss": "hinged"},
     "constant-head": {"constant_head": True},
     "group-lasso": {"group_lasso": GROUP_LASSO},
+    "late-from-4": {"gamma_schedule": "late", "first_depth": 4},
+    "growing": {"depth_weights": "growing"},
+    "falling": {"gamma_schedule": "falling"},
+    "warmup": {"gamma_schedule": "warmup"},
+    "early": {"gamma_schedule": "early"},
+    "from-4": {"first_depth": 4},
     "late-distilled": {"gamma_schedule": "late", "stage_loss": "distilled"},
     "sampled-3": {"sampled_depths": 3},
     "staged": STAGED,
@@ -51,12 +51,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def trials(dataset: str) -> dict[str, dict[str, Any]]:
     """Return the settings of every training, by flag name, without data and seed."""
-    from stagecost.training.settings import VariantSettings
-    from stagecost_recipes.schedules import normalized_stage_cost
+    from stagecost.training.settings import TrainingSettings, VariantSettings
     from stagecost_recipes.tiers import SUB_BLOCKS, base_recipe
 
     plain, m = base_recipe("cpu", dataset), SUB_BLOCKS["cpu"]
-    n = plain["num_blocks"]
+    n, decay = plain["num_blocks"], TrainingSettings.weight_decay * (1 + STRENGTH)
     found = {
         "plain": plain,
         f"plain-{m}-blocks": {**plain, "num_blocks": m},
@@ -65,11 +64,9 @@ def trials(dataset: str) -> dict[str, dict[str, Any]]:
     for name, changes in VARIANTS.items():
         weighted = {k: v for k, v in changes.items() if k in ("first_depth", "depth_weights")}
         weights = VariantSettings(**weighted).total_weight(n)
-        cost = normalized_stage_cost(STRENGTH / weights, 1)
-        cost["weight_decay"] *= (1 + STRENGTH) / (1 + STRENGTH / weights)
-        kept = {
-            k: v for k, v in plain.items() if "model" not in changes or k not in ("num_blocks", "width")
-        }
+        own_shape = ("num_blocks", "width") if "model" in changes else ()
+        kept = {k: v for k, v in plain.items() if k not in own_shape}
+        cost = {"gamma": STRENGTH / weights, "normalize_objective": True, "weight_decay": decay}
         found[name] = {**kept, **cost, **changes}
     return found
 

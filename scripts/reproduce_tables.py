@@ -47,9 +47,11 @@ begin a later stage.
 STAGED = """\
 ### A staged network, cut in the training
 
-27 blocks in three stages, nine of them left after a fifth of the epochs; all arms have the same number
-of epochs. Test accuracy in percent (mean ± standard deviation over seeds), read once; MACs as parts of
-those of the plain, whole network.
+27 blocks in three stages, ten of them left: of `stage_cut` and `control_cut` after a fifth of the
+epochs, of `vector_pruned` and `plain_pruned` at the end, without training after the cut. `vector_full`
+has the stage cost on the output of the vector of depths that is kept. All arms have the same number of
+epochs. Test accuracy in percent (mean ± standard deviation over seeds); MACs as parts of those of the
+plain, whole network.
 """
 
 
@@ -109,14 +111,15 @@ def _staged(records: Sequence[Record]) -> list[str]:
             parts = (f"{row[key] / full[key]:.2f}×" for key in ("macs", "training_macs"))
             cells = (row["arm"], row["num_blocks"], _accuracy(row), *parts)
             lines.append(_line(f"{record['tier']}, {record['dataset']}", *cells))
-    lines += ["", "Points of `stage_cut` above the others, differences of the means:", ""]
-    lines += _header("tier, data", "plain_full", "plain_final", "control_cut", "MACs saved")
+    lines += ["", "Points of the cut networks above the others, differences of the means:", ""]
+    lines += _header("tier, data", "arm", "plain_full", "plain_final", "control_cut", "MACs saved")
     for record in records:
         for row in record["differences"]:
             keys = ("to_plain_full", "to_plain_final", "to_control_cut")
             points = (_number(row[key], "+") for key in keys)
             saved = f"{100 * row['macs_saved']:.0f} %"
-            lines.append(_line(f"{record['tier']}, {row['dataset']}", *points, saved))
+            name = f"{record['tier']}, {row['dataset']}"
+            lines.append(_line(name, row["arm"], *points, saved))
     return lines
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ablation_tables import ablation_section
 from benchmark_tables import benchmark_section, kernels_section
 from gamma_tables import OTHER_RULES, gamma_section
 from reproduce_tables import reproduce_section
@@ -32,14 +33,6 @@ One run each (`python scripts/record_runs.py`): train with a stage cost, analyse
 one point of validation accuracy without retraining, read the test images once at the end. These are
 short trainings on two CPU cores. They show that the way works; they are no comparison with plain
 training.
-"""
-ABLATION = """\
-## Training variants
-
-`python scripts/ablation.py`: Fashion-MNIST, 12 homogeneous blocks, 10,000 training images, six epochs,
-c = gamma·N = 1. Validation accuracy (mean ± standard deviation over seeds) of the first blocks alone;
-depth 12 is the whole network. Test images are not read. `plain` is gamma = 0; `plain-4-blocks` is a
-network of 4 blocks trained alone. Sorted by the accuracy at depth 4. The times are rough.
 """
 SHRINK = """\
 ## Depth that shrinks
@@ -94,8 +87,7 @@ def render() -> str:
     lines = [INTRODUCTION, _row(COLUMNS), _row(["---"] * len(COLUMNS))]
     lines += [_row(_cells(record)) for record in runs]
     lines += ["", "How each was made:", "", *(_circumstances(record) for record in runs)]
-    if ablation := _records("ablation"):
-        lines += ["", ABLATION, *_ablation_table(ablation)]
+    lines += ablation_section(_records("ablation"))
     if benchmark := benchmark_section(_records("benchmark")):
         lines += ["", *benchmark]
     lines += kernels_section(_records("kernels"))
@@ -189,33 +181,6 @@ def _importance_table(record: dict[str, Any]) -> list[str]:
         lines.append(f"| {training} | {' | '.join(cells)} |")
     about = f"commit {record['commit']}, {record['machine']}, {record['threads']} thread"
     return [*lines, "", f"[digits.json](importance/digits.json): seeds {record['seeds']}, {about}."]
-
-
-def _ablation_table(records: list[dict[str, Any]]) -> list[str]:
-    depths = (2, 4, 6, 8, 12)
-    header = ["variant", *(f"depth {k}" for k in depths), "training"]
-    lines = [_row(header), _row(["---"] * len(header))]
-    order = sorted(records, key=lambda record: -_accuracies(record, 4)[0])
-    for record in order:
-        cells = [_mean_and_spread(_accuracies(record, k)) for k in depths]
-        seconds = statistics.mean(run["seconds"] for run in record["runs"])
-        link = f"[{record['name']}](ablation/{record['name']}.json)"
-        lines.append(_row([link, *cells, f"{seconds:.0f} s"]))
-    one = records[0]
-    about = f"commit {one['commit']}, {one['machine']}, {one['threads']} thread a run"
-    return [*lines, "", f"Seeds {one['seeds']}, {about}, torch {one['versions']['torch']}."]
-
-
-def _accuracies(record: dict[str, Any], depth: int) -> list[float]:
-    """Return the accuracy at a depth for each seed; a network that is not so deep has none."""
-    curves = [run["val_accuracies"] for run in record["runs"]]
-    return [curve[depth] for curve in curves if depth < len(curve)] or [-1.0]
-
-
-def _mean_and_spread(values: list[float]) -> str:
-    if values == [-1.0]:
-        return ""
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
 def _cells(record: dict[str, Any]) -> list[str]:

@@ -66,19 +66,12 @@ def settings_of(trial: dict[str, Any]) -> dict[str, Any]:
 
 def after_the_cut(run: Path, keep: list[int]) -> float:
     """Return the validation accuracy of a finished network cut to so many blocks of each stage."""
-    from stagecost.calibration import recalibrate
-    from stagecost.data.batches import eval_batches
-    from stagecost.prune import kept_indices
-    from stagecost.surgery import copy_with_blocks
-    from stagecost.training.session import CALIBRATION_IMAGES
     from stagecost.training.trained import open_trained
-    from stagecost.trajectory import terminal_score
+    from stagecost.verbs.summaries import evaluation
+    from stagecost_recipes.cuts import first_of_each_stage
 
-    opened = open_trained(run, device="cpu")
-    splits, image_format = opened.load("train", "val").splits, opened.image_format
-    small = copy_with_blocks(opened.network, kept_indices(opened.network, keep))
-    recalibrate(small, eval_batches(splits["train"].first(CALIBRATION_IMAGES), image_format))
-    return terminal_score(small, eval_batches(splits["val"], image_format))[0]
+    small = first_of_each_stage(open_trained(run, device="cpu"), keep)
+    return float(evaluation(small, "val")["accuracy"])
 
 
 def main() -> None:

@@ -57,7 +57,8 @@ ROOT = Path(__file__).resolve().parent.parent
 KEYS = {"experiment", "title", "tier", "rows", "figures", "records"}
 ROW_KEYS = {"dataset", "arm", "num_blocks", "test_accuracies", "mean", "std", "paper"}
 ROW_KEYS |= {"seeds", "training_macs", "seconds", "val_accuracies", "parameters", "macs"}
-STAGED_DIFFERENCE_KEYS = {"dataset", "to_plain_full", "to_plain_final", "to_control_cut", "macs_saved"}
+STAGED_DIFFERENCE_KEYS = {"dataset", "arm", "macs_saved", "to_plain_full"}
+STAGED_DIFFERENCE_KEYS |= {"to_plain_final", "to_control_cut"}
 DIFFERENCE_KEYS = {"dataset", "full_depth", "pruned", "paper_full_depth", "paper_pruned"}
 BOUND_KEYS = {"dataset", "num_blocks", "sub_blocks", "objective", "right_hand_side", "holds"}
 BOUND_KEYS |= {"tightness", "gamma", "weight_decay", "seed", "predicted_blocks"}
@@ -207,12 +208,16 @@ def test_staged(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     rows = {row["arm"]: row for row in found["rows"]}
     assert list(rows) == list(staged.ARMS)
     assert all(set(row) == ROW_KEYS and row["paper"] is None for row in found["rows"])
-    assert [row["num_blocks"] for row in found["rows"]] == [6, 3, 3, 3]
-    assert rows["stage_cut"]["macs"] == rows["control_cut"]["macs"] == rows["plain_final"]["macs"]
+    assert [row["num_blocks"] for row in found["rows"]] == [6, 3, 3, 3, 6, 3, 3]
+    small = ("stage_cut", "control_cut", "plain_final", "vector_pruned", "plain_pruned")
+    assert len({rows[arm]["macs"] for arm in small}) == 1
+    assert rows["vector_pruned"]["training_macs"] > rows["plain_pruned"]["training_macs"]
+    assert rows["plain_pruned"]["training_macs"] == rows["plain_full"]["training_macs"]
     whole, cut = rows["plain_full"], rows["stage_cut"]
     assert rows["plain_final"]["training_macs"] < cut["training_macs"] < whole["training_macs"]
-    (difference,) = found["differences"]
-    assert set(difference) == STAGED_DIFFERENCE_KEYS
+    assert [row["arm"] for row in found["differences"]] == list(staged.COMPARED)
+    assert all(set(row) == STAGED_DIFFERENCE_KEYS for row in found["differences"])
+    difference = found["differences"][0]
     assert difference["to_plain_full"] == pytest.approx(cut["mean"] - whole["mean"])
     assert difference["macs_saved"] == pytest.approx(1 - cut["macs"] / whole["macs"])
     assert "gamma = 0, cut alike" in shown(capsys, monkeypatch, found)

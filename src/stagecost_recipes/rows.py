@@ -2,13 +2,12 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from stagecost.surgery import copy_with_blocks
 from stagecost.training.cost import training_macs
 from stagecost.training.trained import Trained
 from stagecost.verbs.summaries import evaluation
+from stagecost_recipes.cuts import first_blocks, first_of_each_stage
 from stagecost_recipes.experiment import Context, Row
 from stagecost_recipes.paper import paper_accuracy
 from stagecost_recipes.runs import Run
@@ -39,7 +38,11 @@ def accuracy_row(
 
 
 def row_of_runs(
-    context: Context, arm: str, runs: Sequence[Run], keep: int | None = None, **more: Any
+    context: Context,
+    arm: str,
+    runs: Sequence[Run],
+    keep: int | Sequence[int] | None = None,
+    **more: Any,
 ) -> Row:
     """Return the row of an arm: trained networks, or what is left of them, on the test images.
 
@@ -47,11 +50,10 @@ def row_of_runs(
         context: says which data set and seeds.
         arm: name of the arm.
         runs: one a seed.
-        keep: how many of the first blocks are judged; all of them if None.
+        keep: how many of the first blocks are judged, or of each stage's; all of them if None.
         more: further entries.
     """
-    last = -1 if keep is None else keep
-    judged = [_first_blocks(one.open(), keep) for one in runs]
+    judged = [_kept(one.open(), keep) for one in runs]
     tests = [evaluation(trained, "test") for trained in judged]
     costs = [training_macs(one.folder, one.result.history) for one in runs]
     return accuracy_row(
@@ -61,7 +63,7 @@ def row_of_runs(
         context.seeds,
         num_blocks=tests[0]["num_blocks"],
         **more,
-        val_accuracies=[one.result.history[-1]["val_accuracies"][last] for one in runs],
+        val_accuracies=[_val_accuracy(*pair, keep) for pair in zip(runs, judged, strict=True)],
         parameters=tests[0]["parameters"],
         macs=tests[0]["macs"],
         training_macs=round(statistics.mean(costs)),
@@ -69,11 +71,18 @@ def row_of_runs(
     )
 
 
-def _first_blocks(trained: Trained, keep: int | None) -> Trained:
-    network = trained.network
+def _kept(trained: Trained, keep: int | Sequence[int] | None) -> Trained:
     if keep is None:
         return trained
-    return replace(trained, network=copy_with_blocks(network, network.block_indices[:keep]))
+    return first_blocks(trained, keep) if isinstance(keep, int) else first_of_each_stage(trained, keep)
+
+
+def _val_accuracy(run: Run, judged: Trained, keep: int | Sequence[int] | None) -> float:
+    """Return the accuracy on validation images; the trajectory tells that of a truncation."""
+    if keep is None or isinstance(keep, int):
+        accuracy: float = run.result.history[-1]["val_accuracies"][-1 if keep is None else keep]
+        return accuracy
+    return float(evaluation(judged, "val")["accuracy"])
 
 
 def sample_std(values: Sequence[float]) -> float | None:

@@ -116,12 +116,11 @@ def _difference_table(rows: Sequence[Row]) -> Table:
 
 def _staged_differences(rows: Sequence[Row]) -> Table:
     names = ("plain, full", "plain, of its shape", "gamma = 0, cut alike", "MACs saved")
-    table = _table("Points of the cut network above", "data set", *names)
-    table.columns[1].justify = "right"
+    table = _table("Points of the cut networks above", "data set", "arm", *names)
     for row in rows:
         keys = ("to_plain_full", "to_plain_final", "to_control_cut")
         saved = f"{100 * row['macs_saved']:.0f} %"
-        table.add_row(row["dataset"], *(_points(row[key], "+") for key in keys), saved)
+        table.add_row(row["dataset"], row["arm"], *(_points(row[key], "+") for key in keys), saved)
     return table
 
 
