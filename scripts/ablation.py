@@ -24,8 +24,8 @@ DATASETS = ("fashion-mnist", "cifar10")
 SEEDS = (0, 1, 2)
 STRENGTH = 1.0
 """Σ gamma·c_k."""
-GROUP_LASSO = 0.02
-"""Weight of the penalty; it was not tuned."""
+GROUP_LASSO = (0.02, 0.2)
+"""Weights of the penalty; they were not tuned."""
 STAGED: dict[str, Any] = {"model": "staged", "blocks_per_stage": [4, 4, 4], "widths": [8, 16, 32]}
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -34,7 +34,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "distilled": {"stage_loss": "distilled"},
     "hinged": {"stage_loss": "hinged"},
     "constant-head": {"constant_head": True},
-    "group-lasso": {"group_lasso": GROUP_LASSO},
+    "group-lasso": {"group_lasso": GROUP_LASSO[0]},
+    "strong-group-lasso": {"group_lasso": GROUP_LASSO[1]},
     "late-from-4": {"gamma_schedule": "late", "first_depth": 4},
     "growing": {"depth_weights": "growing"},
     "falling": {"gamma_schedule": "falling"},
