@@ -3,8 +3,8 @@
     python scripts/ablation.py [DATASET …] [--data-root DIR]
 
 Machine     one of two CPU cores, one thread
-Runtime     Fashion-MNIST: half a minute a run, half an hour in all; CIFAR-10: one to two minutes a run,
-            an hour and a half in all; resumable
+Runtime     Fashion-MNIST: a minute a run, an hour in all; CIFAR-10: three minutes a run, three hours in
+            all; resumable
 Seeds       0, 1, 2
 
 Every variant has Σ gamma·c_k = 1 at its full strength, a normalised objective (but one) and the weight

@@ -134,7 +134,9 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return read_checkpoint(folder / "last.safetensors").network().state_dict()
 
 
-def test_a_step_is_that_of_a_loop_written_by_hand(tmp_path: Path, monkeypatch: object) -> None:
+def test_a_step_is_that_of_a_loop_written_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One step of SGD on (L_N + gamma·L_M)/(1 + gamma), by two passes of two networks."""
     gamma, seen = 2.0, []
     settings = {**TINY, **STAGED, "gamma": gamma, "normalize_objective": True, "epochs": 1}
@@ -157,7 +159,7 @@ def test_a_step_is_that_of_a_loop_written_by_hand(tmp_path: Path, monkeypatch: o
                 torch.testing.assert_close(gradient, expected[key])
         return train_step(session, batch, targets)
 
-    monkeypatch.setattr(loop, "train_step", look)  # type: ignore[attr-defined]
+    monkeypatch.setattr(loop, "train_step", look)
     train(settings, tmp_path / "run")
     assert len(seen) == 1
 
