@@ -5,18 +5,16 @@ from dataclasses import replace
 
 from stagecost.calibration import recalibrate
 from stagecost.data.batches import eval_batches
+from stagecost.network import ResidualNetwork
 from stagecost.prune import kept_indices
 from stagecost.surgery import copy_with_blocks
+from stagecost.training.session import CALIBRATION_IMAGES
 from stagecost.training.trained import Trained
 
-CALIBRATION_IMAGES = 2048
-"""Training images from which BatchNorm statistics are estimated anew."""
 
-
-def first_blocks(trained: Trained, keep: int) -> Trained:
-    """Return the first blocks of a network; in a homogeneous one this is exact."""
-    network = trained.network
-    return replace(trained, network=copy_with_blocks(network, network.block_indices[:keep]))
+def first_blocks(network: ResidualNetwork, count: int) -> ResidualNetwork:
+    """Return a copy of the first blocks and the head."""
+    return copy_with_blocks(network, network.block_indices[:count])
 
 
 def first_of_each_stage(trained: Trained, keep: Sequence[int]) -> Trained:

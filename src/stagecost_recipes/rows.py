@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from stagecost.training.cost import training_macs
@@ -74,7 +75,9 @@ def row_of_runs(
 def _kept(trained: Trained, keep: int | Sequence[int] | None) -> Trained:
     if keep is None:
         return trained
-    return first_blocks(trained, keep) if isinstance(keep, int) else first_of_each_stage(trained, keep)
+    if isinstance(keep, int):
+        return replace(trained, network=first_blocks(trained.network, keep))
+    return first_of_each_stage(trained, keep)
 
 
 def _val_accuracy(run: Run, judged: Trained, keep: int | Sequence[int] | None) -> float:

@@ -11,7 +11,8 @@ from stagecost.benchmark.peer_channels import prune_channels
 from stagecost.benchmark.plain_twin import network_of_twin, plain_twin
 from stagecost.macs import count_macs
 from stagecost.network import ResidualNetwork
-from stagecost_recipes.peer_arms.cuts import finetuned, first_blocks
+from stagecost_recipes.cuts import first_blocks
+from stagecost_recipes.peer_arms.cuts import finetuned
 from stagecost_recipes.peer_arms.outcome import Cost, Outcome
 from stagecost_recipes.peer_arms.protocol import Protocol
 from stagecost_recipes.runs import Run

@@ -2,11 +2,11 @@
 
 from stagecost.macs import count_macs
 from stagecost.network import ResidualNetwork
-from stagecost.surgery import copy_with_blocks
 from stagecost.training.cost import passes_of_an_epoch
 from stagecost.training.session import start_session
 from stagecost.training.trained import Trained
 from stagecost.verbs.pruning import finetune_settings, train_in_memory
+from stagecost_recipes.cuts import first_blocks
 from stagecost_recipes.peer_arms.outcome import Cost, Outcome, measured
 from stagecost_recipes.peer_arms.protocol import Protocol
 from stagecost_recipes.runs import Run
@@ -29,11 +29,6 @@ def truncated_and_finetuned(protocol: Protocol, run: Run) -> list[Outcome]:
     trained = run.open()
     small = first_blocks(trained.network, protocol.sub_blocks)
     return [finetuned(trained, small, protocol, Cost.of(run))]
-
-
-def first_blocks(network: ResidualNetwork, count: int) -> ResidualNetwork:
-    """Return a copy of the first blocks and the head."""
-    return copy_with_blocks(network, network.block_indices[:count])
 
 
 def finetuned(trained: Trained, small: ResidualNetwork, protocol: Protocol, before: Cost) -> Outcome:
