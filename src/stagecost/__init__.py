@@ -10,72 +10,50 @@ from typing import TYPE_CHECKING, Any
 from stagecost.errors import StageCostError
 
 if TYPE_CHECKING:
-    from stagecost.block import ResidualBlock
     from stagecost.calibration import calibrate_outputs, recalibrate
+    from stagecost.cut import Cut
+    from stagecost.dynamics import Pass, ResidualBlock
     from stagecost.head import OutputHead
     from stagecost.importance import block_importance, removal_cost
     from stagecost.macs import count_macs, count_parameters
-    from stagecost.models import create_model, list_models, load
+    from stagecost.models.catalogue import create_model, list_models, load
+    from stagecost.models.registry import register_model
     from stagecost.network import ResidualNetwork
-    from stagecost.objective import parameter_groups, stage_cost_objective
+    from stagecost.objective import StageCost, parameter_groups
     from stagecost.prune import PruningPlan, carry_optimizer, plan_pruning
-    from stagecost.registry import register_model
-    from stagecost.training.loop import train
+    from stagecost.runs.training import train
     from stagecost.trajectory import Trajectory, loss_trajectory, needed_blocks
 
 __version__ = version("stagecost")
 
 _HOMES = {
+    "Cut": "cut",
     "OutputHead": "head",
+    "Pass": "dynamics",
     "PruningPlan": "prune",
-    "ResidualBlock": "block",
+    "ResidualBlock": "dynamics",
     "ResidualNetwork": "network",
+    "StageCost": "objective",
     "Trajectory": "trajectory",
     "block_importance": "importance",
     "calibrate_outputs": "calibration",
     "carry_optimizer": "prune",
     "count_macs": "macs",
     "count_parameters": "macs",
-    "create_model": "models",
-    "list_models": "models",
-    "load": "models",
+    "create_model": "models.catalogue",
+    "list_models": "models.catalogue",
+    "load": "models.catalogue",
     "loss_trajectory": "trajectory",
     "needed_blocks": "trajectory",
     "parameter_groups": "objective",
     "plan_pruning": "prune",
     "recalibrate": "calibration",
-    "register_model": "registry",
+    "register_model": "models.registry",
     "removal_cost": "importance",
-    "stage_cost_objective": "objective",
-    "train": "training.loop",
+    "train": "runs.training",
 }
 
-__all__ = [
-    "OutputHead",
-    "PruningPlan",
-    "ResidualBlock",
-    "ResidualNetwork",
-    "StageCostError",
-    "Trajectory",
-    "__version__",
-    "block_importance",
-    "calibrate_outputs",
-    "carry_optimizer",
-    "count_macs",
-    "count_parameters",
-    "create_model",
-    "list_models",
-    "load",
-    "loss_trajectory",
-    "needed_blocks",
-    "parameter_groups",
-    "plan_pruning",
-    "recalibrate",
-    "register_model",
-    "removal_cost",
-    "stage_cost_objective",
-    "train",
-]
+__all__ = ["StageCostError", "__version__", *_HOMES]  # noqa: PLE0604 (names are the keys)
 
 
 def __getattr__(name: str) -> Any:

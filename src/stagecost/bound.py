@@ -21,14 +21,15 @@ from itertools import accumulate
 import torch
 
 from stagecost.errors import StageCostError
-from stagecost.models import create_model
+from stagecost.models.catalogue import create_model
 from stagecost.network import ResidualNetwork
+from stagecost.objective import StageCost
 
 
 def objective(
     losses: Sequence[float], squared_norms: Sequence[float], gamma: float, weight_decay: float
 ) -> float:
-    """Compute J_N = gamma·Σ_{k<N} L_k + L_N + (lambda/2)·Σ_{k<N} ‖w_F,k‖².
+    """Compute the paper's J_N from numbers (`StageCost.objective`).
 
     Args:
         losses: L_0 … L_N.
@@ -37,7 +38,9 @@ def objective(
         weight_decay: lambda.
     """
     _check_lengths(losses, squared_norms)
-    return gamma * sum(losses[:-1]) + losses[-1] + weight_decay / 2 * sum(squared_norms)
+    stage_cost = StageCost.uniform(len(squared_norms), gamma)
+    visited = losses[-len(stage_cost.outputs) :]
+    return stage_cost.objective(visited, squared_norms, weight_decay)
 
 
 def right_hand_side(

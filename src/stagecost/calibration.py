@@ -1,11 +1,17 @@
-"""Estimating BatchNorm statistics anew: of outputs that training did not visit, and after surgery."""
+"""Estimating BatchNorm statistics anew: of outputs that training did not visit, and after a cut.
 
-from collections.abc import Iterable, Sequence
+The loader is to give images drawn at random: data often lie sorted by class, and the first of them are
+no sample. Every image counts alike, whatever the sizes of the batches.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from stagecost.cut import Cut
+from stagecost.errors import StageCostError
 from stagecost.head import OutputBatchNorm2d
 from stagecost.network import ResidualNetwork
 from stagecost.trajectory import Loader, device_of, evaluation_mode
@@ -19,45 +25,20 @@ def calibrate_outputs(network: ResidualNetwork, loader: Loader, depths: Sequence
 
     Args:
         network: a head without statistics for each output is left as it is.
-        loader: batches of (images, targets) from the training data.
+        loader: batches of (images, targets), a random sample of the training data.
         depths: which outputs; the statistics of all others stay as they are.
+
+    Raises:
+        StageCostError: the loader gives no batch.
     """
     norms = [m for m in network.head.modules() if isinstance(m, OutputBatchNorm2d)]
     norms = [norm for norm in norms if norm.statistics == "per_output"]
     if not norms or not depths:
         return
-    momenta = [norm.momentum for norm in norms]
     with evaluation_mode(network):
         for norm in norms:
             norm.train()
-            norm.momentum = None  # a cumulative average: every batch counts alike
-            _forget(norm, depths)
-        for images, _ in loader:
-            network(images.to(device_of(network)), depths=list(depths))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-
-
-def _forget(norm: OutputBatchNorm2d, depths: Sequence[int]) -> None:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
-    rows = list(depths)
-    norm.running_mean[rows] = 0.0
-    norm.running_var[rows] = 1.0
-    norm.num_batches_tracked[rows] = 0
-
-
-class _AllOutputs(nn.Module):
-    """Visits every output, so that `update_bn` estimates the statistics of all of them."""
-
-    def __init__(self, network: ResidualNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        outputs: Tensor = self.network(images, depths="all")
-        return outputs
+        _estimate(network, loader, norms, [Cut.first(k) for k in depths])
 
 
 def recalibrate(network: ResidualNetwork, loader: Loader) -> None:
@@ -65,8 +46,80 @@ def recalibrate(network: ResidualNetwork, loader: Loader) -> None:
 
     Args:
         network: its running statistics are replaced, its weights are not touched.
-        loader: batches of (images, targets) from the training data, without augmentation.
+        loader: batches of (images, targets), a random sample of the training data, not augmented.
+
+    Raises:
+        StageCostError: the loader gives no batch.
     """
-    batches: Iterable[Tensor] = (images.to(device_of(network)) for images, _ in loader)
-    with torch.no_grad():
-        update_bn(batches, _AllOutputs(network))
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    with evaluation_mode(network):
+        for norm in norms:
+            norm.train()
+        _estimate(network, loader, norms, [Cut.first(k) for k in range(network.num_blocks + 1)])
+
+
+def _estimate(
+    network: ResidualNetwork, loader: Loader, norms: Sequence[_BatchNorm], cuts: Sequence[Cut]
+) -> None:
+    """Set the statistics that a pass visits to those of all images together."""
+    estimates = [_Estimate(norm) for norm in norms]
+    num_samples = 0
+    with _momentum(norms, 1.0):  # each batch leaves its own statistics behind
+        for images, _ in loader:
+            network(images.to(device_of(network)), cuts)
+            for estimate in estimates:
+                estimate.add(len(images))
+            num_samples += len(images)
+    if num_samples == 0:
+        raise StageCostError("there are no images to estimate statistics from: give at least one")
+    for estimate in estimates:
+        estimate.apply()
+
+
+class _Estimate:
+    """Mean and variance of what a norm saw, over batches of any size: V = E[v] + E[m²] − E[m]²."""
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        assert norm.num_batches_tracked is not None
+        self.mean, self.var, self.count = norm.running_mean, norm.running_var, norm.num_batches_tracked
+        self.before = self.mean.clone(), self.var.clone()
+        self.seen, self.first = self.count.clone(), self.count.clone()
+        self.sums = torch.zeros(3, *self.mean.shape, dtype=torch.float64, device=self.mean.device)
+        self.samples = torch.zeros_like(self.count)
+
+    def add(self, num_samples: int) -> None:
+        """Take the statistics of the batch, where there are some."""
+        visited = self.count > self.seen
+        self.seen = self.count.clone()
+        self.samples += visited * num_samples
+        mean = self.mean.double()
+        weights = _rows(visited) * num_samples
+        self.sums += weights * torch.stack([mean, self.var.double(), mean.square()])
+
+    def apply(self) -> None:
+        """Give the norm its estimates where it was visited, and what it had elsewhere."""
+        visited = _rows(self.samples > 0)
+        mean, var, square = self.sums / _rows(self.samples).clamp_min(1)
+        estimates = mean, var + square - mean.square()
+        for buffer, before, estimate in zip((self.mean, self.var), self.before, estimates, strict=True):
+            buffer.copy_(torch.where(visited, estimate.to(buffer.dtype), before))
+        self.count.copy_(torch.where(self.samples > 0, self.count - self.first, self.first))
+
+
+def _rows(values: torch.Tensor) -> torch.Tensor:
+    """View one value a row of statistics, (R,) or (), so that it broadcasts over (R, C) or (C,)."""
+    return values.unsqueeze(-1) if values.dim() else values
+
+
+@contextmanager
+def _momentum(norms: Sequence[_BatchNorm], momentum: float) -> Iterator[None]:
+    own = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = momentum
+    try:
+        yield
+    finally:
+        for norm, value in zip(norms, own, strict=True):
+            norm.momentum = value

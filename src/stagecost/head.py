@@ -1,20 +1,17 @@
 """The output head H and its normalisation, which sees the states of every depth.
 
-A head BatchNorm that serves N+1 outputs meets N+1 distributions. One set of running statistics,
-updated once an output, fits none of them in eval mode. So the policy is explicit:
+A head BatchNorm that serves N+1 outputs meets N+1 distributions. One set of running statistics, updated
+once an output, fits none of them in eval mode. So the policy is explicit:
 
 `per_output` (default)
     Each output has running statistics of its own (buffers; the affine weights are shared, so no
     parameter is added). Eval mode is exact for every depth, and a truncated network takes along
     the row of its own last state.
-`shared`
-    One set for all outputs, updated once an output: what an ordinary `BatchNorm2d` would do.
-    Its statistics are a mixture. Kept for comparison.
 `terminal`
     One set, updated by the terminal output alone: the terminal output is exactly that of plain
     training, intermediate outputs are normalised in eval mode as if they came from x_N.
 
-In training mode all three normalise each output by the statistics of its own batch.
+In training mode both normalise each output by the statistics of its own batch.
 """
 
 from collections.abc import Sequence
@@ -25,12 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stagecost.chains import hooked
 from stagecost.errors import StageCostError
-from stagecost.kernels import per_channel
-from stagecost.native import pooled
 
-StatisticsPolicy = Literal["per_output", "shared", "terminal"]
+StatisticsPolicy = Literal["per_output", "terminal"]
 
 
 class OutputBatchNorm2d(_BatchNorm):
@@ -69,10 +63,6 @@ class OutputBatchNorm2d(_BatchNorm):
             state: (B, C, H, W), x_k after its skip chain.
             depth: k, from 0 to N.
         """
-        if not self.training and state.dtype == self.weight.dtype:
-            scale, shift = self.running_affine()
-            row = self.row(depth)
-            return affine(state, scale[row], shift[row])
         if self.training and not self.tracks(depth):
             return F.batch_norm(state, None, None, self.weight, self.bias, training=True, eps=self.eps)
         assert self.running_mean is not None
@@ -98,44 +88,24 @@ class OutputBatchNorm2d(_BatchNorm):
         terminal = depth == self.num_outputs - 1
         return self.track_running_stats and (self.statistics != "terminal" or terminal)
 
-    def running_affine(self) -> tuple[Tensor, Tensor]:
-        """Return scale and shift, (R, C), that make up the normalisation in eval mode."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        return scale, self.bias - self.running_mean * scale
-
     @torch.no_grad()
     def track(self, depths: Sequence[int], means: Tensor, variances: Tensor) -> None:
         """Move the running statistics of some depths, as `forward` would for one after the other.
 
         Args:
-            depths: K different depths, ascending.
+            depths: K different depths.
             means: (K, C), of their batches.
             variances: (K, C), unbiased.
         """
-        kept = [i for i, depth in enumerate(depths) if self.tracks(depth)]
-        if not kept:
-            return
         assert self.running_mean is not None
         assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        # As BatchNorm's own updates, these are no changes that autograd has to mind (`.data`).
-        running_mean, running_var = self.running_mean.data, self.running_var.data
-        if self.statistics == "per_output" and self.momentum is not None:
-            rows = torch.tensor([depths[i] for i in kept], device=means.device)
-            self.num_batches_tracked[rows] += 1
-            for running, values in (
-                (running_mean, means[kept]),
-                (running_var, variances[kept]),
-            ):
-                running[rows] = torch.lerp(running[rows], values.to(running.dtype), self.momentum)
-            return
-        for i in kept:
-            row = self.row(depths[i])
-            factor = self._averaging_factor(row)
-            for running, values in ((running_mean, means[i]), (running_var, variances[i])):
-                running[row].lerp_(values.to(running.dtype), factor)
+        for depth, mean, variance in zip(depths, means, variances, strict=True):
+            if self.tracks(depth):
+                row = self.row(depth)
+                factor = self._averaging_factor(row)
+                # As BatchNorm's own updates, these are no changes that autograd has to mind (`.data`).
+                self.running_mean.data[row].lerp_(mean.to(self.running_mean.dtype), factor)
+                self.running_var.data[row].lerp_(variance.to(self.running_var.dtype), factor)
 
     def _averaging_factor(self, row: int) -> float:
         """Count the batch, and return the weight it gets; as in `torch.nn.BatchNorm2d`."""
@@ -152,11 +122,6 @@ class OutputBatchNorm2d(_BatchNorm):
             rows = list(depths)
             for name in ("running_mean", "running_var", "num_batches_tracked"):
                 setattr(self, name, getattr(self, name)[rows].clone())
-
-
-def affine(state: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Compute scale·x + shift a channel, as F.batch_norm does in eval mode, in half its time."""
-    return torch.addcmul(per_channel(shift), state, per_channel(scale))
 
 
 class OutputHead(nn.Module):
@@ -176,32 +141,14 @@ class OutputHead(nn.Module):
 
     def forward(self, state: Tensor, depth: int) -> Tensor:
         """Map a state that went through its skip chain, (B, C, H, W), to logits (B, classes)."""
-        norm = self.norm
-        own = type(norm) is OutputBatchNorm2d and not hooked(norm)
-        if not own or norm.training or state.dtype != norm.weight.dtype:
-            return self.logits(norm(state, depth))
-        scale, shift = norm.running_affine()
-        row = norm.row(depth)
-        return self.evaluate(state, scale[row], shift[row])
-
-    def evaluate(self, state: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """Map a state, (B, C, H, W), to logits by the norm of eval mode, scale·x + shift, (C,) each.
-
-        Every output in eval mode comes from here, so that those of an analysis and of a truncated
-        network agree to the last bit, whether C is used or not.
-        """
-        if pooled.fits(state, scale, shift):
-            logits: Tensor = self.linear(pooled.pool_affine(state, scale, shift))
-            return logits
-        return self.logits(affine(state, scale, shift))
-
-    def logits(self, normalised: Tensor) -> Tensor:
-        """Map a state that is normalised already, (B, C, H, W), to logits; its memory is used again."""
-        height, width = normalised.shape[2:]
         # In place on what the norm made, never on the state. A sum, since the gradient of `mean` comes
         # in another memory format, which makes the head three times slower with channels last.
-        summed = F.relu(normalised, inplace=True).sum(dim=(2, 3))
-        logits: Tensor = self.linear(summed / (height * width))
+        summed = F.relu(self.norm(state, depth), inplace=True).sum(dim=(2, 3))
+        return self.logits(summed, state.shape[2] * state.shape[3])
+
+    def logits(self, summed: Tensor, num_pixels: int) -> Tensor:
+        """Map what the pooling summed up over so many pixels, (…, C), to logits (…, classes)."""
+        logits: Tensor = self.linear(summed / num_pixels)
         return logits
 
     def select_outputs(self, depths: Sequence[int]) -> None:

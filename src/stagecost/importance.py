@@ -10,7 +10,7 @@ principle are one and the same number. It costs one backward pass for all blocks
 forward pass for each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,7 @@ from torch import Tensor
 
 from stagecost.errors import StageCostError
 from stagecost.network import ResidualNetwork
-from stagecost.objective import LossFunction, stage_cost_objective
-from stagecost.outputs import intermediate_output
+from stagecost.objective import LossFunction, StageCost
 from stagecost.trajectory import Loader, device_of, evaluation_mode
 
 
@@ -40,16 +39,14 @@ def block_importance(
     Raises:
         StageCostError: the loader gives no batch, or gamma is impossible.
     """
-    sums = torch.zeros(network.num_blocks, dtype=torch.float64)
-    num_samples = 0
-    with evaluation_mode(network), torch.enable_grad():
-        for images, targets in loader:
-            scales = torch.ones(network.num_blocks, device=device_of(network), requires_grad=True)
-            value = scaled_objective(network, images, targets, scales, gamma, loss)
-            (grad,) = torch.autograd.grad(value, scales)
-            sums -= grad.double().cpu() * len(images)
-            num_samples += len(images)
-    return _averages(sums, num_samples)
+
+    def estimate(objective: Callable[[Tensor], Tensor]) -> Tensor:
+        scales = torch.ones(network.num_blocks, device=device_of(network), requires_grad=True)
+        with torch.enable_grad():
+            (grad,) = torch.autograd.grad(objective(scales), scales)
+        return -grad
+
+    return _average_over(network, loader, gamma, loss, estimate)
 
 
 def removal_cost(
@@ -65,19 +62,13 @@ def removal_cost(
     Raises:
         StageCostError: the loader gives no batch, or gamma is impossible.
     """
-    sums = torch.zeros(network.num_blocks, dtype=torch.float64)
-    num_samples = 0
-    with evaluation_mode(network):
-        for images, targets in loader:
-            scales = torch.ones(network.num_blocks, device=device_of(network))
-            whole = scaled_objective(network, images, targets, scales, gamma, loss)
-            for k in range(network.num_blocks):
-                without = scales.clone()
-                without[k] = 0.0
-                value = scaled_objective(network, images, targets, without, gamma, loss)
-                sums[k] += float(value - whole) * len(images)
-            num_samples += len(images)
-    return _averages(sums, num_samples)
+
+    def measure(objective: Callable[[Tensor], Tensor]) -> Tensor:
+        whole = torch.ones(network.num_blocks, device=device_of(network))
+        without = whole - torch.eye(network.num_blocks, device=whole.device)
+        return torch.stack([objective(scales) for scales in without]) - objective(whole)
+
+    return _average_over(network, loader, gamma, loss, measure)
 
 
 def scaled_objective(
@@ -98,18 +89,27 @@ def scaled_objective(
         gamma: the stage weight.
         loss: maps (output, target) to a mean loss or one loss a sample.
     """
-    device, skips, head = device_of(network), network.skips, network.head
-    state: Tensor = network.stem(images.to(device))
-    outputs = [intermediate_output(skips, head, state, 0)]
-    for k, block in enumerate(network.blocks.values()):
-        skipped: Tensor = skips[k](state)
-        # The control is what the block adds to its skip path, whatever kind of block it is.
-        state = skipped + scales[k] * (block(state) - skipped)
-        outputs.append(intermediate_output(skips, head, state, k + 1))
-    return stage_cost_objective(torch.stack(outputs), targets.to(device), gamma, loss=loss).total
+    stage_cost, device = StageCost.uniform(network.num_blocks, gamma, loss=loss), device_of(network)
+    outputs = network(images.to(device), stage_cost.outputs, scales=scales)
+    return stage_cost(outputs, targets.to(device)).total
 
 
-def _averages(sums: Tensor, num_samples: int) -> list[float]:
+def _average_over(
+    network: ResidualNetwork,
+    loader: Loader,
+    gamma: float,
+    loss: LossFunction,
+    measure: Callable[[Callable[[Tensor], Tensor]], Tensor],
+) -> list[float]:
+    sums, num_samples = torch.zeros(network.num_blocks, dtype=torch.float64), 0
+    with evaluation_mode(network):
+        for images, targets in loader:
+
+            def objective(scales: Tensor, images: Tensor = images, targets: Tensor = targets) -> Tensor:
+                return scaled_objective(network, images, targets, scales, gamma, loss)
+
+            sums += measure(objective).detach().double().cpu() * len(images)
+            num_samples += len(images)
     if num_samples == 0:
         raise StageCostError("the data set is empty: give at least one image")
     averages: Sequence[float] = (sums / num_samples).tolist()

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from stagecost.network import ResidualNetwork
-from stagecost.outputs import intermediate_output
 
 
 def count_parameters(network: torch.nn.Module) -> int:
@@ -34,10 +34,12 @@ def macs_by_part(network: ResidualNetwork, image_shape: Sequence[int]) -> list[i
     images = torch.empty(1, *image_shape, device="meta")
     counts: list[int] = []
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        for latest in twin.states(images):
-            state = latest
+
+        def note(k: int, state: Tensor, following: Tensor) -> None:
             counts.append(counter.get_total_flops())
-        intermediate_output(twin.skips, twin.head, state, twin.num_blocks)
+
+        twin.stem.register_forward_hook(lambda *_: counts.append(counter.get_total_flops()))
+        twin(images, observe=note)
         counts.append(counter.get_total_flops())
     parts = [counts[0], *(after - before for before, after in pairwise(counts))]
     return [flops // 2 for flops in parts]

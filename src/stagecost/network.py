@@ -6,7 +6,8 @@ Source: Püttschneider, Heilig, Fischer, Faulwasser, "Towards an Optimal Control
 Training", arXiv 2506.21453; the states are the trajectory, the weights of F_k the control.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stagecost.cut import Cut, Depths, resolve_cuts, resolve_depths
+from stagecost.dynamics import Observer, Pass, Rollout, SkipChain, Tail, is_identity, skip_of
 from stagecost.errors import StageCostError
-from stagecost.forward_pass import ForwardPass
-from stagecost.outputs import Depths, resolve_depths
-from stagecost.stages import first_blocks
 from stagecost.storage import write_json, write_tensors
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+LITERALLY = Pass()
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class NetworkDescription:
 
 
 class ResidualNetwork(nn.Module):
-    """ResNet-N: a stem, N residual blocks and a head, with every output y_0 … y_N at hand.
+    """ResNet-N: a stem, N residual blocks and a head, with the output of every cut at hand.
 
     The keys of the state dict are a contract: `stem.*`, `blocks.{k}.residual.*`, `blocks.{k}.skip.*`,
     `head.*`, where k is the paper's index. Removing blocks leaves a subset of the keys; a block keeps
@@ -76,69 +77,68 @@ class ResidualNetwork(nn.Module):
     def forward(
         self,
         images: Tensor,
-        depths: Depths = None,
+        cuts: Cut | Iterable[Cut] | None = None,
         *,
-        constant_head: bool = False,
-        fused: bool = False,
-        checkpointing: bool = False,
-        branch_scales: Tensor | None = None,
-        depth_vector: Sequence[int] | None = None,
+        depths: Depths = None,
+        how: Pass = LITERALLY,
+        scales: Tensor | None = None,
+        observe: Observer | None = None,
     ) -> Tensor:
-        """Compute the terminal output, or the outputs of the depths asked for, in one pass.
+        """Compute the terminal output of the network, or of some of its cuts, in one pass.
 
         Args:
             images: (B, C, H, W).
-            depths: None for the terminal output y_N; k for y_k; "all" for y_0 … y_N; a sequence of
-                depths for some of them. Depths count the blocks of this network: 0 … N.
-            constant_head: intermediate outputs send no gradient to head and skip connections.
-            fused: compute intermediate outputs by the fast twin of the literal definition, where it
-                fits (`stagecost.fast_outputs`); they agree to rounding. In training mode its kernels
-                are compiled at the first step.
-            checkpointing: keep about √N states for the gradient and compute the others again.
-            branch_scales: (N, B), s_k of x_{k+1} = S_k(x_k) + s_k·F_k(x_k) for each sample; None is 1,
-                to the last bit (`stagecost.drop_path`).
-            depth_vector: M_1, …, M_S: also compute, from the same x_0, the output of the network that
-                the first M_s blocks of each stage would be. It comes before the others. In training
-                mode alone, since it has no running statistics; `constant_head` does not concern it.
+            cuts: one cut, or several; None is the whole network.
+            depths: the paper's y_k instead of cuts: k, several of them, or "all" for y_0 … y_N.
+            how: the pass is done; nothing is computed differently by default.
+            scales: (N,) or (N, B), s_k of x_{k+1} = S_k(x_k) + s_k·F_k(x_k) where block k acts; None is 1,
+                to the last bit.
+            observe: is shown k, x_k and x_{k+1} of the whole network on the way.
 
         Returns:
-            (B, classes) for None or one depth, else (number of depths, B, classes). Blocks that no
-            output asked for depends on are not computed. With a vector of depths, (1 + number of
-            depths, B, classes), its output first.
+            (B, classes) for the whole network, one cut or one depth, else (number of them, B, classes).
 
         Raises:
-            StageCostError: a depth that this network does not have, images of another shape, no
-                compiler for fused kernels, or a vector of depths in eval mode.
+            StageCostError: a cut or depth that this network does not have, or images of another shape.
         """
         self._check_images(images)
-        wanted = resolve_depths(depths, self.num_blocks)
-        way = ForwardPass(
+        if cuts is not None and depths is not None:
+            raise StageCostError("cuts and depths exclude each other: a depth k is the cut Cut.first(k)")
+        wanted = self._wanted(cuts, depths)
+        rollout = Rollout(
             list(self.blocks.values()),
-            self.head,
-            set(wanted),
-            constant_head,
-            fused,
-            checkpointing,
-            branch_scales,
+            self._reader(how),
+            self._tail(how),
+            scales,
+            observe,
+            self.training,
+            how.checkpointing,
         )
-        start = self.stem(images)
-        some = [] if depth_vector is None else [way.output_of_some(start, self._positions(depth_vector))]
-        outputs = way.outputs(start)
-        if not some and (depths is None or isinstance(depths, int)):
-            return outputs[wanted[0]]
-        return torch.stack(some + [outputs[depth] for depth in wanted])
+        outputs = rollout.outputs(self.stem(images), wanted)
+        single = isinstance(cuts, Cut) or (cuts is None and (depths is None or isinstance(depths, int)))
+        return outputs[0] if single else torch.stack(outputs)
 
     def states(self, images: Tensor) -> Iterator[Tensor]:
-        """Yield the trajectory x_0, …, x_N of a batch, one state at a time.
+        """Return the trajectory x_0, …, x_N of a batch.
 
         For looking at states. Training goes through `forward`, which alone is seen by distributed
         and compiled wrappers.
         """
-        state: Tensor = self.stem(images)
-        yield state
-        for block in self.blocks.values():
-            state = block(state)
-            yield state
+        states: list[Tensor] = []
+
+        def keep(k: int, state: Tensor, following: Tensor) -> None:
+            states.extend([following] if states else [state, following])
+
+        self(images, observe=keep)
+        return iter(states)
+
+    def resolve(self, cut: Cut) -> Cut:
+        """Return a cut by the positions of the blocks of this network that act.
+
+        Raises:
+            StageCostError: this network does not have the blocks that it names.
+        """
+        return cut.among(self.stage_positions)
 
     @property
     def num_blocks(self) -> int:
@@ -153,27 +153,69 @@ class ResidualNetwork(nn.Module):
     @property
     def skips(self) -> list[nn.Module]:
         """S_0, …, S_{N-1}."""
-        return [block.get_submodule("skip") for block in self.blocks.values()]
+        return [skip_of(block) for block in self.blocks.values()]
+
+    @property
+    def stage_positions(self) -> tuple[tuple[int, ...], ...]:
+        """Positions of the blocks, grouped: a skip that is no identity begins a stage."""
+        stages: list[list[int]] = []
+        for position, skip in enumerate(self.skips):
+            if not stages or not is_identity(skip):
+                stages.append([])
+            stages[-1].append(position)
+        return tuple(tuple(stage) for stage in stages)
 
     @property
     def stages(self) -> tuple[tuple[int, ...], ...]:
-        """The paper's indices of the blocks, grouped: a skip that is no identity begins a stage."""
-        stages: list[list[int]] = []
-        for k, skip in zip(self.block_indices, self.skips, strict=True):
-            if not stages or not isinstance(skip, nn.Identity):
-                stages.append([])
-            stages[-1].append(k)
-        return tuple(tuple(stage) for stage in stages)
+        """The paper's indices of the blocks, grouped by stage."""
+        indices = self.block_indices
+        return tuple(tuple(indices[k] for k in stage) for stage in self.stage_positions)
 
     @property
     def blocks_per_stage(self) -> tuple[int, ...]:
         """How many blocks each stage has now."""
-        return tuple(len(stage) for stage in self.stages)
+        return tuple(len(stage) for stage in self.stage_positions)
 
     @property
     def is_homogeneous(self) -> bool:
         """Whether every skip connection is an identity, so that truncation is exact."""
-        return all(isinstance(skip, nn.Identity) for skip in self.skips)
+        return all(map(is_identity, self.skips))
+
+    def keep(self, cut: Cut) -> "ResidualNetwork":
+        """Return a copy of which only the acting blocks of a cut are left; this network stays whole.
+
+        Its state behind block k takes along the head statistics of output k+1, so a truncated homogeneous
+        network computes y_M of the whole one, bit for bit.
+
+        Raises:
+            StageCostError: no block acts, or a projection would be lost.
+        """
+        smaller = copy.deepcopy(self)
+        smaller.remove_all_but(cut)
+        return smaller
+
+    def remove_all_but(self, cut: Cut) -> None:
+        """Remove the blocks that do not act, in place; see `keep`.
+
+        Raises:
+            StageCostError: no block acts, or a projection would be lost.
+        """
+        kept = self.resolve(cut).blocks
+        if not kept:
+            raise StageCostError("a cut without any block cannot be kept: keep at least one")
+        lost = [k for k, skip in enumerate(self.skips) if k not in kept and not is_identity(skip)]
+        if lost:
+            raise StageCostError(
+                f"block {self.block_indices[lost[0]]} holds a projection: keep it, it begins a stage"
+            )
+        names = list(self.blocks)
+        for position, name in enumerate(names):
+            if position not in kept:
+                del self.blocks[name]
+        self.head.select_outputs([0, *(k + 1 for k in kept)])  # type: ignore[operator]
+        if self.description is not None:
+            old = self.description
+            self.description = NetworkDescription(old.name, old.arguments, self.block_indices)
 
     def save_pretrained(self, folder: str | Path, **details: object) -> None:
         """Save weights and structure to a folder that `stagecost.load` reads.
@@ -195,23 +237,37 @@ class ResidualNetwork(nn.Module):
         write_tensors(folder / WEIGHTS_FILE, self.state_dict(), {"description": description})
         write_json(folder / CONFIG_FILE, {"format": "stagecost", **description, **details})
 
-    def _positions(self, depth_vector: Sequence[int]) -> list[int]:
-        """Return where the first M_s blocks of each stage stand."""
-        if not self.training:
-            raise StageCostError(
-                f"the output of depths {list(depth_vector)} has no running statistics for eval mode: "
-                "cut a copy (stagecost.surgery.copy_with_blocks) and recalibrate it"
-            )
-        return [self.block_indices.index(k) for k in first_blocks(self.stages, depth_vector)]
+    def _wanted(self, cuts: Cut | Iterable[Cut] | None, depths: Depths) -> tuple[Cut, ...]:
+        if cuts is None:
+            return tuple(Cut.first(k) for k in resolve_depths(depths, self.num_blocks))
+        return resolve_cuts(cuts, self.stage_positions)
+
+    def _tail(self, how: Pass) -> Tail:
+        blocks = list(self.blocks.values())
+        if how.collapsed:
+            from stagecost.fast.chains import collapsed_tails
+
+            if (collapsed := collapsed_tails(blocks)) is not None:
+                return collapsed
+        return SkipChain(blocks)
+
+    def _reader(self, how: Pass) -> nn.Module:
+        if how.compiled and self.training:
+            from stagecost.fast.reading import compiled_head
+
+            return compiled_head(self.head)
+        return self.head
 
     def _check_images(self, images: Tensor) -> None:
+        arguments = self.description.arguments if self.description else {}
+        if "in_channels" not in arguments:
+            return
         if images.dim() != 4:
             raise StageCostError(
                 f"images must have shape (B, C, H, W), got {tuple(images.shape)}: add the missing "
                 "dimensions"
             )
-        arguments = self.description.arguments if self.description else {}
-        channels = arguments.get("in_channels", images.shape[1])
+        channels = arguments["in_channels"]
         if images.shape[1] != channels:
             raise StageCostError(
                 f"images have {images.shape[1]} channels, but the network was built with "

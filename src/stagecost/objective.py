@@ -1,34 +1,39 @@
-"""The stage-cost objective, as pure functions for anybody's training loop.
+"""The objective that training minimises, and the stage cost in it.
 
-    J_N = Σ_{k<N} gamma·c_k·L_k + L_N + (lambda/2)·Σ_{k<N} ‖w_F,k‖²
+    J_N = Σ_{k<N} gamma·L_k + L_N + (lambda/2)·Σ_{k<N} ‖w_F,k‖²
 
-with uniform c_k = 1 in the paper. The weight-decay term is left to the optimiser: SGD's
-`weight_decay` on the group of residual branches is exactly its gradient (`parameter_groups`).
+`StageCost` holds the weights of the losses L_k: uniform, gamma, in the paper; or a few target cuts, or a
+sampled subset with unbiased weights. The weight-decay term is left to the optimiser: SGD's `weight_decay`
+on the group of residual branches is exactly its gradient (`parameter_groups`).
 
 In a loop of your own, two lines change::
 
-    outputs = net(images, depths="all")
-    loss = stage_cost_objective(outputs, labels, gamma=0.02).total
+    stage_cost = StageCost.uniform(net.num_blocks, gamma=0.02)
+    loss = stage_cost(net(images, stage_cost.outputs), labels).total
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stagecost.cut import Cut, Stages
 from stagecost.errors import StageCostError
 from stagecost.network import ResidualNetwork
-from stagecost.stage_losses import StageLoss
 
 IGNORED_CLASS = -100  # torch's cross-entropy leaves out targets of this number
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """(output (B, …), target (B, …)) → the mean loss, or one loss a sample (any shape: it is averaged)."""
+
+StageLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(output (B, …), target (B, …), terminal output without gradient (B, …)) → scalar."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,10 @@ class ObjectiveTerms:
     """The parts of J_N without weight decay.
 
     Attributes:
-        total: the scalar to minimise: stage + terminal, divided by 1 + Σ gamma·c_k if normalised.
-        stage: Σ_{k<N} gamma·c_k·L_k.
-        terminal: L_N.
-        losses: (number of outputs,), L_k of every output given, detached; the last is L_N.
+        total: the scalar to minimise: stage + terminal, divided by the weight of all losses if normalised.
+        stage: Σ w_i·L_i over the cuts of the stage cost.
+        terminal: the terminal loss L_N, times its weight.
+        losses: (number of outputs,), L of every output given, detached; the last is L_N.
     """
 
     total: Tensor
@@ -48,54 +53,204 @@ class ObjectiveTerms:
     losses: Tensor
 
 
-def stage_cost_objective(
-    outputs: Tensor,
-    targets: Tensor,
-    gamma: float,
-    *,
-    loss: LossFunction = F.cross_entropy,
-    stage_loss: StageLoss | None = None,
-    depth_weights: Sequence[float] | None = None,
-    normalized: bool = False,
-) -> ObjectiveTerms:
-    """Compute gamma·Σ_{k<N} c_k·L_k + L_N from the outputs of a batch (the paper's objective).
+@dataclass(frozen=True)
+class StageCost:
+    """What training minimises beside weight decay: weighted losses of the outputs of some cuts.
+
+    Attributes:
+        cuts: whose outputs bear a stage cost.
+        weights: w_i ≥ 0 of each; gamma in the paper.
+        terminal_weight: of L_N; 1 in the paper.
+        loss: maps (output, target) to a mean loss or to one loss a sample.
+        stage_loss: what the cuts are punished for instead of `loss`; see `distilled`.
+        normalized: divide by the weight of all losses, so that the scale of the gradient does not depend
+            on N. The minimisers stay the same if lambda is divided alike (`scale`).
+    """
+
+    cuts: tuple[Cut, ...] = ()
+    weights: tuple[float, ...] = ()
+    terminal_weight: float = 1.0
+    loss: LossFunction = F.cross_entropy
+    stage_loss: StageLoss | None = None
+    normalized: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse impossible weights.
+
+        Raises:
+            StageCostError: there is not one weight a cut, or one is negative or not finite.
+        """
+        if len(self.weights) != len(self.cuts):
+            raise StageCostError(
+                f"{len(self.weights)} weights for {len(self.cuts)} cuts: give one weight a cut"
+            )
+        for weight in (*self.weights, self.terminal_weight):
+            if not (math.isfinite(weight) and weight >= 0):
+                raise StageCostError(f"stage weight {weight}: give a finite number of at least 0")
+
+    @classmethod
+    def uniform(cls, num_blocks: int, gamma: float, *, first: int = 0, **options: Any) -> "StageCost":
+        """Return the paper's: gamma on each of the outputs y_0 … y_{N-1}; 0 is plain training.
+
+        Args:
+            num_blocks: N.
+            gamma: the stage weight, ≥ 0.
+            first: outputs before this depth bear no stage cost.
+            options: `loss`, `stage_loss`, `normalized`.
+
+        Raises:
+            StageCostError: gamma is negative or not finite.
+        """
+        if not (math.isfinite(gamma) and gamma >= 0):
+            raise StageCostError(f"gamma is {gamma}: give a finite number of at least 0")
+        depths = range(first, num_blocks) if gamma else ()
+        return cls(tuple(map(Cut.first, depths)), (gamma,) * len(depths), **options)
+
+    @classmethod
+    def targets(cls, cuts: Iterable[Cut], weight: float = 1.0, **options: Any) -> "StageCost":
+        """Return a stage cost on a few target cuts, each with the same weight."""
+        chosen = tuple(cuts)
+        return cls(chosen, (weight,) * len(chosen), **options)
+
+    @property
+    def outputs(self) -> tuple[Cut, ...]:
+        """The cuts whose outputs the objective needs: those that bear a stage cost, and the whole network."""
+        return (*self.cuts, Cut.whole())
+
+    @property
+    def scale(self) -> float:
+        """The weight of all losses: 1 + gamma·N if uniform."""
+        return self.terminal_weight + sum(self.weights)
+
+    @cached_property
+    def _active(self) -> list[int]:
+        # Those of weight 0 are left out: 0 times infinity is no number, and gamma = 0 is plain training.
+        return [i for i, weight in enumerate(self.weights) if weight]
+
+    def among(self, stages: Stages) -> "StageCost":
+        """Return it with its cuts by the positions of their acting blocks."""
+        return replace(self, cuts=tuple(cut.among(stages) for cut in self.cuts))
+
+    def scaled(self, factor: float) -> "StageCost":
+        """Return it with all weights but the terminal one multiplied; with 0 there is no cut left."""
+        if factor == 0:
+            return replace(self, cuts=(), weights=())
+        return replace(self, weights=tuple(factor * weight for weight in self.weights))
+
+    def sampled(self, samples: int, generator: torch.Generator) -> "StageCost":
+        """Return a few of its cuts, drawn with weights such that the mean over draws is the whole.
+
+        The cuts are parted into as many runs of neighbours as cuts are wanted, and one is drawn from each
+        run, with its weight times the run's length. As neighbouring outputs have similar losses, the sum
+        varies less than by free drawing.
+
+        Args:
+            samples: how many cuts; all of them if there are no more.
+            generator: where the randomness comes from.
+
+        Raises:
+            StageCostError: fewer than one sample.
+        """
+        if samples < 1:
+            raise StageCostError(f"{samples} sampled depths: give a number of at least 1")
+        cuts, weights = [], []
+        for run in _strata(self._active, samples):
+            i = run[int(torch.randint(len(run), (), generator=generator))]
+            cuts.append(self.cuts[i])
+            weights.append(self.weights[i] * len(run))
+        return replace(self, cuts=tuple(cuts), weights=tuple(weights))
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> ObjectiveTerms:
+        """Compute Σ w_i·L_i + L_N from the outputs of a batch.
+
+        Args:
+            outputs: (number of cuts + 1, B, …), as `net(images, stage_cost.outputs)` returns them: the
+                terminal one last.
+            targets: (B, …), whatever `loss` expects beside one output.
+
+        Raises:
+            StageCostError: the shapes do not fit.
+        """
+        self._check(outputs, targets)
+        losses = losses_of(outputs, targets, self.loss)
+        terminal = losses[-1] if self.terminal_weight == 1 else self.terminal_weight * losses[-1]
+        active = self._active
+        if not active:
+            total = terminal / self.scale if self.normalized else terminal
+            return ObjectiveTerms(total, torch.zeros_like(terminal), terminal, losses.detach())
+        values = losses[:-1]
+        if self.stage_loss is not None:
+            last = outputs[-1].detach()
+            values = torch.stack([self.stage_loss(output, targets, last) for output in outputs[:-1]])
+        if len(active) < len(self.weights):
+            values = values[active]
+        stage = (values * values.new_tensor([self.weights[i] for i in active])).sum()
+        total = stage + terminal
+        if self.normalized:
+            total = total / self.scale
+        return ObjectiveTerms(total, stage, terminal, losses.detach())
+
+    def objective(
+        self, losses: Sequence[float], squared_norms: Sequence[float], weight_decay: float
+    ) -> float:
+        """Compute J from numbers: Σ w_i·L_i + L_N + (lambda/2)·Σ_k ‖w_F,k‖², never normalised.
+
+        Args:
+            losses: L of every cut, L_N last.
+            squared_norms: ‖w_F,k‖², k = 0 … N-1.
+            weight_decay: lambda.
+        """
+        if len(losses) != len(self.cuts) + 1:
+            raise StageCostError(f"{len(losses)} losses for {len(self.cuts)} cuts: give L_N as well")
+        weighted = sum(weight * loss for weight, loss in zip(self.weights, losses, strict=False))
+        return weighted + self.terminal_weight * losses[-1] + weight_decay / 2 * sum(squared_norms)
+
+    def _check(self, outputs: Tensor, targets: Tensor) -> None:
+        if len(outputs) != len(self.cuts) + 1:
+            raise StageCostError(
+                f"outputs {tuple(outputs.shape)} of {len(outputs)} cuts, but {len(self.cuts)} bear a stage "
+                "cost: give net(images, stage_cost.outputs)"
+            )
+        if targets.dim() > 0 and outputs.dim() > 1 and outputs.shape[1] != targets.shape[0]:
+            raise StageCostError(
+                f"outputs {tuple(outputs.shape)} hold {outputs.shape[1]} samples but targets "
+                f"{tuple(targets.shape)} hold {targets.shape[0]}: give outputs (N+1, B, …), targets (B, …)"
+            )
+
+
+def _strata(numbers: Sequence[int], samples: int) -> list[Sequence[int]]:
+    """Part numbers into `samples` runs of neighbours whose lengths differ by at most one."""
+    samples = min(samples, len(numbers))
+    edges = [round(i * len(numbers) / samples) for i in range(samples + 1)] if samples else [0]
+    return [numbers[a:b] for a, b in pairwise(edges)]
+
+
+def distilled(loss: LossFunction, share: float = 0.5, temperature: float = 1.0) -> StageLoss:
+    """Mix the loss with the Kullback-Leibler divergence from the detached terminal output.
+
+    (1 − share)·L(y_k, target) + share·T²·KL(softmax(y_N/T) ‖ softmax(y_k/T)), as in Hinton et al. 2015;
+    with share = 0.5 as in "Be Your Own Teacher" (Zhang et al. 2019). For classifiers.
 
     Args:
-        outputs: (N+1, B, …), y_0 … y_N, as `net(images, depths="all")` returns them; or those of
-            some depths, the terminal one last. With gamma = 0 the terminal one, (1, B, …), is enough.
-        targets: (B, …), whatever `loss` expects beside one output.
-        gamma: the stage weight, ≥ 0. 0 is plain training, to the last bit.
-        loss: maps (output, target) to a mean loss or to one loss a sample.
-        stage_loss: what intermediate outputs are punished for instead; see `stagecost.stage_losses`.
-        depth_weights: c_k of every output but the last; uniform if None.
-        normalized: divide by 1 + Σ gamma·c_k, so that the scale of the gradient does not depend on N.
-            The minimisers stay the same if lambda is divided alike (`objective_scale`).
+        loss: the training loss.
+        share: of the divergence, from 0 to 1.
+        temperature: T > 0.
 
     Raises:
-        StageCostError: gamma or a weight is negative or not finite, or the shapes do not fit.
+        StageCostError: an impossible share or temperature.
     """
-    weights = stage_weights(gamma, len(outputs) - 1, depth_weights)
-    if targets.dim() > 0 and outputs.dim() > 1 and outputs.shape[1] != targets.shape[0]:
-        raise StageCostError(
-            f"outputs {tuple(outputs.shape)} hold {outputs.shape[1]} samples but targets "
-            f"{tuple(targets.shape)} hold {targets.shape[0]}: give outputs (N+1, B, …), targets (B, …)"
-        )
-    losses = losses_of(outputs, targets, loss)
-    terminal, values = losses[-1], losses[:-1]
-    # Those of weight 0 are left out: 0 times infinity is no number, and gamma = 0 is plain training.
-    chosen = [k for k, weight in enumerate(weights) if weight != 0]
-    if not chosen:
-        return ObjectiveTerms(terminal, torch.zeros_like(terminal), terminal, losses.detach())
-    if stage_loss is not None:
-        last = outputs[-1].detach()
-        values = torch.stack([stage_loss(output, targets, last) for output in outputs[:-1]])
-    if len(chosen) < len(weights):
-        values = values[chosen]
-    stage = (values * values.new_tensor([weights[k] for k in chosen])).sum()
-    total = stage + terminal
-    if normalized:
-        total = total / objective_scale(weights)
-    return ObjectiveTerms(total, stage, terminal, losses.detach())
+    if not 0 <= share <= 1:
+        raise StageCostError(f"share is {share}: give a number from 0 to 1")
+    if not temperature > 0:
+        raise StageCostError(f"temperature is {temperature}: give a number above 0")
+
+    def stage_loss(output: Tensor, target: Tensor, terminal: Tensor) -> Tensor:
+        student = F.log_softmax(output / temperature, dim=-1)
+        teacher = F.log_softmax(terminal / temperature, dim=-1)
+        divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+        return (1 - share) * loss(output, target).mean() + share * temperature**2 * divergence
+
+    return stage_loss
 
 
 def losses_of(outputs: Tensor, targets: Tensor, loss: LossFunction) -> Tensor:
@@ -144,34 +299,21 @@ def _is_cross_entropy(loss: LossFunction) -> bool:
     return loss is F.cross_entropy
 
 
-def stage_weights(
-    gamma: float, num_blocks: int, depth_weights: Sequence[float] | None = None
-) -> list[float]:
-    """Return gamma·c_k for k = 0 … N-1.
-
-    Raises:
-        StageCostError: gamma or a weight is negative or not finite, or there are not N weights.
-    """
-    if not (math.isfinite(gamma) and gamma >= 0):
-        raise StageCostError(f"gamma is {gamma}: give a finite number of at least 0")
-    weights = [1.0] * num_blocks if depth_weights is None else [float(c) for c in depth_weights]
-    if len(weights) != num_blocks:
-        raise StageCostError(
-            f"{len(weights)} depth weights for {num_blocks} intermediate outputs: give one for each"
-        )
-    if not all(math.isfinite(c) and c >= 0 for c in weights):
-        raise StageCostError(f"depth weights {weights} must be finite and at least 0")
-    return [gamma * c for c in weights]
-
-
-def objective_scale(weights: Sequence[float]) -> float:
-    """Return 1 + Σ gamma·c_k, the total weight of all losses in J_N (1 + gamma·N if uniform)."""
-    return 1.0 + sum(weights)
-
-
 def residual_parameters(network: ResidualNetwork) -> list[list[nn.Parameter]]:
     """Return w_F,k for k = 0 … N-1: the parameters of each residual branch, norms included."""
     return [list(block.get_submodule("residual").parameters()) for block in network.blocks.values()]
+
+
+def squared_weight_norms(network: ResidualNetwork) -> list[float]:
+    """Compute ‖w_F,k‖² for k = 0 … N-1, over all parameters of the branch, norms included.
+
+    These are the parameters that `parameter_groups` gives to lambda. Summed in double precision.
+    """
+    branches = residual_parameters(network)
+    parameters = [p.detach() for branch in branches for p in branch]
+    norms = list(torch._foreach_norm(parameters, 2, dtype=torch.float64)) if parameters else []
+    squares = iter(torch.stack(norms).square().tolist() if norms else [])
+    return [sum(next(squares) for _ in branch) for branch in branches]
 
 
 def parameter_groups(network: ResidualNetwork, weight_decay: float) -> list[dict[str, Any]]:

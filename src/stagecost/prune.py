@@ -2,27 +2,30 @@
 
 In a homogeneous network the tail is cut off, and the plan's accuracy is exact: y_M of the full network
 is the output of the first M blocks. In a staged network each stage loses its tail, the projections stay,
-and the vector of depths is chosen on validation data; the plan's accuracy is then that of the network
-whose other blocks are bypassed.
+and the cut is chosen on validation data; the plan's accuracy is then that of the network whose other
+blocks are bypassed.
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import torch.nn.functional as F
 from torch.optim import Optimizer
 
+from stagecost.cut import Cut, stage_counts
+from stagecost.dynamics import is_identity
 from stagecost.errors import StageCostError
 from stagecost.macs import count_parameters, macs_by_part
 from stagecost.network import ResidualNetwork
 from stagecost.objective import LossFunction
-from stagecost.search import StageDepths, search_stage_depths
-from stagecost.stages import first_blocks
-from stagecost.surgery import copy_with_blocks
 from stagecost.text import format_indices
-from stagecost.trajectory import Loader, Trajectory
+from stagecost.trajectory import Loader, Score, Trajectory, evaluate_cuts
+
+MAX_CUTS = 4096
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class PruningPlan:
 
     Attributes:
         num_blocks: N, before.
+        cut: by the positions of the blocks that stay.
         kept_blocks: the paper's indices k of the blocks that stay.
         accuracy_before: percent, of the whole network on the data that the plan was made from.
         accuracy_predicted: percent, of the network without the other blocks.
@@ -43,6 +47,7 @@ class PruningPlan:
     """
 
     num_blocks: int
+    cut: Cut
     kept_blocks: tuple[int, ...]
     accuracy_before: float
     accuracy_predicted: float
@@ -60,11 +65,11 @@ class PruningPlan:
 
     def apply(self, network: ResidualNetwork) -> ResidualNetwork:
         """Return a copy of the network without the blocks that go; the network itself stays whole."""
-        return copy_with_blocks(network, self.kept_blocks)
+        return network.keep(self.cut)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain types for JSON."""
-        return {**asdict(self), "kept_blocks": list(self.kept_blocks)}
+        return {**asdict(self), "cut": self.cut.to_json(), "kept_blocks": list(self.kept_blocks)}
 
     def __str__(self) -> str:
         """Say in a few lines what goes and what it will cost."""
@@ -84,125 +89,133 @@ def plan_pruning(
     trajectory: Trajectory,
     *,
     max_drop: float | None = None,
-    keep_blocks: int | None = None,
-    keep_per_stage: Sequence[int] | None = None,
+    keep: Cut | int | None = None,
     loader: Loader | None = None,
     loss: LossFunction = F.cross_entropy,
 ) -> PruningPlan:
-    """Plan which blocks stay: the fewest within `max_drop`, or as many as asked for.
+    """Plan which blocks stay: the cheapest cut within `max_drop`, or the one asked for.
 
     Args:
         network: the whole network.
-        trajectory: its `loss_trajectory` on validation data.
+        trajectory: its `loss_trajectory` on validation data; its rows are the cuts to choose from.
         max_drop: points of accuracy that may be lost. Alone it chooses the smallest network that
-            loses no more; beside a wanted size it refuses a plan that loses more.
-        keep_blocks: M, how many blocks stay; in a staged network the best vector of this sum.
-        keep_per_stage: M_1, …, M_S, how many blocks stay in each stage.
-        loader: validation data; needed for a staged network, whose cuts a trajectory does not tell.
+            loses no more; beside a wanted cut it refuses a plan that loses more.
+        keep: what stays: a cut, or M, how many blocks; in a staged network the best cut to M blocks.
+        loader: validation data, on which cuts are tried that are not among the rows of the trajectory;
+            needed for a staged network.
         loss: that of the trajectory.
 
     Raises:
-        StageCostError: an impossible depth, nothing to go by, or more lost than `max_drop` allows.
+        StageCostError: an impossible cut, nothing to go by, or more lost than `max_drop` allows.
     """
-    if max_drop is None and keep_blocks is None and keep_per_stage is None:
-        raise StageCostError("say how much to prune: give max_drop, keep_blocks or keep_per_stage")
-    if keep_blocks is not None and keep_per_stage is not None:
-        raise StageCostError("keep_blocks and keep_per_stage exclude each other: give one of them")
+    if max_drop is None and keep is None:
+        raise StageCostError("say how much to prune: give max_drop, or the blocks to keep")
     if max_drop is not None and not 0 <= max_drop < float("inf"):
         raise StageCostError(f"max_drop is {max_drop}: give points of accuracy, at least 0")
-    candidates = _candidates(network, trajectory, keep_blocks, keep_per_stage, loader, loss)
+    candidates = _candidates(network, trajectory, keep, loader, loss)
     macs = macs_by_part(network, trajectory.image_shape)
-    chosen = _choose(network, candidates, macs, trajectory.accuracies[-1], max_drop)
-    if max_drop is not None and trajectory.accuracies[-1] - chosen.accuracy > max_drop + 1e-9:
+    before = trajectory.whole
+    chosen = _choose(candidates, macs, before.accuracy, max_drop)
+    if max_drop is not None and before.accuracy - chosen.accuracy > max_drop + 1e-9:
+        counts = stage_counts(chosen.cut, network.stage_positions)
         raise StageCostError(
-            f"keeping {list(chosen.keep_per_stage)} blocks would lose "
-            f"{trajectory.accuracies[-1] - chosen.accuracy:.2f} points, more than max_drop {max_drop}: "
+            f"keeping {list(counts or chosen.cut.blocks)} blocks would lose "
+            f"{before.accuracy - chosen.accuracy:.2f} points, more than max_drop {max_drop}: "
             "keep more blocks or allow a larger drop"
         )
-    return _plan(network, trajectory, chosen, macs)
+    return _plan(network, before, chosen, macs)
+
+
+def possible_cuts(network: ResidualNetwork, limit: int = MAX_CUTS) -> list[Cut]:
+    """Return the cuts that can be made: the first M_s ≥ 1 blocks of each stage, thinned if too many.
+
+    Thinning drops every other number of blocks of the longest list, the ends excepted.
+    """
+    counts = [list(range(1, size + 1)) for size in network.blocks_per_stage]
+    while math.prod(len(options) for options in counts) > limit:
+        longest = max(counts, key=len)
+        if len(longest) <= 2:
+            break
+        longest[:] = [*longest[:-1][::2], longest[-1]]
+    return [network.resolve(Cut.stages(*chosen)) for chosen in product(*counts)]
+
+
+def can_be_made(network: ResidualNetwork, cut: Cut) -> bool:
+    """Tell whether a network of the acting blocks alone exists: it has a block and loses no projection."""
+    skips = enumerate(network.skips)
+    return bool(cut.blocks) and all(cut.acts(k) for k, skip in skips if not is_identity(skip))
 
 
 def _candidates(
     network: ResidualNetwork,
     trajectory: Trajectory,
-    keep_blocks: int | None,
-    keep_per_stage: Sequence[int] | None,
+    keep: Cut | int | None,
     loader: Loader | None,
     loss: LossFunction,
-) -> list[StageDepths]:
-    """Return the cuts to choose from, each with its accuracy."""
-    if keep_per_stage is not None:
-        kept_indices(network, keep_per_stage)  # or say that it is impossible
-    if keep_blocks is not None:
-        least = len(network.stages)
-        if isinstance(keep_blocks, bool) or not least <= keep_blocks <= network.num_blocks:
-            raise StageCostError(
-                f"keeping {keep_blocks} of {network.num_blocks} blocks is impossible: give a number "
-                f"from {least} to {network.num_blocks}"
-            )
-    if len(network.stages) == 1:  # truncation: the trajectory tells the accuracy of every cut exactly
-        cuts = [
-            StageDepths((m,), trajectory.accuracies[m], trajectory.losses[m])
-            for m in range(1, network.num_blocks + 1)
-        ]
-    elif loader is None:
+) -> list[Score]:
+    """Return the cuts to choose from, each with its score."""
+    if isinstance(keep, int):
+        _check_count(network, keep)
+    known = [row for row in trajectory.rows if can_be_made(network, row.cut)]
+    wanted = possible_cuts(network)
+    if isinstance(keep, Cut):
+        wanted = [network.resolve(keep)]
+        network.keep(wanted[0])  # or say that it is impossible
+    if isinstance(keep, int):
+        wanted = [cut for cut in wanted if len(cut.blocks) == keep]
+        if not wanted:
+            raise StageCostError(f"no cut to {keep} blocks was tried: give the blocks of each stage")
+    rows = {row.cut: row for row in known}
+    missing = [cut for cut in wanted if cut not in rows]
+    if missing and loader is None:
         raise StageCostError("a staged network is cut by trial: give a loader of validation data")
-    else:
-        wanted = None if keep_per_stage is None else [[m] for m in keep_per_stage]
-        cuts = search_stage_depths(network, loader, loss=loss, depths=wanted)
-    if keep_per_stage is not None:
-        cuts = [cut for cut in cuts if cut.keep_per_stage == tuple(keep_per_stage)]
-    if keep_blocks is not None:
-        cuts = [cut for cut in cuts if sum(cut.keep_per_stage) == keep_blocks]
-    if not cuts:
-        raise StageCostError(f"no cut to {keep_blocks} blocks was tried: say it with keep_per_stage")
-    return cuts
+    if missing and loader is not None:
+        rows |= {score.cut: score for score in evaluate_cuts(network, loader, missing, loss=loss)}
+    return [rows[cut] for cut in wanted]
+
+
+def _check_count(network: ResidualNetwork, count: int) -> None:
+    least = len(network.stage_positions)
+    if isinstance(count, bool) or not least <= count <= network.num_blocks:
+        raise StageCostError(
+            f"keeping {count} of {network.num_blocks} blocks is impossible: give a number "
+            f"from {least} to {network.num_blocks}"
+        )
 
 
 def _choose(
-    network: ResidualNetwork,
-    cuts: Sequence[StageDepths],
-    macs: Sequence[int],
-    accuracy_before: float,
-    max_drop: float | None,
-) -> StageDepths:
+    candidates: Sequence[Score], macs: Sequence[int], accuracy_before: float, max_drop: float | None
+) -> Score:
     """Choose the cheapest cut within `max_drop`; failing that, the best one."""
 
-    def cost(cut: StageDepths) -> int:
-        return sum(
-            macs[1 + network.block_indices.index(k)] for k in kept_indices(network, cut.keep_per_stage)
-        )
+    def cost(score: Score) -> int:
+        return sum(macs[1 + k] for k in score.cut.blocks)
 
     if max_drop is not None:
-        within = [cut for cut in cuts if cut.accuracy >= accuracy_before - max_drop - 1e-9]
+        within = [one for one in candidates if one.accuracy >= accuracy_before - max_drop - 1e-9]
         if within:
-            return min(within, key=lambda cut: (cost(cut), -cut.accuracy))
-    return max(cuts, key=lambda cut: (cut.accuracy, -cut.loss))
-
-
-def kept_indices(network: ResidualNetwork, keep_per_stage: Sequence[int]) -> tuple[int, ...]:
-    """Return the paper's indices of the first M_s blocks of each stage (`stagecost.stages`)."""
-    return first_blocks(network.stages, keep_per_stage)
+            return min(within, key=lambda one: (cost(one), -one.accuracy))
+    return max(candidates, key=lambda one: (one.accuracy, -one.loss))
 
 
 def _plan(
-    network: ResidualNetwork, trajectory: Trajectory, cut: StageDepths, macs: Sequence[int]
+    network: ResidualNetwork, before: Score, chosen: Score, macs: Sequence[int]
 ) -> PruningPlan:
-    kept = kept_indices(network, cut.keep_per_stage)
-    gone = [i for i, k in enumerate(network.block_indices) if k not in kept]
-    lost = sum(count_parameters(network.blocks[str(network.block_indices[i])]) for i in gone)
+    blocks = list(network.blocks.values())
+    gone = [k for k in range(network.num_blocks) if not chosen.cut.acts(k)]
     parameters = count_parameters(network)
     return PruningPlan(
         num_blocks=network.num_blocks,
-        kept_blocks=kept,
-        accuracy_before=trajectory.accuracies[-1],
-        accuracy_predicted=cut.accuracy,
-        loss_before=trajectory.losses[-1],
-        loss_predicted=cut.loss,
+        cut=chosen.cut,
+        kept_blocks=chosen.cut.remaining(network.block_indices),
+        accuracy_before=before.accuracy,
+        accuracy_predicted=chosen.accuracy,
+        loss_before=before.loss,
+        loss_predicted=chosen.loss,
         parameters_before=parameters,
-        parameters_after=parameters - lost,
+        parameters_after=parameters - sum(count_parameters(blocks[k]) for k in gone),
         macs_before=sum(macs),
-        macs_after=sum(macs) - sum(macs[1 + i] for i in gone),
+        macs_after=sum(macs) - sum(macs[1 + k] for k in gone),
     )
 
 

@@ -1,7 +1,8 @@
 """The loss trajectory: loss and accuracy of every output y_0 … y_N on a data set, in one pass.
 
 In a homogeneous network y_M of the full network is exactly the output of its first M blocks, so the
-trajectory tells the accuracy of every candidate depth before anything is cut.
+trajectory tells the accuracy of every candidate depth before anything is cut. In a staged network the y_k
+skip later stages whole; the cuts that can be made there, the first blocks of each stage, are further rows.
 """
 
 import math
@@ -13,15 +14,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stagecost.cut import Cut
+from stagecost.dynamics import Observer, Pass, is_identity
 from stagecost.errors import StageCostError
-from stagecost.fast_outputs import FastOutputs, fast_outputs
 from stagecost.network import ResidualNetwork
-from stagecost.norms import sample_norms, step, weight_norms
-from stagecost.objective import LossFunction, losses_row_by_row
-from stagecost.outputs import intermediate_output
+from stagecost.objective import LossFunction, losses_row_by_row, squared_weight_norms
 
 Loader = Iterable[tuple[Tensor, Tensor]]
 """Batches of (images (B, C, H, W), targets (B, …)), such as a `DataLoader`."""
+
+COLLAPSED = Pass(collapsed=True)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a cut of a network does on a data set.
+
+    Attributes:
+        cut: by the positions of its acting blocks.
+        loss: mean over the samples.
+        accuracy: percent; NaN where targets are not class labels.
+        num_samples: on how many samples.
+    """
+
+    cut: Cut
+    loss: float
+    accuracy: float
+    num_samples: int
 
 
 @dataclass(frozen=True)
@@ -29,27 +48,49 @@ class Trajectory:
     """What a pass over a data set tells of every depth; all means are weighted by sample.
 
     Attributes:
-        losses: L_k, k = 0 … N.
-        accuracies: percent, k = 0 … N; NaN where targets are not class labels.
+        rows: the scores of y_0 … y_N, then of the further cuts that were asked for.
         residual_ratios: mean of ‖F_k(x_k)‖/‖x_k‖, k = 0 … N-1.
-        weight_norms: ‖w_F,k‖, k = 0 … N-1.
+        weight_norms: ‖w_F,k‖, k = 0 … N-1. Alone they mislead: a convolution that feeds a BatchNorm can be
+            scaled down a hundredfold and change the block by a tenth.
         stage_starts: positions of the blocks that begin a stage; (0,) if homogeneous.
-        num_samples: size of the data set.
         image_shape: (C, H, W) of the images.
     """
 
-    losses: tuple[float, ...]
-    accuracies: tuple[float, ...]
+    rows: tuple[Score, ...]
     residual_ratios: tuple[float, ...]
     weight_norms: tuple[float, ...]
     stage_starts: tuple[int, ...]
-    num_samples: int
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
 
     @property
     def num_blocks(self) -> int:
         """N."""
-        return len(self.losses) - 1
+        return len(self.residual_ratios)
+
+    @property
+    def num_samples(self) -> int:
+        """Size of the data set."""
+        return self.rows[0].num_samples
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """L_k, k = 0 … N."""
+        return tuple(row.loss for row in self.rows[: self.num_blocks + 1])
+
+    @property
+    def accuracies(self) -> tuple[float, ...]:
+        """Percent, of y_k, k = 0 … N; NaN where targets are not class labels."""
+        return tuple(row.accuracy for row in self.rows[: self.num_blocks + 1])
+
+    @property
+    def whole(self) -> Score:
+        """The whole network."""
+        return self.rows[self.num_blocks]
+
+    @property
+    def further(self) -> tuple[Score, ...]:
+        """The cuts beside the y_k."""
+        return self.rows[self.num_blocks + 1 :]
 
     def needed_blocks(self, tolerance: float) -> int:
         """Return the least M ≥ 1 whose output is within `tolerance` points of the terminal one."""
@@ -93,91 +134,111 @@ def device_of(network: nn.Module) -> torch.device:
     return next(network.parameters()).device
 
 
-@dataclass
-class _Sums:
-    """Sums over the samples seen so far, in double precision, for each depth."""
+def weight_norms(network: ResidualNetwork) -> list[float]:
+    """Compute ‖w_F,k‖ for k = 0 … N-1."""
+    return [float(square**0.5) for square in squared_weight_norms(network)]
 
-    losses: Tensor
-    correct: Tensor
-    ratios: Tensor
-    num_samples: int = 0
 
-    @classmethod
-    def of(cls, num_outputs: int) -> "_Sums":
-        losses, correct, ratios = torch.zeros(3, num_outputs, dtype=torch.float64)
-        return cls(losses, correct, ratios)
+def sample_norms(values: Tensor) -> Tensor:
+    """Compute the Euclidean norm of each sample, (B, …) → (B,)."""
+    norms: Tensor = torch.linalg.vector_norm(values, dim=tuple(range(1, values.dim())))
+    return norms
+
+
+class ControlSizes:
+    """An observer of a roll-out: how large each control is beside its state, ‖F_k(x_k)‖/‖x_k‖."""
+
+    def __init__(self, network: ResidualNetwork) -> None:
+        """Begin with no sample."""
+        self.skips = network.skips
+        self.sums = torch.zeros(network.num_blocks, dtype=torch.float64)
+
+    def __call__(self, k: int, state: Tensor, following: Tensor) -> None:
+        """Add the samples of a batch; F_k(x_k) = x_{k+1} − S_k(x_k)."""
+        skip = self.skips[k]
+        control = following - (state if is_identity(skip) else skip(state))
+        least = torch.finfo(state.dtype).tiny
+        ratios = sample_norms(control) / sample_norms(state).clamp_min(least)
+        self.sums[k] += ratios.double().sum().cpu()
 
 
 def loss_trajectory(
-    network: ResidualNetwork, loader: Loader, *, loss: LossFunction = F.cross_entropy
+    network: ResidualNetwork,
+    loader: Loader,
+    *,
+    cuts: Sequence[Cut] = (),
+    loss: LossFunction = F.cross_entropy,
 ) -> Trajectory:
     """Measure every output on a data set, in eval mode, holding one batch at a time.
 
     Args:
         network: is left in the mode it was in.
         loader: batches of (images, targets); moved to the network's device.
+        cuts: further ones to measure beside y_0 … y_N.
         loss: maps (output, target) to a mean loss or one loss a sample.
 
     Raises:
         StageCostError: the loader gives no batch.
     """
-    sums = _Sums.of(network.num_blocks + 1)
-    image_shape: tuple[int, ...] = ()
-    with evaluation_mode(network):
-        for images, targets in loader:
-            image_shape = tuple(images.shape[1:])
-            device = device_of(network)
-            _add_batch(network, images.to(device), targets.to(device), loss, sums)
-    if sums.num_samples == 0:
-        raise StageCostError("the data set is empty: give at least one image")
-    starts = tuple(network.block_indices.index(stage[0]) for stage in network.stages)
-    classified = not bool(torch.isnan(sums.correct).any())
-    accuracies = 100 * sums.correct / sums.num_samples
+    depths = [Cut.first(k) for k in range(network.num_blocks + 1)]
+    sizes, shape = ControlSizes(network), _ImageShape()
+    rows = evaluate_cuts(network, shape.watch(loader), [*depths, *cuts], loss=loss, observe=sizes)
     return Trajectory(
-        losses=tuple((sums.losses / sums.num_samples).tolist()),
-        accuracies=tuple(accuracies.tolist()) if classified else (math.nan,) * len(sums.losses),
-        residual_ratios=tuple((sums.ratios / sums.num_samples)[1:].tolist()),
+        rows=tuple(rows),
+        residual_ratios=tuple((sizes.sums / rows[0].num_samples).tolist()),
         weight_norms=tuple(weight_norms(network)),
-        stage_starts=starts,
-        num_samples=sums.num_samples,
-        image_shape=(image_shape[0], image_shape[1], image_shape[2]),
+        stage_starts=tuple(stage[0] for stage in network.stage_positions),
+        image_shape=shape.shape,
     )
 
 
-def _add_batch(
-    network: ResidualNetwork, images: Tensor, targets: Tensor, loss: LossFunction, sums: _Sums
-) -> None:
-    outputs, ratios = _visit(network, images)
-    # Row by row, so that every one is, to the last bit, what the truncated network would have.
-    losses = losses_row_by_row(outputs, targets, loss)
-    sums.losses += losses.double().cpu() * len(images)
-    sums.correct += count_correct(outputs, targets)
-    sums.ratios[1:] += ratios.double().sum(dim=1).cpu()
-    sums.num_samples += len(images)
+class _ImageShape:
+    """Notes the shape of the images that pass by."""
+
+    shape: tuple[int, ...] = ()
+
+    def watch(self, loader: Loader) -> Loader:
+        for images, targets in loader:
+            self.shape = tuple(images.shape[1:])
+            yield images, targets
 
 
-def _visit(network: ResidualNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return all outputs, (N+1, B, …), and ‖F_k(x_k)‖/‖x_k‖, (N, B), of a batch from one pass."""
-    skips, head = network.skips, network.head
-    fast = fast_outputs(head, skips)
-    state: Tensor = network.stem(images)
-    outputs, controls, sizes = [], [], [sample_norms(state)]
-    for depth, block in enumerate(network.blocks.values()):
-        outputs.append(_output(fast, skips, head, state, depth))
-        state, control, size = step(block, state)
-        controls.append(control)
-        sizes.append(size)
-    outputs.append(intermediate_output(skips, head, state, network.num_blocks))
-    scales = torch.stack(sizes[:-1]).clamp_min(torch.finfo(state.dtype).tiny)
-    return torch.stack(outputs), torch.stack(controls) / scales
+def evaluate_cuts(
+    network: ResidualNetwork,
+    loader: Loader,
+    cuts: Sequence[Cut],
+    *,
+    loss: LossFunction = F.cross_entropy,
+    observe: Observer | None = None,
+) -> list[Score]:
+    """Measure cuts of a network on a data set, in eval mode, all in one pass.
 
+    Args:
+        network: is left in the mode it was in.
+        loader: batches of (images, targets); moved to the network's device.
+        cuts: which.
+        loss: maps (output, target) to a mean loss or one loss a sample.
+        observe: is shown the states of the whole network, if that is among the cuts.
 
-def _output(
-    fast: FastOutputs | None, skips: list[nn.Module], head: nn.Module, state: Tensor, depth: int
-) -> Tensor:
-    if fast is None:
-        return intermediate_output(skips, head, state, depth)
-    return fast.read(state, depth)
+    Raises:
+        StageCostError: the loader gives no batch.
+    """
+    resolved = [network.resolve(cut) for cut in cuts]
+    losses, correct = torch.zeros(2, len(resolved), dtype=torch.float64)
+    num_samples = 0
+    with evaluation_mode(network):
+        device = device_of(network)
+        for images, on_host in loader:
+            targets = on_host.to(device)
+            outputs = network(images.to(device), resolved, how=COLLAPSED, observe=observe)
+            # Row by row, so that every one is, to the last bit, what the truncated network would have.
+            losses += losses_row_by_row(outputs, targets, loss).double().cpu() * len(targets)
+            correct += count_correct(outputs, targets)
+            num_samples += len(targets)
+    if num_samples == 0:
+        raise StageCostError("the data set is empty: give at least one image")
+    means, accuracies = (losses / num_samples).tolist(), (100 * correct / num_samples).tolist()
+    return [Score(cut, *values, num_samples) for cut, *values in zip(resolved, means, accuracies)]
 
 
 def count_correct(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -186,26 +247,17 @@ def count_correct(outputs: Tensor, targets: Tensor) -> Tensor:
     NaN where there is no accuracy: regression, or several labels a sample.
     """
     if outputs.dim() < 2 or targets.dim() != 1 or targets.is_floating_point():
-        return torch.full(outputs.shape[:-2], math.nan, dtype=torch.float64)
+        return torch.full(outputs.shape[:1], math.nan, dtype=torch.float64)
     return (outputs.argmax(dim=-1) == targets).sum(dim=-1).double().cpu()
 
 
 def terminal_score(
     network: ResidualNetwork, loader: Loader, *, loss: LossFunction = F.cross_entropy
-) -> tuple[float, float]:
-    """Measure accuracy (percent) and loss of the terminal output alone, in eval mode.
+) -> Score:
+    """Measure the whole network, in eval mode.
 
     Raises:
         StageCostError: the loader gives no batch.
     """
-    total, correct, num_samples = 0.0, 0.0, 0
-    with evaluation_mode(network):
-        device = device_of(network)
-        for images, on_host in loader:
-            output, targets = network(images.to(device)), on_host.to(device)
-            total += float(losses_row_by_row(output[None], targets, loss)) * len(images)
-            correct += float(count_correct(output, targets))
-            num_samples += len(images)
-    if num_samples == 0:
-        raise StageCostError("the data set is empty: give at least one image")
-    return 100 * correct / num_samples, total / num_samples
+    (score,) = evaluate_cuts(network, loader, [Cut.whole()], loss=loss)
+    return score

@@ -2,19 +2,19 @@
 
 import fnmatch
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from stagecost import resnet  # noqa: F401  (the native builders enter themselves)
+from stagecost.cut import Cut
 from stagecost.errors import StageCostError
+from stagecost.models import native  # noqa: F401  (the native builders enter themselves)
+from stagecost.models.registry import Builder, catalogue, find_builder
 from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, NetworkDescription, ResidualNetwork
-from stagecost.registry import Builder, catalogue, find_builder
 from stagecost.storage import read_json, read_tensors
-from stagecost.surgery import keep_blocks
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -59,8 +59,22 @@ def rebuild(description: NetworkDescription) -> ResidualNetwork:
         network = create_model(description.name, **description.arguments)
     network = network.to_empty(device="cpu")
     if description.kept_blocks is not None:
-        keep_blocks(network, description.kept_blocks)
+        network.remove_all_but(_cut_to(network, description.kept_blocks))
     return network
+
+
+def _cut_to(network: ResidualNetwork, kept_blocks: Sequence[int]) -> Cut:
+    """Return the cut in which the blocks with these paper's indices act.
+
+    Raises:
+        StageCostError: the network does not have them, in this order.
+    """
+    present = network.block_indices
+    if not set(kept_blocks) <= set(present) or sorted(set(kept_blocks)) != list(kept_blocks):
+        raise StageCostError(
+            f"blocks {list(kept_blocks)} cannot be kept: choose some of {list(present)}, in order"
+        )
+    return Cut(tuple(present.index(k) for k in kept_blocks))
 
 
 def load(folder: str | Path) -> ResidualNetwork:

@@ -13,12 +13,12 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from stagecost.block import ResidualBlock
+from stagecost.dynamics import ResidualBlock
 from stagecost.errors import StageCostError
 from stagecost.head import OutputHead, StatisticsPolicy
-from stagecost.initial_weights import draw_seed, initialise
+from stagecost.models.initial_weights import draw_seed, initialise
+from stagecost.models.registry import register_model
 from stagecost.network import ResidualNetwork
-from stagecost.registry import register_model
 
 MAX_BLOCKS = 10_000  # a slip of the keyboard should not build blocks until memory runs out
 

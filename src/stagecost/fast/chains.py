@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stagecost.dynamics import is_identity, skip_of
+
 
 @dataclass(frozen=True)
 class CollapsedChain:
@@ -28,62 +30,59 @@ class CollapsedChain:
     pools: tuple[nn.AvgPool2d, ...] = ()
     matrix: Tensor | None = None
 
-    def pick(self, state: Tensor) -> Tensor:
-        """Return the pixels of x_k, (B, C, H, W), that the stride picks."""
-        if self.stride == (1, 1):
-            return state
-        return state[:, :, :: self.stride[0], :: self.stride[1]]
-
-    def reduce(self, state: Tensor) -> Tensor:
-        """Pick and pool the pixels of x_k."""
-        state = self.pick(state)
-        for pooling in self.pools:
-            state = pooling(state)
-        return state
-
     def __call__(self, state: Tensor) -> Tensor:
         """Send x_k, (B, C, H, W), through the chain."""
-        reduced = self.reduce(state)
-        return reduced if self.matrix is None else F.conv2d(reduced, self.matrix.to(state.dtype))
+        if self.stride != (1, 1):
+            state = state[:, :, :: self.stride[0], :: self.stride[1]]
+        for pooling in self.pools:
+            state = pooling(state)
+        return state if self.matrix is None else F.conv2d(state, self.matrix.to(state.dtype))
 
 
-def collapse(skips: Sequence[nn.Module], *, constant: bool = False) -> list[CollapsedChain] | None:
+class CollapsedTails:
+    """The tails of a network by collapsed chains; those of one stage share one matrix."""
+
+    def __init__(self, chains: Sequence[CollapsedChain]) -> None:
+        """Take N+1 chains."""
+        self.chains = chains
+
+    def __call__(self, state: Tensor, k: int) -> Tensor:
+        """Map x_k to the state that the head expects."""
+        return self.chains[k](state)
+
+
+def collapsed_tails(blocks: Sequence[nn.Module]) -> CollapsedTails | None:
     """Collapse the chains S_{N-1} ∘ … ∘ S_k for k = 0 … N.
 
-    Args:
-        skips: S_0, …, S_{N-1}.
-        constant: let no gradient flow to the projections.
-
     Returns:
-        N+1 chains, those of one stage sharing one matrix; or None where a skip is something else than
-        an identity or a 1×1 projection without bias, possibly after an average pooling.
+        None where a skip is something else than an identity or a 1×1 projection without bias, possibly
+        after an average pooling, or where a hook wants to see it called.
     """
     chains = [CollapsedChain()]
-    for skip in reversed(skips):
-        longer = _precede(chains[-1], skip, constant)
+    for block in reversed(blocks):
+        longer = _precede(chains[-1], skip_of(block))
         if longer is None:
             return None
         chains.append(longer)
-    return chains[::-1]
+    return CollapsedTails(chains[::-1])
 
 
-def _precede(chain: CollapsedChain, skip: nn.Module, constant: bool) -> CollapsedChain | None:
+def _precede(chain: CollapsedChain, skip: nn.Module) -> CollapsedChain | None:
     """Put one more skip before a chain."""
-    if has_hooks(skip):
+    if any(part._forward_hooks or part._forward_pre_hooks for part in skip.modules()):
         return None
-    if type(skip) is nn.Identity:
+    if is_identity(skip):
         return chain
     if type(skip) is nn.Sequential and len(skip) == 2 and type(skip[0]) is nn.AvgPool2d:
-        projected = _precede(chain, skip[1], constant)
+        projected = _precede(chain, skip[1])
         if projected is None or projected.stride != (1, 1):
             return None
         return replace(projected, pools=(skip[0], *projected.pools))
     if not _is_projection(skip):
         return None
     assert isinstance(skip, nn.Conv2d)
-    weight = skip.weight.detach() if constant else skip.weight
     stride = (chain.stride[0] * skip.stride[0], chain.stride[1] * skip.stride[1])
-    return replace(chain, stride=stride, matrix=_product(chain.matrix, weight))
+    return replace(chain, stride=stride, matrix=_product(chain.matrix, skip.weight))
 
 
 def _is_projection(skip: nn.Module) -> bool:
@@ -94,16 +93,6 @@ def _is_projection(skip: nn.Module) -> bool:
         and skip.groups == 1
         and skip.bias is None
     )
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Tell whether somebody wants to see this module, or a part of it, being called."""
-    return any(hooked(part) for part in module.modules())
-
-
-def hooked(module: nn.Module) -> bool:
-    """Tell whether somebody wants to see this module, not counting its parts, being called."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _product(later: Tensor | None, earlier: Tensor) -> Tensor:

@@ -1,0 +1,244 @@
+"""`Cut`: which controls act.
+
+Block k computes x_{k+1} = S_k(x_k) + s_k·F_k(x_k). A cut is the vector s of zeros and ones, written as the
+positions of the blocks that act. Everything that is asked of a residual network is the terminal output of
+a cut:
+
+- the paper's y_k, which skips all blocks from k on, is `Cut.first(k)`;
+- the whole network, y_N, is `Cut.whole()`;
+- the first M_s blocks of each stage are `Cut.stages(M_1, …, M_S)`;
+- the network without block k is `Cut.without(k)`.
+
+Theorem 3.1 is one sentence about cuts: the trained SubResNet-M, extended by zeros, is the cut
+`Cut.first(M)` of a ResNet-N.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from stagecost.errors import StageCostError
+from stagecost.text import format_indices
+
+Stages = Sequence[Sequence[int]]
+"""Positions of the blocks, grouped by stage: ((0, 1, 2), (3, 4)) are stages of three and two blocks."""
+
+Depths = Literal["all"] | int | Sequence[int] | None
+"""The grammar of the paper's outputs: `None` is the terminal output, an int k one output y_k, a sequence
+several, `"all"` is y_0 … y_N. Negative numbers count from the end: -1 is the terminal output."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which blocks of a network act; all others are their skip connections.
+
+    `Cut((0, 1, 4))` names the acting blocks by position. Two kinds of cut are named before a network is
+    known, and `among` turns them into positions: `whole` and `without` list what does *not* act, `stages`
+    counts blocks.
+
+    Attributes:
+        blocks: positions, ascending; of the blocks that act, or, with `complement`, of those that do not.
+        complement: whether `blocks` are those that do not act.
+        per_stage: M_1, …, M_S, instead of positions; empty otherwise.
+    """
+
+    blocks: tuple[int, ...] = ()
+    complement: bool = False
+    per_stage: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Put the positions in order.
+
+        Raises:
+            StageCostError: a position is no whole number of at least 0.
+        """
+        for number in (*self.blocks, *self.per_stage):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+                raise StageCostError(f"{number!r} in a cut is not a whole number of at least 0")
+        object.__setattr__(self, "blocks", tuple(sorted(set(self.blocks))))
+        object.__setattr__(self, "per_stage", tuple(self.per_stage))
+
+    @classmethod
+    def first(cls, count: int) -> "Cut":
+        """Return the paper's y_k, k = `count`: the first blocks act, the rest is skipped."""
+        return cls(tuple(range(count)))
+
+    @classmethod
+    def whole(cls) -> "Cut":
+        """Return the whole network, y_N."""
+        return cls(complement=True)
+
+    @classmethod
+    def without(cls, *blocks: int) -> "Cut":
+        """Return all blocks but these."""
+        return cls(blocks, complement=True)
+
+    @classmethod
+    def stages(cls, *counts: int) -> "Cut":
+        """Return the first M_s blocks of each stage."""
+        return cls(per_stage=counts)
+
+    @classmethod
+    def parse(cls, text: str) -> "Cut":
+        """Read the printed form: "whole", "4" (the first four blocks) or "3+3+4" (of each stage).
+
+        Raises:
+            StageCostError: it is something else.
+        """
+        parts = [part.strip() for part in text.split("+")]
+        if text.strip() == "whole":
+            return cls.whole()
+        if not all(part.isascii() and part.isdigit() for part in parts):
+            raise StageCostError(f"{text!r} is not a cut: give a number of blocks, such as 4, or 3+3+4")
+        counts = [int(part) for part in parts]
+        return cls.first(counts[0]) if len(counts) == 1 else cls.stages(*counts)
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether `blocks` are the positions of the blocks that act."""
+        return not (self.complement or self.per_stage)
+
+    def among(self, stages: Stages) -> "Cut":
+        """Return the same cut by the positions of the blocks that act.
+
+        Args:
+            stages: of the network.
+
+        Raises:
+            StageCostError: the network has no such blocks.
+        """
+        positions = [k for stage in stages for k in stage]
+        if self.per_stage:
+            return Cut(first_of_each_stage(stages, self.per_stage))
+        if self.blocks and self.blocks[-1] >= len(positions):
+            raise StageCostError(
+                f"block {self.blocks[-1]} is impossible in a network of {len(positions)} blocks: give "
+                f"positions from 0 to {len(positions) - 1}"
+            )
+        if not self.complement:
+            return self
+        return Cut(tuple(k for k in positions if k not in self.blocks))
+
+    @property
+    def depth(self) -> int:
+        """The position behind the last block that acts: k of y_k, and the row of the head's statistics."""
+        assert self.is_resolved
+        return self.blocks[-1] + 1 if self.blocks else 0
+
+    @property
+    def is_prefix(self) -> bool:
+        """Whether this is one of the paper's y_k: the first blocks and no others act."""
+        return self.is_resolved and len(self.blocks) == self.depth
+
+    def acts(self, k: int) -> bool:
+        """Tell whether the block at a position acts."""
+        assert self.is_resolved
+        return k in self._positions
+
+    @cached_property
+    def _positions(self) -> frozenset[int]:
+        return frozenset(self.blocks)
+
+    def __le__(self, other: "Cut") -> bool:
+        """Tell whether all blocks of this cut act in the other one, too: the nested order."""
+        assert self.is_resolved
+        assert other.is_resolved
+        return set(self.blocks) <= set(other.blocks)
+
+    def __or__(self, other: "Cut") -> "Cut":
+        """Return the cut in which the blocks of both act."""
+        assert self.is_resolved
+        assert other.is_resolved
+        return Cut(self.blocks + other.blocks)
+
+    def remaining(self, indices: Sequence[int]) -> tuple[int, ...]:
+        """Return what remains of the paper's indices k of a network's blocks."""
+        return tuple(indices[k] for k in self.blocks)
+
+    def to_json(self) -> list[int]:
+        """Return the positions of the acting blocks."""
+        assert self.is_resolved
+        return list(self.blocks)
+
+    def __str__(self) -> str:
+        """Write the cut shortly: "whole", "4" for y_4, "3+3+4" by stages, else its positions."""
+        if self.per_stage:
+            return "+".join(map(str, self.per_stage))
+        if self.complement:
+            return f"whole without {format_indices(self.blocks)}" if self.blocks else "whole"
+        return str(self.depth) if self.is_prefix else format_indices(self.blocks)
+
+
+def first_of_each_stage(stages: Stages, counts: Sequence[int]) -> tuple[int, ...]:
+    """Return the first M_s of the numbers of each stage.
+
+    Args:
+        stages: numbers of the blocks, positions or the paper's indices.
+        counts: M_1, …, M_S.
+
+    Raises:
+        StageCostError: there are not S numbers, or a stage has fewer blocks or would lose all.
+    """
+    sizes = [len(stage) for stage in stages]
+    possible = len(counts) == len(sizes) and all(
+        1 <= count <= size for count, size in zip(counts, sizes, strict=True)
+    )
+    if not possible:
+        raise StageCostError(
+            f"keeping {list(counts)} blocks is impossible in stages of {sizes}: give "
+            f"{len(sizes)} numbers, each from 1 to the size of its stage"
+        )
+    pairs = zip(stages, counts, strict=True)
+    return tuple(k for stage, count in pairs for k in stage[:count])
+
+
+def stage_counts(cut: Cut, stages: Stages) -> tuple[int, ...] | None:
+    """Return M_1, …, M_S of a cut of the first blocks of each stage; None of any other cut."""
+    counts = tuple(sum(cut.acts(k) for k in stage) for stage in stages)
+    heads = all(
+        set(stage[:count]) <= set(cut.blocks) for stage, count in zip(stages, counts, strict=True)
+    )
+    return counts if heads else None
+
+
+def resolve_depths(depths: Depths, num_blocks: int) -> tuple[int, ...]:
+    """Return the depths asked for as numbers 0 … N, in the order asked for.
+
+    Raises:
+        StageCostError: a depth is not an integer, or outside of -(N+1) … N, or none is given.
+    """
+    if depths is None:
+        return (num_blocks,)
+    if isinstance(depths, str):
+        if depths != "all":
+            raise StageCostError(
+                f"depths={depths!r} is unknown: give 'all', one depth, several depths, or None"
+            )
+        return tuple(range(num_blocks + 1))
+    wanted = (depths,) if isinstance(depths, int) else tuple(depths)
+    if not wanted:
+        raise StageCostError("depths is empty: give at least one depth, or None for the last")
+    return tuple(_resolve_depth(depth, num_blocks) for depth in wanted)
+
+
+def _resolve_depth(depth: int, num_blocks: int) -> int:
+    if isinstance(depth, bool) or not isinstance(depth, int):
+        raise StageCostError(f"depth {depth!r} is not an integer: give numbers from 0 to {num_blocks}")
+    if not -num_blocks - 1 <= depth <= num_blocks:
+        raise StageCostError(
+            f"depth {depth} is impossible with {num_blocks} blocks: give a number from 0 to {num_blocks}"
+        )
+    return depth % (num_blocks + 1)
+
+
+def resolve_cuts(cuts: "Cut | Iterable[Cut]", stages: Stages) -> tuple[Cut, ...]:
+    """Return cuts by the positions of their acting blocks.
+
+    Raises:
+        StageCostError: there is none, or one names blocks that the network does not have.
+    """
+    wanted = (cuts,) if isinstance(cuts, Cut) else tuple(cuts)
+    if not wanted:
+        raise StageCostError("cuts is empty: give at least one, or none at all for the whole network")
+    return tuple(cut.among(stages) for cut in wanted)

@@ -1,0 +1,367 @@
+"""The dynamics x_{k+1} = S_k(x_k) + s_k·F_k(x_k), and the one roll-out of it.
+
+`Rollout` is the only place where states follow each other. It computes the terminal outputs of several
+cuts in one pass that shares every common beginning of states:
+
+    y_k = H(S_{N-1} ∘ … ∘ S_k (x_k))   is the output of Cut.first(k).
+
+A block is any module that maps x_k to x_{k+1} and has a `skip`, the block with its residual branch removed.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from types import TracebackType
+from typing import Protocol
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from stagecost.cut import Cut
+
+
+class ResidualBlock(nn.Module):
+    """One step of the dynamics: x_{k+1} = S_k(x_k) + F_k(x_k).
+
+    Any module with `skip` can stand in its place; `residual`, where it is there, holds the weights of the
+    branch.
+    """
+
+    def __init__(self, residual: nn.Module, skip: nn.Module | None = None) -> None:
+        """Create a block; without `skip` the skip connection is the identity."""
+        super().__init__()
+        self.residual = residual
+        self.skip = nn.Identity() if skip is None else skip
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Map x_k, (B, C, H, W), to x_{k+1}."""
+        following: Tensor = self.skip(state) + self.residual(state)
+        return following
+
+
+def skip_of(block: nn.Module) -> nn.Module:
+    """Return S_k: the block with its residual branch removed."""
+    return block.get_submodule("skip")
+
+
+def is_identity(skip: nn.Module) -> bool:
+    """Tell whether a skip connection is the identity, so that it need not be called."""
+    return isinstance(skip, nn.Identity)
+
+
+def step(block: nn.Module, state: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Compute x_{k+1} = S_k(x_k) + s_k·F_k(x_k).
+
+    Args:
+        block: block k; F_k of one that is no `ResidualBlock` is what it adds to its skip path.
+        state: x_k, (B, …).
+        scale: s_k of the batch, (), or of each sample, (B,); None is 1, to the last bit.
+    """
+    if scale is None:
+        whole: Tensor = block(state)
+        return whole
+    skipped: Tensor = skip_of(block)(state)
+    control = block.residual(state) if type(block) is ResidualBlock else block(state) - skipped
+    factor = scale.to(control.dtype)
+    if factor.dim():
+        factor = factor.view(-1, *[1] * (control.dim() - 1))
+    following: Tensor = skipped + factor * control
+    return following
+
+
+class Tail(Protocol):
+    """How a state goes through the skip connections that are left: S_{N-1} ∘ … ∘ S_k."""
+
+    def __call__(self, state: Tensor, k: int) -> Tensor:
+        """Map x_k to the state that the head expects."""
+
+
+class SkipChain:
+    """The tails of a network, literally: every skip connection that is no identity is called in turn.
+
+    Running statistics of norms in them stay as they are: they belong to the whole network, which passes
+    these norms inside its blocks.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        """Note the skip connections of the blocks."""
+        skips = ((k, skip_of(block)) for k, block in enumerate(blocks))
+        self.skips = [(k, skip) for k, skip in skips if not is_identity(skip)]
+        self.frozen = FrozenStatistics(skip for _, skip in self.skips)
+
+    def __call__(self, state: Tensor, k: int) -> Tensor:
+        """Map x_k to the state that the head expects; itself where every skip is an identity."""
+        with self.frozen:
+            for position, skip in self.skips:
+                if position >= k:
+                    state = skip(state)
+        return state
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How a pass through the blocks is done; what it computes is the same.
+
+    Attributes:
+        checkpointing: keep about √N states for the gradient and compute the others again.
+        collapsed: send states through collapsed skip chains (`stagecost.fast.chains`), where the skips are
+            linear projections: equal up to rounding, and cheaper in staged networks.
+        compiled: in training, read intermediate outputs by compiled formulas that keep nothing of a state's
+            size (`stagecost.fast.reading`): equal up to rounding. They are compiled when they first meet a
+            shape.
+    """
+
+    checkpointing: bool = False
+    collapsed: bool = False
+    compiled: bool = False
+
+
+@dataclass(frozen=True)
+class Path:
+    """The way of some cuts through the blocks; where ways part, a later path leaves an earlier one.
+
+    Attributes:
+        start: k of its first state.
+        acts: whether block k acts, for k = start, start + 1, …
+        ends: k → the cuts (by number) none of whose blocks from k on acts.
+        leaves: k → the number of the path that leaves x_k by bypassing block k.
+        whole: whether every block acts, so that its states are those of the whole network.
+    """
+
+    start: int
+    acts: tuple[bool, ...]
+    ends: Mapping[int, tuple[int, ...]]
+    leaves: Mapping[int, int]
+    whole: bool
+
+    @property
+    def stop(self) -> int:
+        """K of its last state."""
+        return self.start + len(self.acts)
+
+
+@lru_cache(maxsize=256)
+def plan_paths(cuts: tuple[Cut, ...]) -> tuple[Path, ...]:
+    """Return the fewest paths that reach every cut: cuts with the same first blocks share their states."""
+    opened = [(0, tuple(range(len(cuts))))]
+    paths: list[Path] = []
+    for start, sharing in opened:  # grows on the way
+        acts, ends, leaves, members = _follow(cuts, start, sharing, len(opened))
+        opened += members
+        whole = not paths and all(acts)
+        paths.append(Path(start, acts, ends, leaves, whole))
+    return tuple(paths)
+
+
+def _follow(
+    cuts: tuple[Cut, ...], k: int, members: tuple[int, ...], next_path: int
+) -> tuple[tuple[bool, ...], dict[int, tuple[int, ...]], dict[int, int], list[tuple[int, tuple[int, ...]]]]:
+    """Go with the cuts in which the next block acts; return the paths of the others as well."""
+    acts: list[bool] = []
+    ends: dict[int, tuple[int, ...]] = {}
+    leaves: dict[int, int] = {}
+    others: list[tuple[int, tuple[int, ...]]] = []
+    while members:
+        ended = tuple(i for i in members if cuts[i].depth <= k)
+        if ended:
+            ends[k] = ended
+            members = tuple(i for i in members if cuts[i].depth > k)
+        acting = tuple(i for i in members if cuts[i].acts(k))
+        if acting and len(acting) < len(members):
+            leaves[k] = next_path + len(others)
+            others.append((k, tuple(i for i in members if not cuts[i].acts(k))))
+        if members:
+            acts.append(bool(acting))
+        members = acting or members
+        k += 1
+    return tuple(acts), ends, leaves, others
+
+
+Observer = Callable[[int, Tensor, Tensor], None]
+"""Sees k, x_k and x_{k+1} of the whole network."""
+
+
+@dataclass(frozen=True)
+class _End:
+    """x_k behind the last acting block of a cut that goes by several numbers."""
+
+    k: int
+    state: Tensor
+    numbers: tuple[int, ...]
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One pass through the blocks: the only place where states follow each other.
+
+    Attributes:
+        blocks: the residual blocks, in order.
+        head: H, called as `head(state, depth)`: it may keep statistics for each depth.
+        tail: the skip connections that are left.
+        scales: (N,) or (N, B), s_k of the blocks that act; None is 1, to the last bit.
+        observe: sees the states of the whole network.
+        training: tails come after all states, so that random numbers of the whole network stay its own;
+            running statistics of norms follow the whole network and its y_k alone.
+        checkpointing: see `Pass`.
+    """
+
+    blocks: Sequence[nn.Module]
+    head: nn.Module
+    tail: Tail
+    scales: Tensor | None = None
+    observe: Observer | None = None
+    training: bool = False
+    checkpointing: bool = False
+
+    def outputs(self, x_0: Tensor, cuts: Sequence[Cut]) -> list[Tensor]:
+        """Return the terminal output of every cut from x_0, (B, …), in one pass.
+
+        Args:
+            x_0: the first state.
+            cuts: by the positions of their acting blocks. Blocks that none depends on are not computed.
+        """
+        starts, outputs = {0: x_0}, dict[int, Tensor]()
+        ends: list[_End] = []
+
+        def read(end: _End) -> None:
+            outputs.update(self._read(end, cuts))
+
+        for number, path in enumerate(plan_paths(tuple(cuts))):
+            state = starts.pop(number)
+            for k, stop in self._segments(path):
+                if self.checkpointing:
+                    state = self._checkpointed(path, k, stop, state, cuts, starts, outputs)
+                else:
+                    emit = ends.append if self.training else read
+                    state = self._run(path, k, stop, state, starts, emit)
+        for end in ends:
+            read(end)
+        return [outputs[number] for number in range(len(cuts))]
+
+    def _segments(self, path: Path) -> Iterator[tuple[int, int]]:
+        """Cut a path into runs of blocks: one, or about √N of them with checkpointing."""
+        length = max(1, len(path.acts))
+        if self.checkpointing:
+            length = math.isqrt(length - 1) + 1
+        for k in range(path.start, max(path.stop, path.start + 1), length):
+            yield k, min(k + length, path.stop)
+
+    def _run(
+        self,
+        path: Path,
+        k: int,
+        stop: int,
+        state: Tensor,
+        starts: dict[int, Tensor],
+        emit: Callable[[_End], None],
+    ) -> Tensor:
+        """Go along a path from x_k to x_stop; hand out the states at which others leave or cuts end."""
+        for position in range(k, stop):
+            self._hand_out(path, position, state, starts, emit)
+            if not path.acts[position - path.start]:
+                state = self._bypass(position, state)
+                continue
+            following = self._step(position, state, whole=path.whole)
+            if self.observe is not None and path.whole:
+                self.observe(position, state, following)
+            state = following
+        if stop == path.stop:
+            self._hand_out(path, stop, state, starts, emit)
+        return state
+
+    def _hand_out(
+        self,
+        path: Path,
+        k: int,
+        state: Tensor,
+        starts: dict[int, Tensor],
+        emit: Callable[[_End], None],
+    ) -> None:
+        if k in path.leaves:
+            starts[path.leaves[k]] = state
+        if k in path.ends:
+            emit(_End(k, state, path.ends[k], path.whole))
+
+    def _step(self, k: int, state: Tensor, *, whole: bool) -> Tensor:
+        scale = None if self.scales is None else self.scales[k]
+        with nullcontext() if whole or not self.training else FrozenStatistics([self.blocks[k]]):
+            return step(self.blocks[k], state, scale)
+
+    def _bypass(self, k: int, state: Tensor) -> Tensor:
+        skip = skip_of(self.blocks[k])
+        if is_identity(skip):
+            return state
+        with FrozenStatistics([skip]):
+            bypassed: Tensor = skip(state)
+        return bypassed
+
+    def _read(self, end: _End, cuts: Sequence[Cut]) -> dict[int, Tensor]:
+        """Send a state through its tail and the head."""
+        state = self.tail(end.state, end.k)
+        with nullcontext() if end.whole or not self.training else FrozenStatistics([self.head]):
+            output: Tensor = self.head(state, cuts[end.numbers[0]].depth)
+        return dict.fromkeys(end.numbers, output)
+
+    def _checkpointed(
+        self,
+        path: Path,
+        k: int,
+        stop: int,
+        state: Tensor,
+        cuts: Sequence[Cut],
+        starts: dict[int, Tensor],
+        outputs: dict[int, Tensor],
+    ) -> Tensor:
+        """Run a segment, outputs included, of which only the first state is kept for the gradient."""
+        names: list[tuple[dict[int, Tensor], int]] = []
+
+        def segment(first: Tensor) -> tuple[Tensor, ...]:
+            left, read = dict[int, Tensor](), dict[int, Tensor]()
+            last = self._run(path, k, stop, first, left, lambda end: read.update(self._read(end, cuts)))
+            names[:] = [*((starts, name) for name in left), *((outputs, name) for name in read)]
+            return last, *left.values(), *read.values()
+
+        frozen = FrozenStatistics([*self.blocks[k:stop], self.head])
+        last, *values = checkpoint(
+            segment, state, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen)
+        )
+        for (target, name), value in zip(names, values, strict=True):
+            target[name] = value
+        reached: Tensor = last
+        return reached
+
+
+class FrozenStatistics:
+    """A context in which BatchNorms do all that they do, but leave their running statistics as they are.
+
+    What is computed a second time must not be counted a second time. (The norms still go through the
+    motions, with a momentum of 0: a second computation has to save the same tensors as the first.)
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        """Take the BatchNorms among the modules and their parts."""
+        parts = (part for module in modules for part in module.modules())
+        self.norms = [
+            m for m in parts if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None
+        ]
+
+    def __enter__(self) -> None:
+        """Stop tracking."""
+        self.before = [(n.momentum, n.num_batches_tracked.clone()) for n in self.norms]  # type: ignore[union-attr]
+        for norm in self.norms:
+            norm.momentum = 0.0
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Track again."""
+        for norm, (momentum, count) in zip(self.norms, self.before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)  # type: ignore[union-attr]

@@ -1,0 +1,1 @@
+"""Networks by name: the registry, the native builders, and loading what was saved."""
