@@ -114,7 +114,7 @@ def train(
             def step_done(state: State, step: Step) -> None:
                 if on_step is not None:
                     on_step(state, step)
-                _show(display, state, step)
+                display.step_done(state, step)
                 stop.save_or_stop(state)
 
             def epoch_done(state: State, epoch: Epoch) -> None:
@@ -248,11 +248,6 @@ def _rule(
         return terminal_only(after_cuts(rule(moment), state.stages, state.left))
 
     return plain_afterwards
-
-
-def _show(display: TrainingDisplay, state: State, step: Step) -> None:
-    moment, loss = step.moment, float(step.terms.losses[-1])
-    display.step(moment.step + 1, moment.total_steps, loss, state.progress.sums.accuracy)
 
 
 def _finish_epoch(
