@@ -16,6 +16,7 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -161,9 +162,13 @@ class Path:
         return self.start + len(self.acts)
 
 
-@lru_cache(maxsize=256)
 def plan_paths(cuts: tuple[Cut, ...]) -> tuple[Path, ...]:
     """Return the fewest paths that reach every cut: cuts with the same first blocks share their states."""
+    # The compiler traces the function itself, and warns of a cache in front of it.
+    return _planned(cuts) if torch.compiler.is_compiling() else _remembered(cuts)
+
+
+def _planned(cuts: tuple[Cut, ...]) -> tuple[Path, ...]:
     opened = [(0, tuple(range(len(cuts))))]
     paths: list[Path] = []
     for start, sharing in opened:  # grows on the way
@@ -172,6 +177,9 @@ def plan_paths(cuts: tuple[Cut, ...]) -> tuple[Path, ...]:
         whole = not paths and all(acts)
         paths.append(Path(start, acts, ends, leaves, whole))
     return tuple(paths)
+
+
+_remembered = lru_cache(maxsize=256)(_planned)
 
 
 def _follow(
@@ -242,7 +250,8 @@ class Rollout:
             x_0: the first state.
             cuts: by the positions of their acting blocks. Blocks that none depends on are not computed.
         """
-        starts, outputs = {0: x_0}, dict[int, Tensor]()
+        starts = {0: x_0}
+        outputs: dict[int, Tensor] = {}
         ends: list[_End] = []
 
         def read(end: _End) -> None:
