@@ -1,8 +1,8 @@
 """The head's pooling of a state, compiled: Σ_pixels relu(w·x̂ + b), x̂ = (x − mean)/√(variance + eps).
 
-In training the literal head keeps a tensor of the state's size for each output that it reads. Here nothing
-of that size is kept: the gradient is computed from x_k, which the next block keeps anyway. `torch.compile`
-makes a loop or two over the pixels of each formula, at the first call with a new shape.
+In training the literal head keeps a tensor of the state's size for each output that it reads. Here
+nothing of that size is kept: the gradient is computed from x_k, which the next block keeps anyway.
+`torch.compile` makes a loop or two over the pixels of each formula, at the first call with a new shape.
 """
 
 import functools
@@ -130,7 +130,7 @@ class CompiledHead(nn.Module):
 
 
 def compiled_head(head: nn.Module) -> nn.Module:
-    """Return the compiled stand-in of a head, or the head itself where it is another one or is watched."""
+    """Return the compiled stand-in of a head, or the head itself where another one, or a hook, is."""
     watched = any(part._forward_hooks or part._forward_pre_hooks for part in head.modules())
     return head if type(head) is not OutputHead or watched else CompiledHead(head)
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import stagecost as sc
 from helpers import BUILDERS, build, images, labels, loader
+from helpers import objective as stage_cost_terms
 from stagecost.bound import objective
 from stagecost.importance import scaled_objective
 
@@ -47,7 +48,7 @@ def test_the_estimate_is_the_costates_product_with_the_control(name: str) -> Non
 @pytest.mark.parametrize("name", BUILDERS)
 def test_the_objective_at_full_scale_is_the_objective(name: str) -> None:
     network, batch, targets = build(name).eval(), images(4, 32), labels()
-    terms = sc.stage_cost_objective(network(batch, depths="all"), targets, GAMMA)
+    terms = stage_cost_terms(network(batch, depths="all"), targets, GAMMA)
     value = scaled_objective(network, batch, targets, torch.ones(network.num_blocks), GAMMA)
     torch.testing.assert_close(value, terms.total)
 

@@ -8,9 +8,8 @@ from torch import nn
 
 import stagecost as sc
 from helpers import BUILDERS, build, images
+from stagecost.cut import Cut, resolve_depths
 from stagecost.errors import StageCostError
-from stagecost.outputs import resolve_depths
-from stagecost.surgery import keep_blocks
 
 every_builder = pytest.mark.parametrize("name", BUILDERS)
 
@@ -128,7 +127,7 @@ def test_save_and_load_give_the_same_network(name: str, tmp_path: object) -> Non
 def test_a_pruned_network_is_saved_as_what_it_is(tmp_path: object) -> None:
     network, x = build("staged").eval(), images()
     whole = set(network.state_dict())
-    keep_blocks(network, (0, 2, 3, 5))
+    network.remove_all_but(Cut.stages(1, 2, 1))
     assert set(network.state_dict()) < whole
     network.save_pretrained(f"{tmp_path}/net")
     loaded = sc.load(f"{tmp_path}/net")
@@ -215,20 +214,17 @@ def test_imagenet_sized_networks(name: str, blocks: tuple[int, ...], parameters:
 def test_the_policies_of_head_statistics_differ_only_in_eval_mode() -> None:
     x = images(8)
     outputs = {}
-    for policy in ("per_output", "shared", "terminal"):
+    for policy in ("per_output", "terminal"):
         torch.manual_seed(0)
         network = sc.create_model("homogeneous", num_blocks=3, width=6, head_statistics=policy)
         for _ in range(5):
             trained = network(x, depths="all")
         outputs[policy] = (trained, network.eval()(x, depths="all"), network)
-    assert torch.equal(outputs["per_output"][0], outputs["shared"][0])
     assert torch.equal(outputs["per_output"][0], outputs["terminal"][0])
-    # The terminal row of both is that of an ordinary BatchNorm; the shared statistics are a mixture.
+    # The terminal row of both is that of an ordinary BatchNorm.
     assert torch.equal(outputs["per_output"][1][-1], outputs["terminal"][1][-1])
-    assert not torch.allclose(outputs["shared"][1][-1], outputs["terminal"][1][-1])
     assert outputs["per_output"][2].head.norm.running_mean.shape == (4, 6)
-    assert outputs["shared"][2].head.norm.running_mean.shape == (1, 6)
-    assert outputs["shared"][2].head.norm.num_batches_tracked.item() == 20
+    assert outputs["terminal"][2].head.norm.running_mean.shape == (1, 6)
     assert outputs["terminal"][2].head.norm.num_batches_tracked.item() == 5
 
 
@@ -240,10 +236,10 @@ def test_a_head_row_is_what_batchnorm_would_keep_for_this_output() -> None:
         twin.running_var.copy_(network.head.norm.running_var[k])
     for seed in range(3):
         x = images(seed=seed)
-        for twin, state in zip(twins, network.states(x), strict=True):
+        states = []
+        network(x, depths="all", observe=lambda k, state, following, seen=states: seen.append(following))
+        for twin, state in zip(twins, [network.stem(x), *states], strict=True):
             twin(state)
-        network(x, depths="all")
-        # `states` runs the branch norms a second time; the head's rows see each batch once.
     for k, twin in enumerate(twins):
         torch.testing.assert_close(network.head.norm.running_mean[k], twin.running_mean)
         torch.testing.assert_close(network.head.norm.running_var[k], twin.running_var)
@@ -282,13 +278,13 @@ def test_a_network_put_together_by_hand_works_but_cannot_be_saved(tmp_path: obje
 
 
 def test_kept_blocks_must_exist_and_keep_projections() -> None:
-    for kept, match in [((), "kept"), ((0, 9), "kept"), ((1, 0), "kept"), ((0, 1), "projection")]:
+    for kept, match in [((), "without any block"), ((0, 9), "block 9"), ((0, 1), "projection")]:
         with pytest.raises(StageCostError, match=match):
-            keep_blocks(build("staged"), kept)
+            build("staged").keep(Cut(kept))
 
 
 def test_own_builders_can_be_registered_saved_and_loaded(tmp_path: object) -> None:
-    from stagecost import registry
+    from stagecost.models import registry
 
     @sc.register_model("tiny_test_model")
     def tiny(*, num_classes: int = 2) -> sc.ResidualNetwork:

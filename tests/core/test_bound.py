@@ -20,9 +20,10 @@ from stagecost.bound import (
     truncation_right_hand_sides,
     zero_extend,
 )
+from stagecost.cut import Cut
 from stagecost.errors import StageCostError
-from stagecost.norms import squared_weight_norms, weight_norms
-from stagecost.surgery import keep_blocks
+from stagecost.objective import StageCost, squared_weight_norms
+from stagecost.trajectory import weight_norms
 
 LOSSES = st.lists(st.floats(0, 10), min_size=2, max_size=8)
 
@@ -121,8 +122,7 @@ def test_the_identity_holds_in_float32_for_each_loss_exactly() -> None:
 
 
 def test_a_pruned_staged_network_extends_back() -> None:
-    sub = build("staged").eval()
-    keep_blocks(sub, (0, 2, 3, 5))
+    sub = build("staged").eval().keep(Cut.stages(1, 2, 1))
     full = zero_extend(sub)
     assert full.num_blocks == 7
     assert torch.equal(full(images()), sub(images()))
@@ -184,8 +184,7 @@ def test_truncating_the_trained_network_is_a_feasible_subresnet() -> None:
     network = build("homogeneous").eval()
     whole = sc.loss_trajectory(network, loader())
     for m in range(1, 5):
-        part = build("homogeneous").eval()
-        keep_blocks(part, tuple(range(m)))
+        part = network.keep(Cut.first(m))
         assert sc.loss_trajectory(part, loader()).losses == whole.losses[: m + 1]
 
 
@@ -202,7 +201,8 @@ def test_weight_norms_are_those_of_the_whole_branch() -> None:
 def test_the_objective_is_the_training_objective_plus_weight_decay() -> None:
     network = build("homogeneous").eval()
     with torch.no_grad():
-        terms = sc.stage_cost_objective(network(images(), depths="all"), labels(), 0.2)
+        stage_cost = StageCost.uniform(network.num_blocks, 0.2)
+        terms = stage_cost(network(images(), stage_cost.outputs), labels())
         losses = [float(F.cross_entropy(y, labels())) for y in network(images(), depths="all")]
     norms = squared_weight_norms(network)
     value = objective(losses, norms, 0.2, 1e-3)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 import stagecost as sc
 from helpers import BUILDERS, build, images, labels, loader
+from stagecost.cut import Cut, stage_counts
 from stagecost.errors import StageCostError
 from stagecost.macs import macs_by_part
-from stagecost.prune import format_indices, kept_indices
-from stagecost.search import candidate_depths, search_stage_depths
-from stagecost.surgery import keep_blocks
-from stagecost.trajectory import terminal_score
+from stagecost.prune import possible_cuts
+from stagecost.text import format_indices
+from stagecost.trajectory import Score, evaluate_cuts, terminal_score
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -39,9 +39,9 @@ def test_the_trajectory_is_weighted_by_sample(name: str) -> None:
         assert trajectory.residual_ratios[k] == pytest.approx(ratio.item(), rel=1e-3)
     assert trajectory.num_samples == 13
     assert trajectory.stage_starts == tuple(stage[0] for stage in network.stages)
-    accuracy, loss = terminal_score(network, data)
-    assert accuracy == pytest.approx(trajectory.accuracies[-1])
-    assert loss == pytest.approx(trajectory.losses[-1])
+    score = terminal_score(network, data)
+    assert score.accuracy == pytest.approx(trajectory.accuracies[-1])
+    assert score.loss == pytest.approx(trajectory.losses[-1])
 
 
 def test_regression_has_losses_but_no_accuracies() -> None:
@@ -57,7 +57,7 @@ def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(StageCostError, match="empty"):
         sc.loss_trajectory(build("homogeneous"), [])
     with pytest.raises(StageCostError, match="empty"):
-        search_stage_depths(build("staged"), [])
+        evaluate_cuts(build("staged"), [], [Cut.whole()])
 
 
 @given(
@@ -83,13 +83,13 @@ def test_impossible_tolerance_is_refused(tolerance: float) -> None:
 def test_truncation_is_exact_to_the_last_bit(kept: int) -> None:
     network, data = build("homogeneous"), loader()
     trajectory = sc.loss_trajectory(network, data)
-    plan = sc.plan_pruning(network, trajectory, keep_blocks=kept)
+    plan = sc.plan_pruning(network, trajectory, keep=kept)
     small = plan.apply(network)
     assert plan.kept_blocks == tuple(range(kept))
     with torch.no_grad():
         assert torch.equal(small.eval()(images()), network.eval()(images(), depths=kept))
-    accuracy, loss = terminal_score(small, data)
-    assert (plan.accuracy_predicted, plan.loss_predicted) == (accuracy, loss)
+    score = terminal_score(small, data)
+    assert (plan.accuracy_predicted, plan.loss_predicted) == (score.accuracy, score.loss)
     assert plan.parameters_after == sc.count_parameters(small)
     assert plan.macs_after == sc.count_macs(small, (3, 16, 16))
     assert plan.parameters_before == sc.count_parameters(network)
@@ -101,31 +101,36 @@ def test_truncation_is_exact_to_the_last_bit(kept: int) -> None:
 def test_max_drop_keeps_the_fewest_blocks_within() -> None:
     network = build("homogeneous")
     trajectory = sc.Trajectory(
-        losses=(2.0, 1.0, 0.5, 0.4, 0.4),
-        accuracies=(10.0, 70.0, 89.5, 89.9, 90.0),
+        rows=tuple(
+            Score(Cut.first(k), loss, accuracy, 10)
+            for k, (loss, accuracy) in enumerate(
+                zip((2.0, 1.0, 0.5, 0.4, 0.4), (10.0, 70.0, 89.5, 89.9, 90.0), strict=True)
+            )
+        ),
         residual_ratios=(1.0,) * 4,
         weight_norms=(1.0,) * 4,
         stage_starts=(0,),
-        num_samples=10,
         image_shape=(3, 16, 16),
     )
     for max_drop, kept in [(0.0, 4), (0.1, 3), (0.5, 2), (20.0, 1)]:
         assert len(sc.plan_pruning(network, trajectory, max_drop=max_drop).kept_blocks) == kept
     with pytest.raises(StageCostError, match="more than max_drop"):
-        sc.plan_pruning(network, trajectory, max_drop=0.3, keep_blocks=2)
-    assert len(sc.plan_pruning(network, trajectory, max_drop=0.5, keep_blocks=3).kept_blocks) == 3
+        sc.plan_pruning(network, trajectory, max_drop=0.3, keep=2)
+    assert len(sc.plan_pruning(network, trajectory, max_drop=0.5, keep=3).kept_blocks) == 3
 
 
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
         ({}, "say how much"),
-        ({"keep_blocks": 0}, "impossible"),
-        ({"keep_blocks": 5}, "impossible"),
-        ({"keep_blocks": -1}, "impossible"),
-        ({"keep_per_stage": (1, 1)}, "impossible"),
-        ({"keep_per_stage": (0,)}, "impossible"),
-        ({"keep_blocks": 2, "keep_per_stage": (2,)}, "exclude"),
+        ({"keep": 0}, "impossible"),
+        ({"keep": 5}, "impossible"),
+        ({"keep": -1}, "impossible"),
+        ({"keep": True}, "impossible"),
+        ({"keep": Cut.stages(1, 1)}, "impossible"),
+        ({"keep": Cut.stages(0)}, "impossible"),
+        ({"keep": Cut.first(0)}, "without any block"),
+        ({"keep": Cut.first(5)}, "block 4 is impossible"),
         ({"max_drop": -1.0}, "max_drop"),
         ({"max_drop": math.nan}, "max_drop"),
     ],
@@ -139,14 +144,14 @@ def test_impossible_plans_are_refused(arguments: dict[str, object], match: str) 
 
 def test_staged_search_gives_every_vector_as_if_it_were_cut() -> None:
     network, data = build("staged").eval(), loader()
-    found = {cut.keep_per_stage: cut for cut in search_stage_depths(network, data)}
-    assert set(found) == set(product(range(1, 3), range(1, 4), range(1, 3)))
-    for cut in found.values():
-        small = build("staged").eval()
-        keep_blocks(small, kept_indices(network, cut.keep_per_stage))
-        accuracy, loss = terminal_score(small, data)
-        assert (cut.accuracy, cut.loss) == (pytest.approx(accuracy), pytest.approx(loss, rel=1e-5))
-    whole = found[2, 3, 2]
+    scores = evaluate_cuts(network, data, possible_cuts(network))
+    by_stages = {stage_counts(score.cut, network.stage_positions): score for score in scores}
+    assert set(by_stages) == set(product(range(1, 3), range(1, 4), range(1, 3)))
+    for score in scores:
+        alone = terminal_score(network.keep(score.cut), data)
+        assert score.accuracy == pytest.approx(alone.accuracy)
+        assert score.loss == pytest.approx(alone.loss, rel=1e-5)
+    whole = by_stages[2, 3, 2]
     assert whole.loss == pytest.approx(sc.loss_trajectory(network, data).losses[-1])
 
 
@@ -155,29 +160,29 @@ def test_staged_plans() -> None:
     trajectory = sc.loss_trajectory(network, data)
     with pytest.raises(StageCostError, match="loader"):
         sc.plan_pruning(network, trajectory, max_drop=1.0)
-    plan = sc.plan_pruning(network, trajectory, keep_per_stage=(1, 2, 1), loader=data)
+    plan = sc.plan_pruning(network, trajectory, keep=Cut.stages(1, 2, 1), loader=data)
     assert plan.kept_blocks == (0, 2, 3, 5)
     small = plan.apply(network)
     assert plan.parameters_after == sc.count_parameters(small)
     assert plan.macs_after == sc.count_macs(small, (3, 16, 16))
-    assert plan.accuracy_predicted == pytest.approx(terminal_score(small, data)[0])
-    cuts = search_stage_depths(network, data)
-    five = sc.plan_pruning(network, trajectory, keep_blocks=5, loader=data)
-    best = max(cut.accuracy for cut in cuts if sum(cut.keep_per_stage) == 5)
+    assert plan.accuracy_predicted == pytest.approx(terminal_score(small, data).accuracy)
+    scores = evaluate_cuts(network, data, possible_cuts(network))
+    five = sc.plan_pruning(network, trajectory, keep=5, loader=data)
+    best = max(score.accuracy for score in scores if len(score.cut.blocks) == 5)
     assert five.accuracy_predicted == best
     assert len(five.kept_blocks) == 5
     free = sc.plan_pruning(network, trajectory, max_drop=100.0, loader=data)
     assert free.kept_blocks == (0, 2, 5), "anything goes, so the cheapest vector is chosen"
     with pytest.raises(StageCostError, match="from 3 to 7"):
-        sc.plan_pruning(network, trajectory, keep_blocks=2, loader=data)
+        sc.plan_pruning(network, trajectory, keep=2, loader=data)
 
 
 def test_too_many_vectors_are_thinned_but_keep_their_ends() -> None:
     network = build("staged", blocks_per_stage=(9, 9, 9))
-    options = candidate_depths(network, limit=100)
-    assert math.prod(len(o) for o in options) <= 100
-    assert all(o[0] == 1 and o[-1] == 9 for o in options)
-    assert candidate_depths(network) == [list(range(1, 10))] * 3
+    counts = [stage_counts(cut, network.stage_positions) for cut in possible_cuts(network, limit=100)]
+    assert 27 <= len(counts) <= 100
+    assert {(1, 1, 1), (9, 9, 9), (1, 9, 1), (9, 1, 9)} <= set(counts)
+    assert len(possible_cuts(network)) == 9**3
 
 
 def test_macs_are_those_of_a_count_by_hand() -> None:
@@ -206,7 +211,7 @@ def test_the_optimizer_outlives_the_cut(kind: str) -> None:
         optimizer.zero_grad()
         F.cross_entropy(whole(images(), depths=2), labels()).backward()
         optimizer.step()
-    plan = sc.plan_pruning(whole, sc.loss_trajectory(whole, loader()), keep_blocks=2)
+    plan = sc.plan_pruning(whole, sc.loss_trajectory(whole, loader()), keep=2)
     small = plan.apply(whole)
     carried = sc.carry_optimizer(optimizer, whole, small)
     assert [group["name"] for group in carried.param_groups] == ["residual", "other"]
@@ -220,16 +225,24 @@ def test_the_optimizer_outlives_the_cut(kind: str) -> None:
         assert torch.equal(parameter, survivors[name]), name
 
 
-def test_recalibration_estimates_batchnorm_from_data() -> None:
-    network, data = build("staged"), loader(batches=4, count=16)
+@pytest.mark.parametrize("sizes", [(16, 16), (16, 1), (7, 30, 3)])
+def test_recalibration_estimates_batchnorm_from_images_that_count_alike(sizes: tuple[int, ...]) -> None:
+    network, data = build("staged"), [(images(n, seed=n), labels(n)) for n in sizes]
     weights = {n: p.clone() for n, p in network.named_parameters()}
     sc.recalibrate(network, data)
     assert all(torch.equal(p, weights[n]) for n, p in network.named_parameters())
     first = network.blocks["0"].residual[0]
     with torch.no_grad():
-        means = torch.stack([network.stem(x).mean(dim=(0, 2, 3)) for x, _ in data])
-    torch.testing.assert_close(first.running_mean, means.mean(dim=0))
-    assert network.head.norm.num_batches_tracked.tolist() == [4] * 8
+        states = network.stem(torch.cat([x for x, _ in data]))
+    torch.testing.assert_close(first.running_mean, states.mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(first.running_var, states.var(dim=(0, 2, 3)), rtol=1e-2, atol=1e-3)
+    assert network.head.norm.num_batches_tracked.tolist() == [len(sizes)] * 8
+
+
+def test_without_images_nothing_is_estimated() -> None:
+    for estimate in (sc.recalibrate, lambda net, data: sc.calibrate_outputs(net, data, [0])):
+        with pytest.raises(StageCostError, match="no images"):
+            estimate(build("staged"), [])
 
 
 def test_calibrating_some_outputs_changes_nothing_else() -> None:
@@ -246,10 +259,10 @@ def test_calibrating_some_outputs_changes_nothing_else() -> None:
     assert network.head.norm.momentum == 0.1
     with torch.no_grad():
         network.eval()
-        means = torch.stack([list(network.states(x))[2].mean(dim=(0, 2, 3)) for x, _ in data])
-    torch.testing.assert_close(network.head.norm.running_mean[2], means.mean(dim=0))
+        states = torch.cat([list(network.states(x))[2] for x, _ in data])
+    torch.testing.assert_close(network.head.norm.running_mean[2], states.mean(dim=(0, 2, 3)))
 
 
 def test_cuts_are_written_shortly() -> None:
     assert format_indices((0, 1, 2, 9, 18, 19)) == "0-2, 9, 18-19"
-    assert kept_indices(build("staged"), (1, 2, 1)) == (0, 2, 3, 5)
+    assert build("staged").resolve(Cut.stages(1, 2, 1)) == Cut((0, 2, 3, 5))
