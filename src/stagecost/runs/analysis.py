@@ -1,7 +1,8 @@
 """`stagecost analyze`: loss and accuracy over depth, and how many blocks are needed.
 
-What is needed is said of cuts that can be made, by the rule of `stagecost prune`: the cheapest cut within
-the tolerance. In a homogeneous network these are the y_k; in a staged one some are measured beside them.
+What is needed is said of cuts that can be made, by the rule of `stagecost prune`: the cheapest cut
+within the tolerance. In a homogeneous network these are the y_k; in a staged one some are measured
+beside them.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from stagecost.runs.trained import CheckpointName, Judged, Split, Trained, open_
 from stagecost.trajectory import Score, Trajectory, loss_trajectory, needed_blocks
 
 MEASURED_CUTS = 27
-"""How many cuts of a staged network are measured: all of three numbers of blocks in each of three stages."""
+"""How many cuts of a staged network are measured: three numbers of blocks in each of three stages."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,7 @@ def analyze(
     return analysis_of(trained, split, tolerance, data)
 
 
-def analysis_of(
-    trained: Trained, split: Split, tolerance: float, data: str | None = None
-) -> Analysis:
+def analysis_of(trained: Trained, split: Split, tolerance: float, data: str | None = None) -> Analysis:
     """Analyse an opened network."""
     images = trained.judged(split, data)
     return summarise(trained, measure(trained, images), images, split, tolerance)

@@ -13,7 +13,6 @@ from stagecost.cut import Cut
 from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
 from stagecost.network import CONFIG_FILE, ResidualNetwork
-from stagecost.objective import StageCost
 from stagecost.prune import PruningPlan, carry_optimizer, plan_pruning
 from stagecost.runs.analysis import measure
 from stagecost.runs.certainty import Interval, paired_drop, warnings_on, wilson
@@ -132,9 +131,7 @@ def check_new_folder(path: Path) -> None:
         raise StageCostError(f"{path} holds a network or a run already: give another --output")
 
 
-def _plan(
-    trained: Trained, val: Judged, max_drop: float | None, keep: Cut | int | None
-) -> PruningPlan:
+def _plan(trained: Trained, val: Judged, max_drop: float | None, keep: Cut | int | None) -> PruningPlan:
     return plan_pruning(
         trained.network,
         measure(trained, val),
@@ -234,7 +231,14 @@ def train_in_memory(setup: Setup, state: State, label: str) -> ResidualNetwork:
         def epoch_done(state: State, epoch: Epoch) -> None:
             display.epoch_ends(setup.validation.record(state, epoch, setup.recipe))
 
-        fit(state, setup.batches, setup.stage_cost, setup.recipe, on_step=display.step_done, on_epoch=epoch_done)
+        fit(
+            state,
+            setup.batches,
+            setup.stage_cost,
+            setup.recipe,
+            on_step=display.step_done,
+            on_epoch=epoch_done,
+        )
     return state.evaluated.eval()
 
 
@@ -259,8 +263,8 @@ def finetune_settings(
 def _decay_of_run(trained: Trained) -> float:
     """Return the decay that the optimiser of a run had.
 
-    A normalised objective divides lambda by the weight of all losses. Without the stage cost nothing would
-    divide it any more, and a lambda that was raised to make up for it would be as many times too large.
+    A normalised objective divides lambda by the weight of all losses. Without the stage cost nothing
+    would divide it any more, and a lambda that was raised to make up for it would be far too large.
     """
     assert trained.checkpoint is not None
     return trained.checkpoint.weight_decay

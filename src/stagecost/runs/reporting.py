@@ -1,4 +1,4 @@
-"""`stagecost report`: report.html in a run folder, from its analysis, its history and its latest pruning."""
+"""`stagecost report`: report.html of a run, from its analysis, its history and its latest pruning."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from stagecost.runs.analysis import Analysis, analysis_of
 from stagecost.runs.evaluation import Evaluation
 from stagecost.runs.folder import RunFolder
 from stagecost.runs.results import Result
-from stagecost.runs.trained import CheckpointName, Trained, open_trained
+from stagecost.runs.trained import CheckpointName, Split, Trained, open_trained
 from stagecost.storage import read_json
 from stagecost.trajectory import needed_blocks
 
@@ -66,7 +66,7 @@ def report(
     needed_blocks((0.0, 0.0), tolerance)  # refuse an impossible tolerance before the long work
     trained = open_trained(run, checkpoint=checkpoint, device=device)
     # Without a validation split the training images stand in; the report says which split it shows.
-    split = "val" if trained.settings.data.val_fraction > 0 else "train"
+    split: Split = "val" if trained.settings.data.val_fraction > 0 else "train"
     return write_run_report(trained, analysis_of(trained, split, tolerance, data))
 
 
