@@ -1,7 +1,9 @@
 """Labelled images that are not decoded yet: the labels are known, the images are read on request."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -9,14 +11,49 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from stagecost.data.class_names import shown
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 ByteArray = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]
 
-# Pillow would try one format after the other, which for a small image takes a third of the time.
-FORMATS = {b"\xff\xd8": ["JPEG"], b"\x89P": ["PNG"], b"RI": ["WEBP"]}
+WITHHELD = -1  # the label of an image whose class is not told
+LEFT_OUT = -2  # the label of an image whose class is not in use
+
+# Pillow reads other formats, too, some of them by running other programs.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
+# Trying one format after the other takes a third of the time of a small image.
+_BY_FIRST_BYTES = {b"\xff\xd8": ["JPEG"], b"\x89P": ["PNG"], b"RI": ["WEBP"]}
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Return the endings of image files, in lower case."""
+    from PIL import Image
+
+    Image.init()
+    return frozenset(end for end, name in Image.registered_extensions().items() if name in _FORMATS)
+
+
+def open_picture(content: bytes) -> "Image":
+    """Open an encoded image; its pixels are decoded when asked for."""
+    from PIL import Image
+
+    Image.init()
+    usual = [name for name in _FORMATS if name in Image.OPEN]
+    return Image.open(BytesIO(content), formats=_BY_FIRST_BYTES.get(content[:2], usual))
+
+
+def open_row(row: Any, folder: Path = Path()) -> "Image":
+    """Open the image in a row of a table: its bytes, or where they are, from a folder on."""
+    content = row.get("bytes") if isinstance(row, Mapping) else row
+    if content is None and row is not None and row.get("path"):
+        content = (folder / row["path"]).read_bytes()
+    if content is None:
+        raise ValueError("there is no image in this row")
+    return open_picture(content)
 
 
 class Images(Protocol):
@@ -32,6 +69,10 @@ class Images(Protocol):
 
     def describe(self, row: int) -> str:
         """Name the image at `row` for an error message."""
+        ...
+
+    def mark(self, row: int) -> str:
+        """Return what tells whether the image at `row` is still the same one, without reading it."""
         ...
 
 
@@ -54,70 +95,107 @@ class ArrayImages:
 
     def describe(self, row: int) -> str:
         """Name the image at `row` for an error message."""
-        return f"image {row} of {self.origin}"
+        return f"image {row} of {shown(self.origin)}"
+
+    def mark(self, row: int) -> str:
+        """Return a checksum of the image."""
+        return f"{row} {zlib.crc32(self.array[row].tobytes())}"
 
 
 @dataclass(frozen=True)
-class EncodedImages:
-    """The image column of a Hugging Face data set, cast so that it is not decoded by itself."""
+class FileImages:
+    """Image files, by their paths below a folder."""
 
-    dataset: Any
-    column: str
-    split: str
+    folder: Path
+    names: Sequence[str]
 
-    def records(self, rows: IntArray) -> Sequence[Any]:
-        """Read the images at `rows`, still encoded."""
-        records: list[Any] = self.dataset[rows.tolist()][self.column]
-        return records
+    def records(self, rows: IntArray) -> Sequence[str]:
+        """Return the names of the files; they are read one by one."""
+        return [self.names[row] for row in rows.tolist()]
 
-    def open(self, record: Any) -> "Image":
+    def open(self, record: str) -> "Image":
         """Open one record as a picture."""
-        from PIL import Image
-
-        if record is None:
-            raise ValueError("there is no image in this row")
-        content = record["bytes"]
-        if content is None:  # read at once: Pillow would keep the file open until it is decoded
-            content = Path(record["path"]).read_bytes()
-        return Image.open(BytesIO(content), formats=FORMATS.get(content[:2]))
+        # Read at once: Pillow would keep the file open until it is decoded.
+        return open_picture((self.folder / record).read_bytes())
 
     def describe(self, row: int) -> str:
         """Name the image at `row` for an error message."""
-        record = self.dataset[row][self.column]
-        path = record and record["path"]
-        return f"image {row} of split '{self.split}'" + (f" ({path})" if path else "")
+        return shown(self.folder / self.names[row])
+
+    def mark(self, row: int) -> str:
+        """Return path and size of the file."""
+        try:
+            return f"{self.names[row]} {(self.folder / self.names[row]).stat().st_size}"
+        except OSError:
+            return f"{self.names[row]} -"
+
+
+@dataclass(frozen=True)
+class JoinedImages:
+    """The images of several files of a split, one after the other; `starts` has n + 1 row numbers."""
+
+    images: Sequence[Images]
+    starts: IntArray
+
+    def records(self, rows: IntArray) -> Sequence[Any]:
+        """Read the images at `rows`, still encoded, each with the number of its file."""
+        result: dict[int, Any] = {}
+        file_of = np.searchsorted(self.starts, rows, side="right") - 1
+        for number in np.unique(file_of).tolist():
+            local = rows[file_of == number]
+            records = self.images[number].records(local - self.starts[number])
+            result |= {row: (number, record) for row, record in zip(local.tolist(), records, strict=True)}
+        return [result[row] for row in rows.tolist()]
+
+    def open(self, record: tuple[int, Any]) -> "Image":
+        """Open one record as a picture."""
+        return self.images[record[0]].open(record[1])
+
+    def describe(self, row: int) -> str:
+        """Name the image at `row` for an error message."""
+        number = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.images[number].describe(row - int(self.starts[number]))
+
+    def mark(self, row: int) -> str:
+        """Return what its file says."""
+        number = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.images[number].mark(row - int(self.starts[number]))
 
 
 @dataclass(frozen=True)
 class Part:
-    """One split of a source: its labels (int64, shape (n,)), and its images on request."""
+    """Some labelled images: a split, or one file of it.
 
+    Attributes:
+        names: the names of the classes.
+        labels: the place of each image's class among `names`, `WITHHELD` or `LEFT_OUT`; (n,).
+        images: the images, on request.
+    """
+
+    names: tuple[str, ...]
     labels: IntArray
     images: Images
+
+    def used(self) -> dict[str, int]:
+        """Return the number of images of each class that has any."""
+        counts = np.bincount(self.labels[self.labels >= 0], minlength=len(self.names)).tolist()
+        return {name: count for name, count in zip(self.names, counts, strict=True) if count}
 
 
 @dataclass(frozen=True)
 class Source:
     """A labelled set of images whose labels have been read and whose images have not.
 
-    `parts` has some of the keys 'train', 'val' and 'test'. `known` is the name of a data set with
-    published statistics, where the source itself tells (see `stagecost.data.known`).
+    Attributes:
+        name: the data set's name.
+        known: the name of a data set with published statistics, where it is certain to be that one.
+        class_names: of all parts.
+        parts: by some of the names 'train', 'val' and 'test'; they share the class names.
+        warnings: what was left out, and what looks odd; a line each.
     """
 
     name: str
     known: str | None
     class_names: tuple[str, ...]
     parts: Mapping[str, Part]
-
-
-def index_labels(
-    values: Mapping[str, npt.NDArray[Any]],
-) -> tuple[tuple[str, ...], dict[str, IntArray]]:
-    """Number the labels of all splits 0, 1, … in sorted order; numbers are named 'class 7'."""
-    every = np.unique(np.concatenate(list(values.values()))) if values else np.empty(0)
-    numeric = every.dtype.kind != "U"
-    names = tuple(f"class {value}" if numeric else str(value) for value in every)
-    indexed = {
-        split: np.searchsorted(every, labels).astype(np.int64) for split, labels in values.items()
-    }
-    return names, indexed
+    warnings: tuple[str, ...] = ()

@@ -1,4 +1,7 @@
-"""Data sets that are known by name: where they are, how to recognise, normalise and augment them."""
+"""Data sets that are known by name: where they are, and how to normalise and augment them.
+
+Others with the same class names and shape are augmented alike, and normalised by their own statistics.
+"""
 
 from dataclasses import dataclass
 
@@ -21,7 +24,7 @@ FASHION_NAMES = (
 
 @dataclass(frozen=True)
 class KnownData:
-    """How a well-known data set is recognised, normalised and augmented."""
+    """How a well-known data set is normalised, and how it and others like it are augmented."""
 
     channels: int
     size: int
