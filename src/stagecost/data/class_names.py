@@ -1,13 +1,14 @@
 """The names of classes: how they are written, and how those of two data sets correspond.
 
 Classes correspond by their names, never by their places. Names are compared in Unicode's composed form
-(NFC). Where a list of names says which classes there are, one by `--classes` or that of a trained
-network, copies may differ from it in case, spaces and punctuation ('T - shirt / top').
+(NFC). Where a list says which classes there are, that of `--classes` or of a trained network, copies may
+differ from it in case, spaces and punctuation ('T - shirt / top').
 """
 
 import csv
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 from stagecost.errors import StageCostError
@@ -26,7 +27,7 @@ def number_name(number: int) -> str:
 
 def class_number(name: str) -> int | None:
     """Return the number of a class that has only a number ('class 7'), or None."""
-    match = re.fullmatch(r"class (-?\d+)", name)
+    match = re.fullmatch(r"class (\d+)", name)
     return int(match[1]) if match else None
 
 
@@ -36,14 +37,10 @@ def parse_classes(text: str | None) -> tuple[str, ...]:
     Raises:
         StageCostError: a name is empty, or is there twice.
     """
-    if text is None:
-        return ()
-    names = [class_name(name.strip()) for row in csv.reader([text]) for name in row]
-    wrong = [name for name in names if not name or names.count(name) > 1]
-    if wrong or not names:
+    names = [class_name(name.strip()) for row in csv.reader([text or ""]) for name in row]
+    if text is not None and (not names or "" in names or len(names) > len({*names})):
         raise StageCostError(
-            f"--classes {shown(text)} has {'a name twice' if any(wrong) else 'an empty name'}: give each "
-            "class once, such as --classes cat,dog"
+            f"--classes {shown(text)} has an empty name or one twice: give names such as cat,dog"
         )
     return tuple(names)
 
@@ -54,14 +51,16 @@ def places(names: Iterable[str], known: Sequence[str]) -> list[int | None]:
     A name is looked for as it is, then by its letters and digits alone. 'class 7' and '7' are one.
     """
     exact = {name: place for place, name in enumerate(known)}
-    keys = [_key(name) for name in known]
-    loose = {key: place for place, key in enumerate(keys) if key and keys.count(key) == 1}
-    return [exact.get(name, loose.get(_key(name))) for name in names]
+    keys = [name_key(name) for name in known]
+    counts = Counter(keys)
+    loose = {key: place for place, key in enumerate(keys) if key and counts[key] == 1}
+    return [exact.get(name, loose.get(name_key(name))) for name in names]
 
 
-def name_keys(names: Collection[str]) -> frozenset[str]:
-    """Reduce class names to what copies of a data set agree on: letters and digits."""
-    return frozenset(map(_key, names))
+def name_key(name: str) -> str:
+    """Reduce a class name to what copies of a data set agree on: letters and digits."""
+    number = class_number(name)
+    return str(number) if number is not None else "".join(filter(str.isalnum, name.casefold()))
 
 
 def shown(text: object) -> str:
@@ -75,6 +74,7 @@ def listed(names: Collection[str], most: int = 8) -> str:
     return first if len(names) <= most else f"{first}, … ({len(names)} in all)"
 
 
-def _key(name: str) -> str:
-    number = class_number(name)
-    return str(number) if number is not None else "".join(filter(str.isalnum, name.casefold()))
+def counted(count: int, noun: str) -> str:
+    """Write a number of things: '1 image', '12 images'."""
+    plural = noun if count == 1 else noun + ("es" if noun.endswith("s") else "s")
+    return f"{count} {plural}"

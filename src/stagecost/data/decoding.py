@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stagecost.data.encoded import ArrayImages, ByteArray, Images, IntArray
+from stagecost.data.encoded import ByteArray, Images, IntArray, open_record
 from stagecost.errors import StageCostError
 from stagecost.text import one_line
 
@@ -31,9 +31,9 @@ MIXED_SIZE = 64  # side, in pixels, for images that do not share one square size
 BACKGROUND = "white"  # under transparent pixels
 GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
 CHUNK = 256  # images that one thread decodes at a time
-# Pillow lets other threads run while it decodes; below this many pixels that costs more than it
-# brings (measured on 28×28 and 32×32 images).
-THREADS_FROM = 128 * 128
+# Pillow lets other threads run while it decodes; for smaller images that costs more than it brings
+# (measured on 28×28 and 32×32 images).
+THREADS_FROM = 128  # the longer side, in pixels
 PROGRESS_FROM = 5_000
 
 Levels = tuple[float, float]
@@ -69,21 +69,12 @@ class _Shape:
     def filled(self, seen: "_Seen") -> "_Shape":
         """Return it with what the images that were seen make necessary where it is None."""
         first = next(iter(seen.sizes), (1, 1))
-        square = seen.sizes <= {(first[0], first[0])}
-        return _Shape(
-            self.channels or (3 if seen.colour else 1),
-            self.size or (first[0] if square else MIXED_SIZE),
-            self.levels or seen.levels(),
-        )
-
-    def certain(self, seen: "_Seen") -> "_Shape":
-        """Return it with what no further image can change."""
-        channels = self.channels or (3 if seen.colour else None)
-        square = all(width == height for width, height in seen.sizes)
-        return _Shape(channels, self.size or (None if square else MIXED_SIZE), self.levels)
+        size = first[0] if seen.sizes <= {(first[0], first[0])} else MIXED_SIZE
+        channels = 3 if seen.colour else 1
+        return _Shape(self.channels or channels, self.size or size, self.levels or seen.levels())
 
     def suits(self, picture: "Image", asked: "_Shape") -> bool:
-        """Whether a picture may be decoded into this shape, of which only `asked` is certain."""
+        """Whether a picture may be decoded into this shape, which no further image changes."""
         return (
             (asked.channels is not None or self.channels == 3 or not _is_colour(picture))
             and (asked.size is not None or picture.size == (self.size, self.size))
@@ -97,10 +88,9 @@ class _Seen:
 
     colour: bool = False
     sizes: set[tuple[int, int]] = field(default_factory=set)
-    low: float = math.inf
-    high: float = -math.inf
+    values: set[float] = field(default_factory=set)  # the ends of the ranges of more than 8 bits
     whole: bool = True
-    highest_of_deep_colours: int | None = None
+    deep_colours: set[int] = field(default_factory=set)  # the highest bytes of colours of 16 bits
     broken: dict[int, str] = field(default_factory=dict)
     postponed: bool = False  # whether an image was not decoded, for want of a shape that suits it
 
@@ -112,35 +102,31 @@ class _Seen:
             values = np.asarray(picture)
             if not np.isfinite(values).all():
                 raise ValueError("it has values that are no numbers")
-            self.low = min(self.low, float(values.min()))
-            self.high = max(self.high, float(values.max()))
+            self.values |= {float(values.min()), float(values.max())}
             self.whole = self.whole and bool((values == np.rint(values)).all())
         elif any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ())):
-            highest = int(np.asarray(picture.convert("RGB")).max())
-            self.highest_of_deep_colours = max(highest, self.highest_of_deep_colours or 0)
+            self.deep_colours.add(int(np.asarray(picture.convert("RGB")).max()))
 
     def add(self, other: "_Seen") -> None:
         """Add what another thread has seen."""
         self.colour |= other.colour
         self.sizes |= other.sizes
-        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.values |= other.values
         self.whole &= other.whole
-        if other.highest_of_deep_colours is not None:
-            self.highest_of_deep_colours = max(
-                other.highest_of_deep_colours, self.highest_of_deep_colours or 0
-            )
+        self.deep_colours |= other.deep_colours
         self.broken |= other.broken
         self.postponed |= other.postponed
 
     def levels(self) -> Levels | None:
         """Return the range of values of more than 8 bits: from 0 to a power of two, if they allow it."""
-        if self.high < self.low:
+        if not self.values:
             return None
-        if self.low < 0 or self.high == 0:
-            return self.low, max(self.high, self.low + 1)
-        if self.whole:
-            return 0.0, float(2 ** max(8, int(self.high).bit_length()) - 1)
-        return 0.0, 2.0 ** math.ceil(math.log2(self.high))
+        low, high = min(self.values), max(self.values)
+        if low < 0 or high == 0:
+            return low, max(high, low + 1)
+        return 0.0, 2.0 ** max(8, int(high).bit_length()) - 1 if self.whole else 2.0 ** math.ceil(
+            math.log2(high)
+        )
 
 
 def read_pixels(
@@ -165,33 +151,36 @@ def read_pixels(
         StageCostError: the images take more memory than there is, or have colours of 16 bits of which
             Pillow leaves nothing.
     """
-    if isinstance(images, ArrayImages) and (channels or 1) == 1:
+    if images.array is not None and (channels or 1) == 1:
         height, width = images.array.shape[1:]
         if height == width == (size or width):
             return Pixels(images.array[rows][:, None], np.arange(len(rows)), None)
     from PIL import Image
 
+    asked = _Shape(channels, size, levels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         first = _first(images, rows)
-        asked = _Shape(channels, size, levels).certain(first)
-        threads = (os.cpu_count() or 1) if any(w * h >= THREADS_FROM for w, h in first.sizes) else 1
+        large = any(max(sides) >= THREADS_FROM for sides in first.sizes)
+        threads = min(8, os.cpu_count() or 1) if large else 1
         array, seen = _decode(images, rows, asked.filled(first), asked, threads)
         shape = asked.filled(seen)
         if seen.postponed:
             array, seen = _decode(images, rows, shape, shape, threads)
     if size is None and seen.sizes != {(shape.size, shape.size)}:
         logger.info(
-            "images are not of one square size: resized to %d×%d (change with --image-size)", *[shape.size] * 2
+            "images are not of one square size: resized to %d×%d (change with --image-size)",
+            *[shape.size] * 2,
         )
-    if levels is None and seen.highest_of_deep_colours in range(128):
+    if levels is None and seen.deep_colours and max(seen.deep_colours) < 128:
         raise StageCostError(
-            "the images have colours of 16 bits whose values are below 2^15, of which only the upper 8 bits "
+            "the images have colours of 16 bits with values below 2^15, of which only the upper 8 bits "
             "can be read: convert them to colours of 8 bits"
         )
     kept = np.array([place for place in range(len(rows)) if place not in seen.broken], np.int64)
-    clipped = shape.levels is not None and (seen.low < shape.levels[0] or seen.high > shape.levels[1])
+    low, high = shape.levels or (-math.inf, math.inf)
+    clipped = bool(seen.values) and not low <= min(seen.values) <= max(seen.values) <= high
     broken = tuple(text for _, text in sorted(seen.broken.items()))
     return Pixels(array[kept] if broken else array, kept, shape.levels, broken, clipped)
 
@@ -206,9 +195,9 @@ def peek_shape(images: Images, row: int) -> tuple[int, int | None]:
 def _first(images: Images, rows: IntArray) -> _Seen:
     """Return what the first image that can be opened is like."""
     seen = _Seen()
-    for at in range(len(rows)):
+    for row in rows.tolist():
         with suppress(Exception):
-            seen.note(_upright(images.open(images.records(rows[at : at + 1])[0])))
+            seen.note(_upright(open_record(images.read([row])[0])))
             break
     return seen
 
@@ -217,16 +206,17 @@ def _decode(
     images: Images, rows: IntArray, shape: _Shape, asked: _Shape, threads: int
 ) -> tuple[ByteArray, _Seen]:
     """Decode the images that `shape` suits, and look at all of them."""
-    assert shape.channels and shape.size
+    assert shape.channels is not None
+    assert shape.size is not None
     try:
         pixels = np.empty((len(rows), shape.channels, shape.size, shape.size), np.uint8)
     except MemoryError as error:
         raise StageCostError(
-            f"{len(rows)} images of {shape.size}×{shape.size} pixels take more memory than there is: give a "
-            "smaller --image-size"
+            f"{len(rows)} images of {shape.size}×{shape.size} pixels take more memory than there is: "
+            "give a smaller --image-size"
         ) from error
     seen = _Seen()
-    pool = ThreadPoolExecutor(max_workers=min(8, threads))
+    pool = ThreadPoolExecutor(max_workers=threads)
     try:
         jobs = [
             pool.submit(_fill, pixels[at : at + CHUNK], images, rows[at : at + CHUNK], at, shape, asked)
@@ -241,20 +231,22 @@ def _decode(
     return pixels, seen
 
 
-def _fill(out: ByteArray, images: Images, rows: IntArray, start: int, shape: _Shape, asked: _Shape) -> _Seen:
+def _fill(
+    out: ByteArray, images: Images, rows: IntArray, start: int, shape: _Shape, asked: _Shape
+) -> _Seen:
     seen = _Seen()
-    for place, (slot, record) in enumerate(zip(out, images.records(rows), strict=True)):
+    for place, record in enumerate(images.read(rows.tolist())):
         try:
-            picture = _upright(images.open(record))
+            picture = _upright(open_record(record))
             seen.note(picture)
             if shape.suits(picture, asked):
-                slot[...] = _to_array(picture, shape)
+                out[place] = _to_array(picture, out.shape[1], out.shape[2], shape.levels)
             else:
                 seen.postponed = True
         except Exception as error:
             # Pillow's message for unknown content shows the address of a buffer: of no use to anyone.
             reason = re.sub(r" ?<_io\.BytesIO.*?>", "", one_line(error))
-            seen.broken[start + place] = f"{images.describe(int(rows[place]))} ({reason})"
+            seen.broken[start + place] = f"{images.name(int(rows[place]))} ({reason})"
     return seen
 
 
@@ -273,16 +265,16 @@ def _is_deep(picture: "Image") -> bool:
     return picture.mode in ("I", "F") or picture.mode.startswith("I;16")
 
 
-def _to_array(picture: "Image", shape: _Shape) -> ByteArray:
+def _to_array(picture: "Image", channels: int, size: int, levels: Levels | None) -> ByteArray:
     """Return one picture as bytes of shape (channels, size, size)."""
     from PIL import Image, ImageOps
 
-    side, mode = (shape.size, shape.size), "L" if shape.channels == 1 else "RGB"
+    side, mode = (size, size), "L" if channels == 1 else "RGB"
     if picture.size != side:
         # JPEG can be decoded at 1/2, 1/4, 1/8 of its size; twice the wanted size keeps it sharp.
-        picture.draft(None, (2 * shape.size, 2 * shape.size))
+        picture.draft(None, (2 * size, 2 * size))
     if _is_deep(picture):
-        picture = _eight_bits(picture, shape.levels)
+        picture = _eight_bits(picture, levels)
     elif picture.has_transparency_data:
         picture = _on_background(picture)
     if picture.mode != mode:
@@ -290,7 +282,7 @@ def _to_array(picture: "Image", shape: _Shape) -> ByteArray:
     if picture.size != side:
         picture = ImageOps.fit(picture, side, method=Image.Resampling.BICUBIC)
     array: ByteArray = np.asarray(picture)
-    return array[None] if shape.channels == 1 else array.transpose(2, 0, 1)
+    return array[None] if channels == 1 else array.transpose(2, 0, 1)
 
 
 def _eight_bits(picture: "Image", levels: Levels | None) -> "Image":

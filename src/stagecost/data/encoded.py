@@ -1,12 +1,12 @@
 """Labelled images that are not decoded yet: the labels are known, the images are read on request."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,129 +37,68 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(end for end, name in Image.registered_extensions().items() if name in _FORMATS)
 
 
-def open_picture(content: bytes) -> "Image":
-    """Open an encoded image; its pixels are decoded when asked for."""
+@dataclass(frozen=True)
+class Images:
+    """Encoded images, which are read when asked for.
+
+    Attributes:
+        read: reads the images at some rows, see `open_record`.
+        name: names the image at a row, for messages.
+        mark: tells, without decoding, whether the image at a row was changed: wherever its folder is,
+            its file and the size of that, or a checksum.
+        array: all of them, as bytes of shape (n, height, width), where they are in memory already.
+    """
+
+    read: Callable[[Sequence[int]], Sequence[Any]]
+    name: Callable[[int], str]
+    mark: Callable[[int], str]
+    array: ByteArray | None = None
+
+
+def open_record(record: Any) -> "Image":
+    """Open what `Images.read` has read: an encoded image, a file, a grey array, or a row of a table."""
     from PIL import Image
 
+    if isinstance(record, Mapping):
+        record = (
+            record["path"] and Path(record["path"]) if record.get("bytes") is None else record["bytes"]
+        )
+    if record is None:
+        raise ValueError("there is no image in this row")
+    if isinstance(record, np.ndarray):
+        return Image.fromarray(record)
+    # Read at once: Pillow would keep the file open until it is decoded.
+    content = record.read_bytes() if isinstance(record, Path) else record
     Image.init()
     usual = [name for name in _FORMATS if name in Image.OPEN]
     return Image.open(BytesIO(content), formats=_BY_FIRST_BYTES.get(content[:2], usual))
 
 
-def open_row(row: Any, folder: Path = Path()) -> "Image":
-    """Open the image in a row of a table: its bytes, or where they are, from a folder on."""
-    content = row.get("bytes") if isinstance(row, Mapping) else row
-    if content is None and row is not None and row.get("path"):
-        content = (folder / row["path"]).read_bytes()
-    if content is None:
-        raise ValueError("there is no image in this row")
-    return open_picture(content)
+def file_size(path: Path) -> int:
+    """Return the size of a file in bytes; -1 if it is gone."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
-class Images(Protocol):
-    """Encoded images that are decoded when asked for."""
-
-    def records(self, rows: IntArray) -> Sequence[Any]:
-        """Read the images at `rows`, still encoded."""
-        ...
-
-    def open(self, record: Any) -> "Image":
-        """Open one record as a picture."""
-        ...
-
-    def describe(self, row: int) -> str:
-        """Name the image at `row` for an error message."""
-        ...
-
-    def mark(self, row: int) -> str:
-        """Return what tells whether the image at `row` is still the same one, without reading it."""
-        ...
+def array_images(array: ByteArray, origin: str) -> Images:
+    """Return grey images that are in memory: bytes of shape (n, height, width)."""
+    return Images(
+        lambda rows: list(array[list(rows)]),
+        lambda row: f"image {row} of {shown(origin)}",
+        lambda row: str(zlib.crc32(array[row].tobytes())),
+        array,
+    )
 
 
-@dataclass(frozen=True)
-class ArrayImages:
-    """Grey images that are in memory already: bytes of shape (n, height, width)."""
-
-    array: ByteArray
-    origin: str
-
-    def records(self, rows: IntArray) -> Sequence[ByteArray]:
-        """Read the images at `rows`."""
-        return list(self.array[rows])
-
-    def open(self, record: ByteArray) -> "Image":
-        """Open one record as a picture."""
-        from PIL import Image
-
-        return Image.fromarray(record)
-
-    def describe(self, row: int) -> str:
-        """Name the image at `row` for an error message."""
-        return f"image {row} of {shown(self.origin)}"
-
-    def mark(self, row: int) -> str:
-        """Return a checksum of the image."""
-        return f"{row} {zlib.crc32(self.array[row].tobytes())}"
-
-
-@dataclass(frozen=True)
-class FileImages:
-    """Image files, by their paths below a folder."""
-
-    folder: Path
-    names: Sequence[str]
-
-    def records(self, rows: IntArray) -> Sequence[str]:
-        """Return the names of the files; they are read one by one."""
-        return [self.names[row] for row in rows.tolist()]
-
-    def open(self, record: str) -> "Image":
-        """Open one record as a picture."""
-        # Read at once: Pillow would keep the file open until it is decoded.
-        return open_picture((self.folder / record).read_bytes())
-
-    def describe(self, row: int) -> str:
-        """Name the image at `row` for an error message."""
-        return shown(self.folder / self.names[row])
-
-    def mark(self, row: int) -> str:
-        """Return path and size of the file."""
-        try:
-            return f"{self.names[row]} {(self.folder / self.names[row]).stat().st_size}"
-        except OSError:
-            return f"{self.names[row]} -"
-
-
-@dataclass(frozen=True)
-class JoinedImages:
-    """The images of several files of a split, one after the other; `starts` has n + 1 row numbers."""
-
-    images: Sequence[Images]
-    starts: IntArray
-
-    def records(self, rows: IntArray) -> Sequence[Any]:
-        """Read the images at `rows`, still encoded, each with the number of its file."""
-        result: dict[int, Any] = {}
-        file_of = np.searchsorted(self.starts, rows, side="right") - 1
-        for number in np.unique(file_of).tolist():
-            local = rows[file_of == number]
-            records = self.images[number].records(local - self.starts[number])
-            result |= {row: (number, record) for row, record in zip(local.tolist(), records, strict=True)}
-        return [result[row] for row in rows.tolist()]
-
-    def open(self, record: tuple[int, Any]) -> "Image":
-        """Open one record as a picture."""
-        return self.images[record[0]].open(record[1])
-
-    def describe(self, row: int) -> str:
-        """Name the image at `row` for an error message."""
-        number = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return self.images[number].describe(row - int(self.starts[number]))
-
-    def mark(self, row: int) -> str:
-        """Return what its file says."""
-        number = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return self.images[number].mark(row - int(self.starts[number]))
+def file_images(folder: Path, names: Sequence[str]) -> Images:
+    """Return image files, by their paths from a folder on."""
+    return Images(
+        lambda rows: [folder / names[row] for row in rows],
+        lambda row: shown(folder / names[row]),
+        lambda row: f"{names[row]} {file_size(folder / names[row])}",
+    )
 
 
 @dataclass(frozen=True)
@@ -180,6 +119,25 @@ class Part:
         """Return the number of images of each class that has any."""
         counts = np.bincount(self.labels[self.labels >= 0], minlength=len(self.names)).tolist()
         return {name: count for name, count in zip(self.names, counts, strict=True) if count}
+
+
+def joined(parts: Sequence[Part]) -> Part:
+    """Return parts that have the same names as one, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = np.cumsum([0, *(len(part.labels) for part in parts)])
+
+    def at(row: int) -> tuple[Images, int]:
+        number = int(np.searchsorted(starts, row, side="right")) - 1
+        return parts[number].images, row - int(starts[number])
+
+    def read(rows: Sequence[int]) -> list[Any]:
+        return [record for row in rows for images, place in [at(row)] for record in images.read([place])]
+
+    images = Images(
+        read, lambda row: at(row)[0].name(at(row)[1]), lambda row: at(row)[0].mark(at(row)[1])
+    )
+    return Part(parts[0].names, np.concatenate([part.labels for part in parts]), images)
 
 
 @dataclass(frozen=True)

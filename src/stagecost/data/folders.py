@@ -34,7 +34,9 @@ def list_folder(folder: Path) -> Listing:
         StageCostError: a directory cannot be read, or is too far down.
     """
     entries = list(_below(folder, "", frozenset()))
-    files, directories = (tuple(name for name, is_directory in entries if is_directory == kind) for kind in (False, True))
+    files, directories = (
+        tuple(name for name, is_directory in entries if is_directory == kind) for kind in (False, True)
+    )
     return Listing(folder, files, directories)
 
 
@@ -46,12 +48,14 @@ def _below(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iter
         identity = (folder / prefix).stat()
     except OSError as error:
         raise StageCostError(
-            f"data folder {shown(folder / prefix)} cannot be read ({error.strerror}): check its permissions"
+            f"data folder {shown(folder / prefix)} cannot be read ({error.strerror}): check its "
+            "permissions"
         ) from error
     here = above | {(identity.st_dev, identity.st_ino)}
     if len(here) > DEEPEST:
         raise StageCostError(
-            f"data folder {shown(folder)} has more than {DEEPEST} levels of directories: give one further down"
+            f"data folder {shown(folder)} has more than {DEEPEST} levels of directories: give one that "
+            "is further down"
         )
     for entry in ordered:
         name = prefix + entry.name

@@ -2,21 +2,19 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from stagecost.data.class_names import listed, shown
-from stagecost.data.encoded import IntArray, open_row
+from stagecost.data.encoded import Images
 from stagecost.data.split_names import split_of
 from stagecost.data.tables import Table
 from stagecost.errors import StageCostError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from PIL.Image import Image
 
 
 def load_quietly(path: str, *, bars: bool, **options: Any) -> Any:
@@ -52,32 +50,6 @@ def _quiet(*, bars: bool) -> Iterator[None]:
             undo()
 
 
-@dataclass(frozen=True)
-class HubImages:
-    """The images in a column of a `datasets.Dataset`, which does not decode them."""
-
-    dataset: Any
-    column: str
-    split: str
-
-    def records(self, rows: IntArray) -> Sequence[Any]:
-        """Read the images at `rows`, still encoded."""
-        records: list[Any] = self.dataset[rows.tolist()][self.column]
-        return records
-
-    def open(self, record: Any) -> "Image":
-        """Open one record as a picture."""
-        return open_row(record)
-
-    def describe(self, row: int) -> str:
-        """Name the image at `row` for an error message."""
-        return f"image {row} of split '{self.split}'"
-
-    def mark(self, row: int) -> str:
-        """Return the row."""
-        return f"{self.split} {row}"
-
-
 def tables_of(dataset: Any, origin: str) -> tuple[dict[str, list[Table]], tuple[str, ...]]:
     """Return the splits of a `datasets.DatasetDict`, a lone one as 'train', and what was left out.
 
@@ -107,8 +79,12 @@ def _table(part: Any, split: str, origin: str) -> Table:
     def column(name: str) -> "pa.ChunkedArray":
         return part.select_columns([name]).with_format("arrow")[:].column(name)
 
-    def images(name: str) -> HubImages:
+    def images(name: str) -> Images:
         undecoded = part.select_columns([name]).cast_column(name, datasets.Image(decode=False))
-        return HubImages(undecoded, name, split)
+        return Images(
+            lambda rows: undecoded[list(rows)][name],
+            lambda row: f"image {row} of split '{split}'",
+            lambda row: f"{split} {row}",
+        )
 
     return Table(f"{shown(origin)} ({split})", part.features.arrow_schema, column, images)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from stagecost.data.class_names import number_name, shown
-from stagecost.data.encoded import ArrayImages, ByteArray, Part
+from stagecost.data.encoded import ByteArray, Images, Part, array_images
 from stagecost.data.known import DIGIT_NAMES, FASHION_NAMES, KNOWN
 from stagecost.errors import StageCostError
 from stagecost.text import one_line
@@ -43,29 +43,30 @@ def idx_files(folder: Path) -> dict[str, Path]:
 
 def read_idx_folder(folder: Path) -> tuple[str | None, dict[str, Part]]:
     """Read a folder of IDX files: its splits, and the name of the data set if it is a published one."""
-    images: dict[str, ArrayImages] = {}
+    images: dict[str, Images] = {}
     labels: dict[str, ByteArray] = {}
     for split, path in idx_files(folder).items():
         array, labels[split] = _read_idx(path, ndim=3), _read_idx(_label_file(path), ndim=1)
-        images[split] = ArrayImages(array, str(path))
+        images[split] = array_images(array, str(path))
         if len(array) != len(labels[split]):
             raise StageCostError(
-                f"{shown(path)} has {len(array)} images, but its label file has {len(labels[split])} labels: "
-                "fetch both files again"
+                f"{shown(path)} has {len(array)} images, but its label file has {len(labels[split])} "
+                "labels: fetch both files again"
             )
     first = tuple(labels["train"][:10].tolist()) if "train" in labels else ()
     like = next((name for name, start in FIRST_LABELS.items() if start == first), None)
     every = np.unique(np.concatenate([*labels.values()]))
     if like and every[-1] < len(CLASS_NAMES[like]):
         parts = {k: Part(CLASS_NAMES[like], labels[k].astype(np.int64), images[k]) for k in labels}
-        return (like if _has_published_mean(images["train"].array, like) else None), parts
+        return (like if _has_published_mean(images["train"], like) else None), parts
     names = tuple(number_name(int(label)) for label in every)
     return None, {k: Part(names, np.searchsorted(every, labels[k]), images[k]) for k in labels}
 
 
-def _has_published_mean(array: ByteArray, name: str) -> bool:
+def _has_published_mean(images: Images, name: str) -> bool:
     statistics = KNOWN[name].statistics
-    return statistics is not None and abs(float(array.mean()) / 255 - statistics[0][0]) < 1e-3
+    assert images.array is not None
+    return statistics is not None and abs(float(images.array.mean()) / 255 - statistics[0][0]) < 1e-3
 
 
 def _label_file(images: Path) -> Path:

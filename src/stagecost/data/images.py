@@ -12,6 +12,7 @@ from stagecost.errors import StageCostError
 
 LARGEST = 4096  # side of images, in pixels
 
+
 @dataclass(frozen=True)
 class ImageFormat:
     """The images that a network takes, and the classes that it tells apart.
@@ -72,7 +73,10 @@ class ImageFormat:
         for what, wrong in (
             (f"{result.channels} channels", result.channels not in (1, 3)),
             (f"a size of {result.size} pixels", not 1 <= result.size <= LARGEST),
-            ("no class names, or one twice", not len(result.class_names) == len({*result.class_names}) > 0),
+            (
+                "no class names, or one twice",
+                not len(result.class_names) == len({*result.class_names}) > 0,
+            ),
             (f"the means {result.mean}", not all(map(math.isfinite, result.mean))),
             (f"the standard deviations {result.std}", not all(0 < s < math.inf for s in result.std)),
             (f"the levels {result.levels}", result.levels is not None and not _is_range(*result.levels)),

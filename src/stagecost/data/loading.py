@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from stagecost.data.augmentation import NO_AUGMENTATION, Augmentation
-from stagecost.data.class_names import listed, name_keys, parse_classes, shown
+from stagecost.data.class_names import listed, name_key, parse_classes, shown
 from stagecost.data.classes import for_network
 from stagecost.data.config import DataConfig
 from stagecost.data.decoding import BACKGROUND, Pixels, peek_shape, read_pixels
@@ -60,10 +60,10 @@ class DataBundle:
 
     def summary(self) -> str:
         """Say in a few lines which classes there are, and how many images of each every split has."""
-        colours = "grey" if self.format.channels == 1 else "colour"
+        kind, size = "grey" if self.format.channels == 1 else "colour", self.format.size
+        names = listed(self.format.class_names, 10)
         lines = [
-            f"{shown(self.name)}: {self.num_classes} classes ({listed(self.format.class_names, 10)}), {colours} "
-            f"images of {self.format.size}×{self.format.size} pixels"
+            f"{shown(self.name)}: {self.num_classes} classes ({names}), {kind} images of {size}×{size}"
         ]
         for split, rows in self.chosen.items():
             counts = _counts(rows, self.num_classes)
@@ -106,8 +106,8 @@ def load_data(
         source = for_network(source, like.class_names, parse_classes(config.classes))
     elif len(source.class_names) < 2:
         raise StageCostError(
-            f"{shown(config.data)} has images of one class only ({listed(source.class_names)}): it takes two "
-            f"or more, each in a directory of its own or with its own label{_beside(source)}"
+            f"{shown(config.data)} has images of one class only ({listed(source.class_names)}): it "
+            f"takes two or more, each in a directory of its own or with its own label{_beside(source)}"
         )
     rows = choose_rows(source, config, seed)
     wanted = _wanted(splits, rows, config)
@@ -117,7 +117,9 @@ def load_data(
     reader.refuse_broken()
     loaded = {split: reader.splits[split] for split in wanted}
     if splits is not None and ALL in splits:
-        every = ImageSplit(*(torch.cat([getattr(s, part) for s in loaded.values()]) for part in ("images", "targets")))
+        every = ImageSplit(
+            *(torch.cat([getattr(s, part) for s in loaded.values()]) for part in ("images", "targets"))
+        )
         loaded = {split: loaded[split] for split in splits if split != ALL} | {ALL: every}
     image_format = reader.format
     bundle = DataBundle(
@@ -142,8 +144,8 @@ class _Reader:
     ) -> None:
         if like is not None and config.image_size not in (None, like.size):
             raise StageCostError(
-                f"--image-size {config.image_size} is not the {like.size} pixels that the network was trained "
-                "on: leave it out"
+                f"--image-size {config.image_size} is not the {like.size} pixels that the network was "
+                "trained on: leave it out"
             )
         self.source, self.rows, self.config = source, dict(rows), config
         self.known_format = like or _published_format(source, config.image_size)
@@ -173,7 +175,9 @@ class _Reader:
         if empty:
             raise StageCostError(f"{text}: replace them, as no {empty[0]} image is left")
         if not self.config.skip_broken:
-            raise StageCostError(f"{text}: replace or remove it, or leave such images out by --skip-broken")
+            raise StageCostError(
+                f"{text}: replace or remove it, or leave such images out by --skip-broken"
+            )
         self.warnings.append(f"left out {text}")
 
     def _decode(self, splits: Sequence[str], image_format: ImageFormat | None) -> Pixels:
@@ -187,11 +191,13 @@ class _Reader:
             pixels = read_pixels(part.images, index, channels=channels, size=size, levels=levels)
             if levels is None and pixels.levels is not None:
                 self.warnings.append(
-                    f"{splits[0]} has images of more than 8 bits, and the training images had none: scaled from "
-                    f"{pixels.levels[0]:g} … {pixels.levels[1]:g}"
+                    f"{splits[0]} has images of more than 8 bits, and the training images had none: "
+                    f"scaled from {pixels.levels[0]:g} … {pixels.levels[1]:g}"
                 )
         if pixels.clipped:
-            self.warnings.append(f"{splits[0]} has brighter or darker pixels than the training images: cut off")
+            self.warnings.append(
+                f"{splits[0]} has brighter or darker pixels than the training images: cut off"
+            )
         self.broken += pixels.broken
         kept = index[pixels.kept]
         for split in splits:
@@ -206,13 +212,14 @@ class _Reader:
         return pixels
 
     def _judge_alike(self, splits: Sequence[str]) -> None:
-        text = f"all {len(self.splits[splits[0]])} {splits[0]} images of {shown(self.source.name)} are alike"
+        count = len(self.splits[splits[0]])
+        text = f"all {count} {splits[0]} images of {shown(self.source.name)} are alike"
         if "train" in splits:
             raise StageCostError(
-                f"{text}, once decoded (transparent pixels are laid on {BACKGROUND}): there is nothing to "
-                "learn from them, so look at the files"
+                f"{text}, once decoded (transparent pixels are laid on {BACKGROUND}): there is nothing "
+                "to learn from them, so look at the files"
             )
-        if len(self.splits[splits[0]]) > 1:
+        if count > 1:
             self.warnings.append(text)
 
     def _measured_format(self) -> ImageFormat:
@@ -223,11 +230,13 @@ class _Reader:
         """
         if "train" not in self.rows:
             raise StageCostError(
-                f"{shown(self.source.name)} has no training images to take mean and size from: give a folder "
-                "with a train directory"
+                f"{shown(self.source.name)} has no training images to take mean and size from: give a "
+                "folder with a train directory"
             )
         part = self.rows["train"].part
-        own = [split for split in ("train", "val") if split in self.rows and self.rows[split].part is part]
+        own = [
+            split for split in ("train", "val") if split in self.rows and self.rows[split].part is part
+        ]
         pixels = self._decode(own, None)
         if not len(pixels.kept):
             self.refuse_broken()
@@ -248,7 +257,7 @@ def _check(config: DataConfig, seed: int, splits: Collection[str] | None) -> Non
         )
     if not 0 <= config.val_fraction < 1:
         raise StageCostError(
-            f"--val-fraction {config.val_fraction} is not in [0, 1): give a part such as 0.1, or 0 for none"
+            f"--val-fraction {config.val_fraction} is not in [0, 1): give --val-fraction 0.1"
         )
     for name in ("limit_train", "limit_test", "image_size"):
         value = getattr(config, name)
@@ -276,8 +285,8 @@ def _wanted(splits: Collection[str] | None, rows: Mapping[str, Rows], config: Da
         withheld = int(np.count_nonzero(labels == WITHHELD))
         if withheld:
             raise StageCostError(
-                f"{shown(config.data)} has {withheld} {split} images whose labels are withheld (label -1): "
-                "give data with labels for the splits in use"
+                f"{shown(config.data)} has {withheld} {split} images whose labels are withheld (label "
+                "-1): give data with labels for the splits in use"
             )
     return wanted
 
@@ -292,7 +301,9 @@ def _lacking(chosen: Mapping[str, Rows], names: Sequence[str]) -> list[str]:
     """Say which classes have no images in a split, and which splits have no labels."""
     warnings = []
     for split, rows in chosen.items():
-        lacking = [name for name, count in zip(names, _counts(rows, len(names)), strict=True) if not count]
+        lacking = [
+            name for name, count in zip(names, _counts(rows, len(names)), strict=True) if not count
+        ]
         withheld = int(np.count_nonzero(rows.labels == WITHHELD))
         if withheld:
             warnings.append(f"{withheld} {split} images have no label")
@@ -305,7 +316,7 @@ def _alike(source: Source) -> str | None:
     """Name the well-known data set with the same class names and the same shape of the first image."""
     if source.known is not None:
         return source.known
-    names = name_keys(source.class_names)
+    names = frozenset(map(name_key, source.class_names))
     alike = [
         name
         for name, known in KNOWN.items()
@@ -318,7 +329,7 @@ def _alike(source: Source) -> str | None:
 
 
 def _published_format(source: Source, image_size: int | None) -> ImageFormat | None:
-    """Return the published format, if it is certain that this is the data set that it was published of."""
+    """Return the published format, if this certainly is the data set that it was published of."""
     facts = KNOWN.get(source.known or "")
     if facts is None or facts.statistics is None or len(source.class_names) != facts.num_classes:
         return None

@@ -15,7 +15,7 @@ import numpy as np
 from stagecost.data.class_names import listed, parse_classes, shown
 from stagecost.data.classes import one_source
 from stagecost.data.config import DataConfig
-from stagecost.data.encoded import ArrayImages, Part, Source, image_suffixes
+from stagecost.data.encoded import Part, Source, array_images, image_suffixes
 from stagecost.data.folders import Listing, list_folder
 from stagecost.data.hub import load_quietly, tables_of
 from stagecost.data.idx import idx_files, read_idx_folder
@@ -77,7 +77,7 @@ def _digits() -> _Opened:
 
     digits = load_digits()
     array = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    part = Part(DIGIT_NAMES, digits.target.astype(np.int64), ArrayImages(array, "digits"))
+    part = Part(DIGIT_NAMES, digits.target.astype(np.int64), array_images(array, "digits"))
     return "digits", "digits", {"train": [part]}, ()
 
 
@@ -99,8 +99,8 @@ def _from_folder(folder: Path, config: DataConfig, expected: Sequence[str]) -> _
     counts = [f"{len(names)} {kind}" for kind, names in kinds.items() if names]
     if len(counts) > 1:
         raise StageCostError(
-            f"data folder {shown(folder)} holds {' and '.join(counts)}, any of which may be the data: give a "
-            "folder that holds one kind of them, or say by --label-column that a table is meant"
+            f"data folder {shown(folder)} holds {' and '.join(counts)}, any of which may be the data: "
+            "give a folder that holds one kind of them, or say by --label-column that a table is meant"
         )
     if kinds["IDX files"]:
         return _from_idx(folder)
@@ -122,11 +122,13 @@ def _from_folder(folder: Path, config: DataConfig, expected: Sequence[str]) -> _
 
 def _from_pictures(listing: Listing, name: str, config: DataConfig, expected: Sequence[str]) -> _Opened:
     """Read pictures whose classes are their directories, or stand in a table beside them."""
-    beside = [file for file in listing.files if file.split("/")[-1] in ("metadata.csv", "metadata.jsonl")]
+    beside = [
+        file for file in listing.files if file.split("/")[-1] in ("metadata.csv", "metadata.jsonl")
+    ]
     folders = {file.rpartition("/")[0] for file in beside}
     flat = all(file.rpartition("/")[0] in folders for file in listing.ending_in(image_suffixes()))
     if beside and (flat or config.label_column):
-        return name, None, read_tables(open_metadata(listing, beside), config), ()
+        return name, None, read_tables(open_metadata(listing.folder, beside), config), ()
     if config.label_column:
         raise StageCostError(
             f"data folder {shown(listing.folder)} holds pictures and no table: leave --label-column out"

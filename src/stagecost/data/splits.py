@@ -68,7 +68,8 @@ def check_present(split: str, rows: Mapping[str, Rows], config: DataConfig) -> N
             "validation: hold out more of them (--val-fraction 0.1)"
         )
     raise StageCostError(
-        f"{shown(config.data)} has no {split} split (only {', '.join(rows)}): give data with training images"
+        f"{shown(config.data)} has no {split} split (only {', '.join(rows)}): give data with training "
+        "images"
     )
 
 

@@ -4,6 +4,7 @@ A column is taken unasked only where there is no doubt; else the columns are lis
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
 
 _LABELS = ("label", "labels", "fine_label", "class", "classes", "category", "target")
 _IMAGES = ("image", "images", "img")
-_WORDS = {"class": "classes", "text": "text", "whole": "whole numbers", "float": "fractions", "bool": "yes or no"}
+_WORDS = {
+    "class": "classes",
+    "text": "text",
+    "whole": "whole numbers",
+    "float": "fractions",
+    "bool": "yes or no",
+}
 
 
 @dataclass(frozen=True)
@@ -58,19 +65,20 @@ def _read(tables: Sequence[Table], config: DataConfig, train: bool) -> Iterable[
         image = _choose(table, "image", config.image_column, images, _IMAGES, images)
         sole = [name for name in labels if kinds[name] == "class"]
         label = _choose(table, "label", config.label_column, labels, _LABELS, sole)
-        if config.label_column is None and kinds[label] in ("float", "bool"):
+        kind = kinds[label] or ""
+        if config.label_column is None and kind in ("float", "bool"):
             raise StageCostError(
-                f"{table.origin} has {_WORDS[kinds[label]]} in its column {shown(label)}: name the column of "
-                f"classes by --label-column, this one if its values are classes ({_columns(labels, kinds)})"
+                f"{table.origin} has {_WORDS[kind]} in its column {shown(label)}: name the column of "
+                f"classes by --label-column, or this one if it is that ({_columns(labels, kinds)})"
             )
-        part = _part(table, image, label, kinds[label])
-        values |= set(part.names) if kinds[label] != "class" else set()
+        part = _part(table, image, label, kind)
+        values |= set(part.names) if kind != "class" else set()
         rows += len(part.labels)
         yield part
     if train and len(values) == rows > 2:
         raise StageCostError(
-            f"{table.origin} has another value in each of the {rows} rows of its column {shown(label)}, as "
-            f"numbers of rows have: name the column of classes by --label-column ({_columns(labels, kinds)})"
+            f"{table.origin} has another value in each of the {rows} rows of its column {shown(label)}, "
+            f"as ids have: name the column of classes by --label-column ({_columns(labels, kinds)})"
         )
 
 
@@ -108,7 +116,12 @@ def _feature(table: Table, column: str) -> Mapping[str, Any]:
 
 
 def _choose(
-    table: Table, what: str, asked: str | None, fit: Sequence[str], usual: Sequence[str], sole: Sequence[str]
+    table: Table,
+    what: str,
+    asked: str | None,
+    fit: Sequence[str],
+    usual: Sequence[str],
+    sole: Sequence[str],
 ) -> str:
     """Return the column asked for, the one with a usual name, or the only one of its kind."""
     kinds = _kinds(table)
@@ -120,35 +133,39 @@ def _choose(
         )
     if not fit:
         raise StageCostError(
-            f"{table.origin} has no column of {'class labels' if what == 'label' else 'images'} (its columns: "
-            f"{listed([*kinds])}): it needs an image column and a label column"
+            f"{table.origin} has no column of {'class labels' if what == 'label' else 'images'} (its "
+            f"columns: {listed([*kinds])}): it needs an image column and a label column"
         )
     named = [asked] if asked is not None else [name for name in fit if name.casefold() in usual]
     chosen = named or sole
     if len(chosen) != 1:
         raise StageCostError(
-            f"{table.origin} has no column that is certainly the {what} ({_columns(fit, kinds)}): name it by "
-            f"{flag} {shown(fit[0])}"
+            f"{table.origin} has no column that is certainly the {what} ({_columns(fit, kinds)}): name "
+            f"it by {flag} {shown(fit[0])}"
         )
     return chosen[0]
 
 
 def _columns(names: Iterable[str], kinds: Mapping[str, str | None]) -> str:
-    return listed([f"{name}: {_WORDS.get(kinds[name] or '', kinds[name] or 'other')}" for name in names], 12)
+    return listed(
+        [f"{name}: {_WORDS.get(kinds[name] or '', kinds[name] or 'other')}" for name in names], 12
+    )
 
 
-def _part(table: Table, image: str, label: str, kind: str | None) -> Part:
+def _part(table: Table, image: str, label: str, kind: str) -> Part:
     values = table.column(label).to_pylist()
-    missing = sum(value is None or value != value or value == "" for value in values)
+    missing = sum(
+        value is None or value == "" or (kind == "float" and math.isnan(value)) for value in values
+    )
     if missing:
         raise StageCostError(
             f"{table.origin} has {missing} images without a value in its column {shown(label)}: remove "
             "these rows"
         )
-    if kind == "float" and any(value != int(value) for value in values):
+    if kind == "float" and any(not value.is_integer() for value in values):
         raise StageCostError(
-            f"{table.origin} has fractions such as {next(v for v in values if v != int(v))} in its column "
-            f"{shown(label)}, which are no classes: name another column by --label-column"
+            f"{table.origin} has fractions in its column {shown(label)}, which are no classes: name "
+            f"another column by --label-column"
         )
     if kind == "class":
         texts = _names_of(table, label, values)

@@ -6,12 +6,12 @@ one with the names that the user or a trained network knows; else the folder is 
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from stagecost.data.class_names import class_name, listed, places, shown
-from stagecost.data.encoded import FileImages, Part, image_suffixes
+from stagecost.data.class_names import class_name, counted, listed, places, shown
+from stagecost.data.encoded import Part, file_images, image_suffixes
 from stagecost.data.folders import Listing
 from stagecost.data.split_names import split_of
 from stagecost.errors import StageCostError
@@ -36,20 +36,26 @@ def read_tree(listing: Listing, known: Sequence[str]) -> tuple[dict[str, Part], 
     others = sorted({*listing.files} - {*map("/".join, pictures)})
     directories = [tuple(name.split("/")) for name in listing.directories]
     base = _wrapping(pictures, directories)
-    inside, below = (_within(paths, base) for paths in (pictures, directories))
+    inside = _within(pictures, base)
     heads = _split_directories(listing, inside, known)
     roots = {split: (*base, head) for head, split in heads.items()} or {"train": base}
     first = roots.get("train") or next(iter(roots.values()))
-    level = _class_level(listing, _within(pictures, first), _within(directories, first), known, bool(heads))
-    parts, warnings = {}, _loose(inside, heads)
+    level = _class_level(
+        listing, _within(pictures, first), _within(directories, first), known, bool(heads)
+    )
+    parts, warnings, kept = dict[str, Part](), list[str](), set[_Path]()
     for split, root in roots.items():
-        paths = _within(pictures, root)
-        labelled = [path for path in paths if len(path) > level + 1]
-        warnings += _left_out(root, paths, labelled)
+        labelled = [path for path in _within(pictures, root) if len(path) > level + 1]
         unreadable = _within([tuple(name.split("/")) for name in others], root)
         warnings += _unreadable(root, level, labelled, unreadable, _within(directories, root))
         if labelled:
             parts[split] = _part(listing, root, labelled, level)
+            kept |= {(*root, *path) for path in labelled}
+    loose = ["/".join(path) for path in pictures if path not in kept]
+    if loose:
+        warnings.append(
+            f"left out {counted(len(loose), 'image')} in no class directory: {listed(loose, 3)}"
+        )
     if not parts:
         raise StageCostError(
             f"{shown(listing.folder)} has {len(pictures)} images and no directory for each class: give "
@@ -83,8 +89,8 @@ def _split_directories(listing: Listing, paths: Sequence[_Path], known: Sequence
         return {}
     if not splits and heads == named.keys() != set():
         raise StageCostError(
-            f"{shown(listing.folder)} has {listed([*named])}, which are names of splits, and no directory "
-            "for each class in them: make one, or name the classes by --classes"
+            f"{shown(listing.folder)} has {listed([*named])}, which are names of splits, and no "
+            "directory for each class in them: make one, or name the classes by --classes"
         )
     twice = [head for head, split in splits.items() if list(splits.values()).count(split) > 1]
     if twice:
@@ -96,7 +102,7 @@ def _split_directories(listing: Listing, paths: Sequence[_Path], known: Sequence
     if splits and len(named) == 1 and rest and not known:
         raise StageCostError(
             f"{shown(listing.folder)} has {listed([*named])}, which may be a split or a class, beside "
-            f"{listed(rest)}: say which classes there are by --classes, or give --data a folder further down"
+            f"{listed(rest)}: say which classes there are by --classes, or give a folder further down"
         )
     return splits
 
@@ -134,27 +140,15 @@ def _part(listing: Listing, root: _Path, paths: Sequence[_Path], level: int) -> 
     labels = [class_name(path[level]) for path in paths]
     names, numbers = np.unique(np.array(labels, object), return_inverse=True)
     files = ["/".join((*root, *path)) for path in paths]
-    return Part(tuple(names), numbers.astype(np.int64), FileImages(listing.folder, files))
-
-
-def _loose(paths: Sequence[_Path], splits: Collection[str]) -> list[str]:
-    """Say what lies beside the split directories."""
-    counts = Counter(path[0] for path in paths if len(path) > 1 and path[0] not in splits) if splits else {}
-    lines = [f"left out {count} images in {shown(head)}, which holds no class directories of a split"
-             for head, count in counts.items()]
-    names = [path[0] for path in paths if len(path) == 1] if splits else []
-    return lines + ([f"left out {len(names)} images beside the splits: {listed(names, 3)}"] if names else [])
-
-
-def _left_out(root: _Path, paths: Sequence[_Path], labelled: Sequence[_Path]) -> list[str]:
-    """Say which pictures are in no class directory."""
-    kept = {*labelled}
-    names = ["/".join((*root, *path)) for path in paths if path not in kept]
-    return [f"left out {len(names)} images beside the class directories: {listed(names, 3)}"] if names else []
+    return Part(tuple(names), numbers.astype(np.int64), file_images(listing.folder, files))
 
 
 def _unreadable(
-    root: _Path, level: int, pictures: Sequence[_Path], others: Sequence[_Path], directories: Sequence[_Path]
+    root: _Path,
+    level: int,
+    pictures: Sequence[_Path],
+    others: Sequence[_Path],
+    directories: Sequence[_Path],
 ) -> list[str]:
     """Say which class directories hold no pictures, and which of their files are none."""
     used = {path[: level + 1] for path in pictures}
@@ -171,5 +165,7 @@ def _unreadable(
         if directory not in used:
             lines.append(f"{name} has no image that can be read ({files or 'it is empty'}): no class")
         elif counts:
-            lines.append(f"left out {counts.total()} files in {name} that are no images by their endings ({files})")
+            lines.append(
+                f"left out {counted(counts.total(), 'file')} in {name} with other endings ({files})"
+            )
     return lines
