@@ -16,8 +16,10 @@ from stagecost.errors import StageCostError
 
 def class_name(value: object) -> str:
     """Return a class name in composed form; bytes that are no UTF-8, as in a file name, written out."""
-    text = str(value).encode("utf-8", "surrogatepass").decode("utf-8", "backslashreplace")
-    return unicodedata.normalize("NFC", text)
+    text = str(value)
+    from_path = not re.search("[\ud800-\udc7f\udd00-\udfff]", text)
+    content = text.encode("utf-8", "surrogateescape" if from_path else "surrogatepass")
+    return unicodedata.normalize("NFC", content.decode("utf-8", "backslashreplace"))
 
 
 def number_name(number: int) -> str:
@@ -72,6 +74,11 @@ def listed(names: Collection[str], most: int = 8) -> str:
     """List names for a message, the first ones of many."""
     first = ", ".join(shown(name) for name in list(names)[:most])
     return first if len(names) <= most else f"{first}, … ({len(names)} in all)"
+
+
+def classes_flag(names: Sequence[str]) -> str:
+    """Write the flag by which the user may say that these are the classes."""
+    return f"--classes {','.join(map(shown, names[:2]))}{',…' if len(names) > 2 else ''}"
 
 
 def counted(count: int, noun: str) -> str:

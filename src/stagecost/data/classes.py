@@ -6,7 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from stagecost.data.class_names import class_number, counted, listed, name_key, places, shown
+from stagecost.data.class_names import (
+    class_number,
+    classes_flag,
+    counted,
+    listed,
+    name_key,
+    places,
+    shown,
+)
 from stagecost.data.encoded import LEFT_OUT, Part, Source, joined
 from stagecost.errors import StageCostError
 
@@ -142,8 +150,8 @@ def _check_lacking(source: str, split: str, parts: Sequence[Part], classes: tupl
         raise StageCostError(
             f"{shown(source)} has {split} images of classes that its training images lack "
             f"({listed(lacking, 4)}{', which differ in spelling only' if spelling else ''}; those have "
-            f"{listed(classes, 4)}): rename them, or say which classes there are by --classes "
-            f"{','.join(map(shown, classes[:2]))}{',…' if len(classes) > 2 else ''}"
+            f"{listed(classes, 4)}): rename them, or say which classes there are by "
+            f"{classes_flag(classes)}"
         )
 
 

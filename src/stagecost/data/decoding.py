@@ -123,7 +123,7 @@ class _Seen:
             return None
         low, high = min(self.values), max(self.values)
         if low < 0 or high == 0:
-            return low, max(high, low + 1)
+            return low, high if high > low else low + 1
         return 0.0, 2.0 ** max(8, int(high).bit_length()) - 1 if self.whole else 2.0 ** math.ceil(
             math.log2(high)
         )

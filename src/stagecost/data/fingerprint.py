@@ -91,7 +91,8 @@ def _parse(saved: str) -> tuple[dict[str, tuple[int, str, int | None]], _Digests
         trained = np.frombuffer(base64.b64decode(content["trained"], validate=True), np.uint64)
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise StageCostError(
-            f"the fingerprint of the run's images is damaged ({type(error).__name__}): restore it from a copy"
+            f"the fingerprint of the run's images is damaged ({type(error).__name__}): restore it "
+            "from a copy"
         ) from error
     return splits, trained
 

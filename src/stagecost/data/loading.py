@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from stagecost.data.augmentation import NO_AUGMENTATION, Augmentation
-from stagecost.data.class_names import listed, name_key, parse_classes, shown
+from stagecost.data.class_names import counted, listed, name_key, parse_classes, shown
 from stagecost.data.classes import for_network
 from stagecost.data.config import DataConfig
 from stagecost.data.decoding import BACKGROUND, Pixels, peek_shape, read_pixels
@@ -73,7 +73,7 @@ class DataBundle:
                     f"{shown(name)} {count}"
                     for name, count in zip(self.format.class_names, counts, strict=True)
                 )
-            lines.append(f"  {split}: {len(rows.index)} images ({each})")
+            lines.append(f"  {split}: {counted(len(rows.index), 'image')} ({each})")
         return "\n".join(lines + [f"  warning: {text}" for text in self.warnings])
 
 
@@ -106,8 +106,8 @@ def load_data(
         source = for_network(source, like.class_names, parse_classes(config.classes))
     elif len(source.class_names) < 2:
         raise StageCostError(
-            f"{shown(config.data)} has images of one class only ({listed(source.class_names)}): it "
-            f"takes two or more, each in a directory of its own or with its own label{_beside(source)}"
+            f"{shown(config.data)} has images of {'one' if source.class_names else 'no'} class only "
+            f"({listed(source.class_names)}): it takes two or more, each in a directory of its own or with its own label{_beside(source)}"
         )
     rows = choose_rows(source, config, seed)
     wanted = _wanted(splits, rows, config)
@@ -125,7 +125,7 @@ def load_data(
     bundle = DataBundle(
         image_format,
         loaded,
-        _augmentation(_alike(source), image_format.size, config.augment),
+        _augmentation(_resembling(source), image_format.size, config.augment),
         source.name,
         reader.rows,
         (*source.warnings, *_lacking(reader.rows, image_format.class_names), *reader.warnings),
@@ -170,7 +170,7 @@ class _Reader:
         """Refuse images that cannot be decoded, all of them at once, or note that they are left out."""
         if not self.broken:
             return
-        text = f"{len(self.broken)} image(s) cannot be decoded: {listed(self.broken, 20)}"
+        text = f"{counted(len(self.broken), 'image')} cannot be decoded: {listed(self.broken, 20)}"
         empty = [split for split in self.splits if not len(self.splits[split])]
         if empty:
             raise StageCostError(f"{text}: replace them, as no {empty[0]} image is left")
@@ -207,7 +207,7 @@ class _Reader:
             array = pixels.array if len(places) == len(kept) else pixels.array[places]
             targets = torch.from_numpy(self.rows[split].labels)
             self.splits[split] = ImageSplit(torch.from_numpy(array), targets)
-        if _all_alike(pixels.array) and not pixels.broken:
+        if _all_alike(pixels.array) and (self.config.skip_broken or not pixels.broken):
             self._judge_alike(splits)
         return pixels
 
@@ -306,34 +306,30 @@ def _lacking(chosen: Mapping[str, Rows], names: Sequence[str]) -> list[str]:
         ]
         withheld = int(np.count_nonzero(rows.labels == WITHHELD))
         if withheld:
-            warnings.append(f"{withheld} {split} images have no label")
-        elif lacking:
-            warnings.append(f"{len(lacking)} classes have no {split} images: {listed(lacking, 5)}")
+            warnings.append(f"{counted(withheld, f'{split} image')} without a label")
+        elif lacking and (split != "val" or rows.part is not chosen["train"].part):
+            warnings.append(
+                f"{counted(len(lacking), 'class')} without {split} images: {listed(lacking, 5)}"
+            )
     return warnings
 
 
-def _alike(source: Source) -> str | None:
+def _resembling(source: Source) -> str | None:
     """Name the well-known data set with the same class names and the same shape of the first image."""
-    if source.known is not None:
-        return source.known
     names = frozenset(map(name_key, source.class_names))
-    alike = [
-        name
-        for name, known in KNOWN.items()
-        if known.num_classes == len(source.class_names) and known.some_names <= names
-    ]
-    if not alike:
-        return None
     shape = peek_shape(next(iter(source.parts.values())).images, 0)
-    return next((n for n in alike if shape == (KNOWN[n].channels, KNOWN[n].size)), None)
+    for name, known in KNOWN.items():
+        if known.num_classes != len(source.class_names) or not known.some_names <= names:
+            continue
+        if shape == (known.channels, known.size):
+            return name
+    return None
 
 
 def _published_format(source: Source, image_size: int | None) -> ImageFormat | None:
     """Return the published format, if this certainly is the data set that it was published of."""
     facts = KNOWN.get(source.known or "")
-    if facts is None or facts.statistics is None or len(source.class_names) != facts.num_classes:
-        return None
-    if peek_shape(next(iter(source.parts.values())).images, 0) != (facts.channels, facts.size):
+    if facts is None or facts.statistics is None or source.known != _resembling(source):
         return None
     return ImageFormat(facts.channels, image_size or facts.size, *facts.statistics, source.class_names)
 

@@ -60,16 +60,25 @@ def _open(data: str, config: DataConfig, expected: Sequence[str]) -> _Opened:
         return _from_idx(FASHION_FOLDER)
     if data in HUB_IDS:
         return _from_hub(HUB_IDS[data], config)
-    # A path is taken as it is; only where there is no such folder does ~ mean the user's home.
-    folder = Path(data if os.path.lexists(data) else os.path.expanduser(data))  # noqa: PTH111
-    if os.path.exists(folder):  # noqa: PTH110 (False, not an error, for a name that is too long)
+    folder = local_folder(data)
+    if folder is not None:
         return _from_folder(folder, config, expected)
-    if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", data):
+    if re.fullmatch(r"(?=.{1,96}$)[\w-][\w.-]*(/[\w-][\w.-]*)?", data):
         return _from_hub(data, config)
     raise StageCostError(
         f"data folder {shown(data)} does not exist: check the spelling, or name a data set "
         f"({', '.join(KNOWN_NAMES)}, or a Hugging Face dataset id)"
     )
+
+
+def local_folder(data: str) -> Path | None:
+    """Return the folder or file whose path `data` is; None if there is none, or it is a known name.
+
+    The path is taken as it is; only where there is no such folder does ~ mean the user's home.
+    """
+    path = Path(data if os.path.lexists(data) else os.path.expanduser(data))  # noqa: PTH111
+    there = data not in KNOWN_NAMES and os.path.exists(path)  # noqa: PTH110 (no error for a long name)
+    return path if there else None
 
 
 def _digits() -> _Opened:

@@ -14,6 +14,7 @@ import numpy as np
 from stagecost.data.class_names import shown
 from stagecost.data.config import DataConfig
 from stagecost.data.encoded import LEFT_OUT, IntArray, Part, Source
+from stagecost.data.split_names import SPLITS
 from stagecost.errors import StageCostError
 from stagecost.random_streams import FIXED_SEED, Stream, seed_sequence
 
@@ -54,7 +55,7 @@ def choose_rows(source: Source, config: DataConfig, seed: int) -> dict[str, Rows
         if held_out:
             split_seed = int(seed_sequence(seed, Stream.VALIDATION).generate_state(1)[0])
             rows["train"], rows["val"] = _hold_out(rows["train"], held_out, split_seed)
-    return rows
+    return {split: rows[split] for split in SPLITS if split in rows}
 
 
 def check_present(split: str, rows: Mapping[str, Rows], config: DataConfig) -> None:
@@ -91,6 +92,11 @@ def _hold_out(rows: Rows, size: float, seed: int) -> tuple[Rows, Rows]:
     _, first, class_of, members = np.unique(
         rows.labels, return_index=True, return_inverse=True, return_counts=True
     )
+    if isinstance(size, float) and total == len(members):
+        raise StageCostError(
+            f"{total} training image(s), each of another class, leave no test images: give more "
+            "images of each class, or test images in a directory of their own"
+        )
     several = np.flatnonzero(members[class_of] > 1)
     fewest = np.count_nonzero(members > 1)  # images that both sides of a stratified split need
     if fewest and fewest <= min(held_out, len(several) - held_out):

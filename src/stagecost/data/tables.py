@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stagecost.data.class_names import class_name, listed, number_name, shown
+from stagecost.data.class_names import class_name, counted, listed, number_name, shown
 from stagecost.data.config import DataConfig
 from stagecost.data.encoded import WITHHELD, Images, Part
 from stagecost.errors import StageCostError
@@ -25,8 +25,8 @@ _WORDS = {
     "class": "classes",
     "text": "text",
     "whole": "whole numbers",
-    "float": "fractions",
-    "bool": "yes or no",
+    "float": "floating-point numbers",
+    "bool": "true or false",
 }
 
 
@@ -96,7 +96,7 @@ def _kinds(table: Table) -> dict[str, str | None]:
         if feature.get("_type") == "Image" or content or (binary and field.name.casefold() in _IMAGES):
             kinds[field.name] = "image"
         elif pa.types.is_integer(kind):
-            kinds[field.name] = "class" if feature.get("_type") == "ClassLabel" else "whole"
+            kinds[field.name] = "class" if _class_names(table, field.name) else "whole"
         elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
             kinds[field.name] = "text"
         else:
@@ -113,6 +113,11 @@ def _feature(table: Table, column: str) -> Mapping[str, Any]:
     except (KeyError, TypeError, ValueError):
         return {}
     return noted if isinstance(noted, dict) else {}
+
+
+def _class_names(table: Table, column: str) -> tuple[str, ...]:
+    names = _feature(table, column).get("names")
+    return tuple(map(class_name, names)) if isinstance(names, list) else ()
 
 
 def _choose(
@@ -159,36 +164,32 @@ def _part(table: Table, image: str, label: str, kind: str) -> Part:
     )
     if missing:
         raise StageCostError(
-            f"{table.origin} has {missing} images without a value in its column {shown(label)}: remove "
-            "these rows"
+            f"{table.origin} has {counted(missing, 'image')} without a value in its column "
+            f"{shown(label)}: remove these rows"
         )
-    if kind == "float" and any(not value.is_integer() for value in values):
+    names = _class_names(table, label)
+    numeric = kind in ("class", "whole", "float")
+    wrong = [
+        value for value in values if numeric and not (value == -1 or (value >= 0 and value % 1 == 0))
+    ]
+    wrong += [value for value in values if kind == "class" and value >= len(names)]
+    if wrong:
+        last = f"has names for 0 to {len(names) - 1} ({listed(names, 4)})"
         raise StageCostError(
-            f"{table.origin} has fractions in its column {shown(label)}, which are no classes: name "
-            f"another column by --label-column"
+            f"{table.origin} has the label {wrong[0]} in its column {shown(label)}, which "
+            f"{last if names else 'takes whole numbers from 0 on'}: correct "
+            f"{counted(len(wrong), 'row')}, or name another column by --label-column"
         )
+    texts: list[str | None]
     if kind == "class":
-        texts = _names_of(table, label, values)
-        names = tuple(map(class_name, _feature(table, label)["names"]))
+        texts = [names[value] if value >= 0 else None for value in values]
+        names = tuple(dict.fromkeys(names))
+    elif numeric:
+        texts = [number_name(int(value)) if value >= 0 else None for value in values]
+        names = tuple(number_name(number) for number in sorted({int(value) for value in values} - {-1}))
     else:
-        numeric = kind in ("whole", "float")
         texts = [class_name(value) for value in values]
-        if numeric:
-            texts = [number_name(int(value)) if value >= 0 else "" for value in values]
-        numbers = {text: int(value) if numeric else 0 for text, value in zip(texts, values, strict=True)}
-        names = tuple(sorted(numbers.keys() - {""}, key=lambda name: (numbers[name], name)))
-    place_of = {name: place for place, name in enumerate(names)}
+        names = tuple(sorted({*map(class_name, values)}))
+    place_of: dict[str | None, int] = {name: place for place, name in enumerate(names)}
     labels = np.array([place_of.get(text, WITHHELD) for text in texts], np.int64)
     return Part(names, labels, table.images(image))
-
-
-def _names_of(table: Table, label: str, values: Sequence[int]) -> list[str]:
-    """Return the class names of numbers, '' for one of withheld labels."""
-    names = [*map(class_name, _feature(table, label).get("names", ()))]
-    wrong = [value for value in values if not -1 <= value < len(names)]
-    if wrong:
-        raise StageCostError(
-            f"{table.origin} has the label {wrong[0]} in its column {shown(label)}, which has names for "
-            f"0 to {len(names) - 1} only ({listed(names, 4)}): correct these {len(wrong)} rows"
-        )
-    return [names[value] if value >= 0 else "" for value in values]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from stagecost.data.class_names import class_name, counted, listed, places, shown
+from stagecost.data.class_names import class_name, classes_flag, counted, listed, places, shown
 from stagecost.data.encoded import Part, file_images, image_suffixes
 from stagecost.data.folders import Listing
 from stagecost.data.split_names import split_of
@@ -132,7 +132,7 @@ def _class_level(
     where = " of the training images" if splits else ""
     raise StageCostError(
         f"{shown(listing.folder)} has several levels of directories; the classes{where} may be {ways}: "
-        f"say which they are by --classes {','.join(map(shown, names[(best or several)[0]][:2]))}"
+        f"say which they are by {classes_flag(names[(best or several)[0]])}"
     )
 
 
