@@ -93,7 +93,9 @@ def test_changes_of_a_folder(
     change(folder)
     now = load(folder, val_fraction=0, splits=("test",), like=run.format)
     if trained:
-        with pytest.raises(StageCostError, match=r"1 image of the .* test images of set were trained on"):
+        with pytest.raises(
+            StageCostError, match=r"1 image of the .* test images of set were trained on"
+        ):
             check_fingerprint(saved, now, "test")
     lines = check_fingerprint(saved, now, "test", allow_trained=True)
     if changed is not None:

@@ -23,7 +23,6 @@ _Places = Sequence[int | None]
 
 def one_source(
     name: str,
-    known: str | None,
     files: Mapping[str, Sequence[Part]],
     classes: tuple[str, ...],
     *,
@@ -33,7 +32,6 @@ def one_source(
 
     Args:
         name: of the source.
-        known: the published data set that it certainly is, or None.
         files: of each split, its images by files, whose lists of classes may differ.
         classes: the list, as the user gave it; empty: that of the training images decides.
         complete: whether each class of the user's list has to be there.
@@ -58,7 +56,7 @@ def one_source(
     alike = [name for name in used if name_key(name) and keys[name_key(name)] > 1]
     if alike:
         warnings.append(f"classes whose names differ in spelling only: {listed(alike)}")
-    return Source(name, known, classes, splits, tuple(warnings))
+    return Source(name, classes, splits, tuple(warnings))
 
 
 def for_network(source: Source, known: tuple[str, ...], classes: tuple[str, ...]) -> Source:

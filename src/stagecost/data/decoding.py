@@ -89,7 +89,7 @@ class _Seen:
     colour: bool = False
     sizes: set[tuple[int, int]] = field(default_factory=set)
     values: set[float] = field(default_factory=set)  # the ends of the ranges of more than 8 bits
-    whole: bool = True
+    fractions: bool = False
     deep_colours: set[int] = field(default_factory=set)  # the highest bytes of colours of 16 bits
     broken: dict[int, str] = field(default_factory=dict)
     postponed: bool = False  # whether an image was not decoded, for want of a shape that suits it
@@ -103,19 +103,14 @@ class _Seen:
             if not np.isfinite(values).all():
                 raise ValueError("it has values that are no numbers")
             self.values |= {float(values.min()), float(values.max())}
-            self.whole = self.whole and bool((values == np.rint(values)).all())
+            self.fractions |= bool((values != np.rint(values)).any())
         elif any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ())):
             self.deep_colours.add(int(np.asarray(picture.convert("RGB")).max()))
 
     def add(self, other: "_Seen") -> None:
         """Add what another thread has seen."""
-        self.colour |= other.colour
-        self.sizes |= other.sizes
-        self.values |= other.values
-        self.whole &= other.whole
-        self.deep_colours |= other.deep_colours
-        self.broken |= other.broken
-        self.postponed |= other.postponed
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) | value)
 
     def levels(self) -> Levels | None:
         """Return the range of values of more than 8 bits: from 0 to a power of two, if they allow it."""
@@ -124,9 +119,9 @@ class _Seen:
         low, high = min(self.values), max(self.values)
         if low < 0 or high == 0:
             return low, high if high > low else low + 1
-        return 0.0, 2.0 ** max(8, int(high).bit_length()) - 1 if self.whole else 2.0 ** math.ceil(
-            math.log2(high)
-        )
+        if self.fractions:
+            return 0.0, 2.0 ** math.ceil(math.log2(high))
+        return 0.0, 2.0 ** max(8, int(high).bit_length()) - 1
 
 
 def read_pixels(
@@ -169,10 +164,8 @@ def read_pixels(
         if seen.postponed:
             array, seen = _decode(images, rows, shape, shape, threads)
     if size is None and seen.sizes != {(shape.size, shape.size)}:
-        logger.info(
-            "images are not of one square size: resized to %d×%d (change with --image-size)",
-            *[shape.size] * 2,
-        )
+        text = "images are not of one square size: resized to %d×%d (change with --image-size)"
+        logger.info(text, shape.size, shape.size)
     if levels is None and seen.deep_colours and max(seen.deep_colours) < 128:
         raise StageCostError(
             "the images have colours of 16 bits with values below 2^15, of which only the upper 8 bits "

@@ -146,14 +146,12 @@ class Source:
 
     Attributes:
         name: the data set's name.
-        known: the name of a data set with published statistics, where it is certain to be that one.
         class_names: of all parts.
         parts: by some of the names 'train', 'val' and 'test'; they share the class names.
         warnings: what was left out, and what looks odd; a line each.
     """
 
     name: str
-    known: str | None
     class_names: tuple[str, ...]
     parts: Mapping[str, Part]
     warnings: tuple[str, ...] = ()

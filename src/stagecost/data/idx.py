@@ -8,7 +8,7 @@ import numpy as np
 
 from stagecost.data.class_names import number_name, shown
 from stagecost.data.encoded import ByteArray, Images, Part, array_images
-from stagecost.data.known import DIGIT_NAMES, FASHION_NAMES, KNOWN
+from stagecost.data.known import DIGIT_NAMES, FASHION_NAMES
 from stagecost.errors import StageCostError
 from stagecost.text import one_line
 
@@ -41,8 +41,8 @@ def idx_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def read_idx_folder(folder: Path) -> tuple[str | None, dict[str, Part]]:
-    """Read a folder of IDX files: its splits, and the name of the data set if it is a published one."""
+def read_idx_folder(folder: Path) -> dict[str, Part]:
+    """Read the splits of a folder of IDX files."""
     images: dict[str, Images] = {}
     labels: dict[str, ByteArray] = {}
     for split, path in idx_files(folder).items():
@@ -57,16 +57,9 @@ def read_idx_folder(folder: Path) -> tuple[str | None, dict[str, Part]]:
     like = next((name for name, start in FIRST_LABELS.items() if start == first), None)
     every = np.unique(np.concatenate([*labels.values()]))
     if like and every[-1] < len(CLASS_NAMES[like]):
-        parts = {k: Part(CLASS_NAMES[like], labels[k].astype(np.int64), images[k]) for k in labels}
-        return (like if _has_published_mean(images["train"], like) else None), parts
+        return {k: Part(CLASS_NAMES[like], labels[k].astype(np.int64), images[k]) for k in labels}
     names = tuple(number_name(int(label)) for label in every)
-    return None, {k: Part(names, np.searchsorted(every, labels[k]), images[k]) for k in labels}
-
-
-def _has_published_mean(images: Images, name: str) -> bool:
-    statistics = KNOWN[name].statistics
-    assert images.array is not None
-    return statistics is not None and abs(float(images.array.mean()) / 255 - statistics[0][0]) < 1e-3
+    return {k: Part(names, np.searchsorted(every, labels[k]), images[k]) for k in labels}
 
 
 def _label_file(images: Path) -> Path:

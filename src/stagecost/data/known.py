@@ -1,6 +1,7 @@
 """Data sets that are known by name: where they are, and how to normalise and augment them.
 
-Others with the same class names and shape are augmented alike, and normalised by their own statistics.
+Others with the same class names and shape are augmented alike. They are normalised by the published
+statistics if their own agree with these, as those of a copy do.
 """
 
 from dataclasses import dataclass

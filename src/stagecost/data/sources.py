@@ -45,19 +45,19 @@ def open_source(config: DataConfig, network: Sequence[str] = ()) -> Source:
     """
     data = config.data or ""
     classes = parse_classes(config.classes)
-    name, known, files, warnings = _open(data, config, classes or network)
-    source = one_source(name, known, files, classes, complete=not network)
-    return Source(name, known, source.class_names, source.parts, (*warnings, *source.warnings))
+    name, files, warnings = _open(data, config, classes or network)
+    source = one_source(name, files, classes, complete=not network)
+    return Source(name, source.class_names, source.parts, (*warnings, *source.warnings))
 
 
-_Opened = tuple[str, str | None, Mapping[str, Sequence[Part]], tuple[str, ...]]
+_Opened = tuple[str, Mapping[str, Sequence[Part]], tuple[str, ...]]
 
 
 def _open(data: str, config: DataConfig, expected: Sequence[str]) -> _Opened:
     if data == "digits":
         return _digits()
     if data == "fashion-mnist" and idx_files(FASHION_FOLDER):
-        return _from_idx(FASHION_FOLDER)
+        return _from_idx(FASHION_FOLDER, data)
     if data in HUB_IDS:
         return _from_hub(HUB_IDS[data], config)
     folder = local_folder(data)
@@ -87,12 +87,12 @@ def _digits() -> _Opened:
     digits = load_digits()
     array = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     part = Part(DIGIT_NAMES, digits.target.astype(np.int64), array_images(array, "digits"))
-    return "digits", "digits", {"train": [part]}, ()
+    return "digits", {"train": [part]}, ()
 
 
-def _from_idx(folder: Path) -> _Opened:
-    known, parts = read_idx_folder(folder)
-    return known or folder.resolve().name, known, {split: [parts[split]] for split in parts}, ()
+def _from_idx(folder: Path, name: str) -> _Opened:
+    parts = read_idx_folder(folder)
+    return name, {split: [parts[split]] for split in parts}, ()
 
 
 def _from_folder(folder: Path, config: DataConfig, expected: Sequence[str]) -> _Opened:
@@ -112,12 +112,12 @@ def _from_folder(folder: Path, config: DataConfig, expected: Sequence[str]) -> _
             "give a folder that holds one kind of them, or say by --label-column that a table is meant"
         )
     if kinds["IDX files"]:
-        return _from_idx(folder)
+        return _from_idx(folder, name)
     if tables:
         opened, warnings = open_tables(folder, tables)
         if not opened:
             raise StageCostError(f"the parquet files of {shown(folder)} have no rows: fetch them again")
-        return name, None, read_tables(opened, config), warnings
+        return name, read_tables(opened, config), warnings
     if pictures:
         return _from_pictures(listing, name, config, expected)
     if not listing.files:
@@ -137,14 +137,14 @@ def _from_pictures(listing: Listing, name: str, config: DataConfig, expected: Se
     folders = {file.rpartition("/")[0] for file in beside}
     flat = all(file.rpartition("/")[0] in folders for file in listing.ending_in(image_suffixes()))
     if beside and (flat or config.label_column):
-        return name, None, read_tables(open_metadata(listing.folder, beside), config), ()
+        return name, read_tables(open_metadata(listing.folder, beside), config), ()
     if config.label_column:
         raise StageCostError(
             f"data folder {shown(listing.folder)} holds pictures and no table: leave --label-column out"
         )
     parts, warnings = read_tree(listing, expected)
     text = "the classes are the directories, not what metadata tables say (--label-column takes these)"
-    return name, None, {k: [part] for k, part in parts.items()}, warnings + ((text,) if beside else ())
+    return name, {k: [part] for k, part in parts.items()}, warnings + ((text,) if beside else ())
 
 
 def _from_hub(dataset_id: str, config: DataConfig) -> _Opened:
@@ -160,6 +160,6 @@ def _from_hub(dataset_id: str, config: DataConfig) -> _Opened:
             f"data set '{dataset_id}' is not to be had from the Hugging Face Hub "
             f"({one_line(error)}): {remedy}, or give a local folder or one of {', '.join(KNOWN_NAMES)}"
         ) from error
-    known = next((name for name, hub_id in HUB_IDS.items() if hub_id == dataset_id), None)
+    name = next((name for name, hub_id in HUB_IDS.items() if hub_id == dataset_id), dataset_id)
     tables, warnings = tables_of(dataset, dataset_id)
-    return known or dataset_id, known, read_tables(tables, config), warnings
+    return name, read_tables(tables, config), warnings
