@@ -66,7 +66,9 @@ def prune_run(
         loss=trained.loss,
     )
     pruned = _recalibrated(trained, plan, bundle, val)
+    cut_accuracy = None
     if finetune_epochs:
+        cut_accuracy, _ = terminal_score(pruned, val, loss=trained.loss)
         pruned = finetune(trained, pruned, bundle, finetune_epochs)
     accuracy, _ = terminal_score(pruned, val, loss=trained.loss)
     if max_drop is not None and plan.accuracy_before - accuracy > max_drop + 1e-9:
@@ -74,7 +76,8 @@ def prune_run(
             f"the pruned network has {accuracy:.2f} % on validation data, more than max_drop {max_drop} "
             f"below {plan.accuracy_before:.2f} %: keep more blocks or allow a larger drop"
         )
-    found = _found(plan, accuracy, target)
+    tuned = {"finetune_epochs": finetune_epochs, "accuracy_before_finetuning": cut_accuracy}
+    found = {**_found(plan, accuracy, target), **tuned}
     pruned.save_pretrained(target, **trained.details(), pruning=found)
     write_json(RunFolder(trained.path).pruning, found)
     return found

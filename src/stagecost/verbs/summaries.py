@@ -5,7 +5,7 @@ from typing import Any
 
 from stagecost import __version__
 from stagecost.macs import count_macs, count_parameters
-from stagecost.report.content import ReportData
+from stagecost.report.data import ReportData
 from stagecost.report.page import write_report
 from stagecost.storage import read_json
 from stagecost.training.checkpoint import read_checkpoint
@@ -50,14 +50,14 @@ def write_run_report(
     """Write the report of a run from its analysis, its history and its latest pruning."""
     checkpoint = read_checkpoint(run.last)
     settings = {**run.settings().to_flat(), "gamma": checkpoint.gamma}
-    data = ReportData(
-        run=str(run.path),
-        settings={**settings, "num_blocks": found["num_blocks"]},
-        analysis=found,
-        history=checkpoint.progress.history,
-        pruning=read_json(run.pruning) if run.pruning.is_file() else None,
-        test=tuple(test),
-        version=__version__,
-    )
-    write_report(data, run.report)
+    content = {
+        "run": str(run.path),
+        "settings": {**settings, "num_blocks": found["num_blocks"]},
+        "analysis": found,
+        "history": checkpoint.progress.history,
+        "pruning": read_json(run.pruning) if run.pruning.is_file() else None,
+        "test": test,
+        "version": __version__,
+    }
+    write_report(ReportData.from_json(content), run.report)
     return {"run": str(run.path), "report": str(run.report), "needed_blocks": found["needed_blocks"]}
