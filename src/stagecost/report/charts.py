@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
@@ -45,6 +46,7 @@ STYLES = (
 
 Curve = Sequence[tuple[float, float]]
 Numbers = Sequence[float]
+Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Chart:
         summary: the sentence.
         x: the places of those layers that have none of their own.
         y: the values of those layers that have none of their own.
-        rows: the data of those layers that have none of their own.
+        tables: the data by name; "rows" of those layers that name none and have none of their own.
         title: stands above the values' axis.
         live: what a page with scripts draws besides: what hovering and sliders show.
         height: pixels.
@@ -109,7 +111,7 @@ class Chart:
     summary: str
     x: alt.X
     y: alt.Y
-    rows: Sequence[Mapping[str, Any]] = ()
+    tables: Mapping[str, Rows]
     title: str = ""
     live: Sequence[alt.Chart] = ()
     height: int = HEIGHT
@@ -117,16 +119,25 @@ class Chart:
 
     def spec(self, *, live: bool = False) -> dict[str, Any]:
         """Return the Vega-Lite specification; a live one takes its width from the page."""
-        chart = alt.layer(*self.layers, *(self.live if live else ()), data=_data(self.rows))
+        if live:
+            return self._specification
+        still = {name: value for name, value in self._specification.items() if name != "params"}
+        return still | {"layer": still["layer"][: len(self.layers)], "width": WIDTH}
+
+    @cached_property
+    def _specification(self) -> dict[str, Any]:
+        chart = alt.layer(*self.layers, *self.live, data=alt.NamedData("rows"))
         chart = chart.encode(x=self.x, y=self.y).properties(
-            width="container" if live else WIDTH,
+            width="container",
             height=self.height,
             autosize=alt.AutoSizeParams(type="fit", contains="padding"),
             padding={"left": 4, "top": 4, "right": self.margin, "bottom": 4},
             title=alt.TitleParams(self.title, anchor="start", frame="bounds", offset=10),
             config=_config(),
         )
-        specification: dict[str, Any] = chart.to_dict()
+        # Altair checks what is declared as it is declared; the tables join late, for they may be long.
+        specification: dict[str, Any] = chart.to_dict(validate=False)
+        specification.setdefault("datasets", {}).update(self.tables)
         return specification
 
     def svg(self, name: str = "chart") -> str:
@@ -185,7 +196,7 @@ def line_chart(
         summary,
         _places(x, [row["x"] for row in rows]),
         _values(y, [row["y"] for row in rows]),
-        rows,
+        {"rows": rows},
         "" if named else y.title,
         live,
         height=HEIGHT + 18 * (math.ceil(len(series) / _columns(series)) - 1),
@@ -222,7 +233,7 @@ def bar_chart(
     )
     layers = [bars, *_stages(stage_starts, len(values), shift=-0.5)]
     up = _values(y, [row["y"] for row in rows])
-    return Chart(layers, summary, across, up, rows, y.title)
+    return Chart(layers, summary, across, up, {"rows": rows}, y.title)
 
 
 def fading_lines(
@@ -255,15 +266,18 @@ def fading_lines(
     names = f"'epoch ' + (datum.value ? {drawn[-1]} : {drawn[0]})"
     key = _legend(y.title, "stroke", values=[0, last], labelExpr=names) if last else None
     shade = alt.Scale(domain=[0, max(last, 1)], range=[0.16, 1] if last else [1, 1])
-    faint = _flat([(order, dict(curves)[epoch]) for order, epoch in enumerate(drawn)])
-    faint = faint.mark_line(strokeWidth=1.8, color=colour("accent"))
+    tables = {
+        "rows": _lists([(order, dict(curves)[epoch]) for order, epoch in enumerate(drawn)]),
+        "played": _lists(curves),
+    }
+    faint = alt.Chart().transform_flatten(["y", "x"]).mark_line(strokeWidth=1.8, color=colour("accent"))
     faint = faint.encode(detail="z:Q", opacity=alt.Opacity("z:Q", scale=shade, legend=key))
-    bold = _flat(curves).transform_filter(f"datum.z === {follows}")
-    bold = bold.mark_line(strokeWidth=3, color=colour("mark"))
+    bold = alt.Chart(alt.NamedData("played")).transform_filter(f"datum.z === {follows}")
+    bold = bold.transform_flatten(["y", "x"]).mark_line(strokeWidth=3, color=colour("mark"))
     bold = bold.add_params(alt.param(name=follows, value=drawn[-1]))
     up = _values(y, [value for _, curve in curves for value in map(_drawable, curve)])
     layers, title = [*_stages(stage_starts, end), faint], "" if key else y.title
-    return Chart(layers, summary, _places(x, [0, end]), up, title=title, live=[bold])
+    return Chart(layers, summary, _places(x, [0, end]), up, tables, title, [bold])
 
 
 def heatmap(names: Sequence[str], counts: Sequence[Sequence[int]], *, summary: str) -> Chart:
@@ -287,7 +301,7 @@ def heatmap(names: Sequence[str], counts: Sequence[Sequence[int]], *, summary: s
     numbers = numbers.encode(text="n:Q", color=ink.otherwise(alt.value(colour("ink"))))
     layers = [cells.encode(fillOpacity=shade, tooltip=tooltip), numbers]
     height = min(max(HEIGHT, 70 + 24 * len(classes)), 520)
-    return Chart(layers, summary, across, down, rows, "class", height=height)
+    return Chart(layers, summary, across, down, {"rows": rows}, "class", height=height)
 
 
 def _rows(series: Series, low: float) -> list[dict[str, Any]]:
@@ -305,12 +319,11 @@ def _rows(series: Series, low: float) -> list[dict[str, Any]]:
     return rows
 
 
-def _flat(curves: Sequence[tuple[int, Numbers]]) -> alt.Chart:
-    """Make points x, y, z of curves z; each travels as one short list."""
-    rows = [
+def _lists(curves: Sequence[tuple[int, Numbers]]) -> Rows:
+    """Make one row of lists of each curve z, which travels shorter than a row for each point."""
+    return [
         {"z": z, "y": list(map(_drawable, curve)), "x": list(range(len(curve)))} for z, curve in curves
     ]
-    return alt.Chart(_data(rows)).transform_flatten(["y", "x"])
 
 
 def _curves(series: Sequence[Series], title: str) -> list[alt.Chart]:
@@ -375,20 +388,25 @@ def _follower(name: str) -> list[alt.Chart]:
 def _hover(series: Sequence[Series], x: Axis, y: Axis) -> alt.Chart:
     """Draw nothing but what the pointer is nearest to, and its values."""
     largest = max((x for each in series for x, _ in each.points), default=0.0)
-    tooltip = [_tooltip("x:Q", x.title, _format(largest)), _tooltip("y:Q", y.title)]
-    if any(each.labels for each in series):
-        tooltip.insert(0, _tooltip("label:N", "network"))
-    if any(each.name for each in series):
-        tooltip.insert(0, _tooltip("series:N", "curve"))
+    # Vega-Lite itself looks for names in the wrong place where the nearest point is wanted.
+    point = "(datum.datum || datum)"
+    shown = {
+        "curve": f"{point}.series" if any(each.name for each in series) else "",
+        "network": f"{point}.label" if any(each.labels for each in series) else "",
+        x.title: f"format({point}.x, '{_format(largest)}')",
+        y.title: f"format({point}.y, ',.4~g')",
+    }
+    pairs = (f"{json.dumps(title)}: {value}" for title, value in shown.items() if value)
+    tooltip = alt.value(alt.expr(f"{{{', '.join(pairs)}}}"))
     near = alt.selection_point(
         "near", nearest=True, on="pointerover", clear="pointerout", fields=["x", "series"], empty=False
     )
     dots = (
         alt.Chart().transform_filter("datum.seen").mark_point(filled=True, size=70, color=colour("ink"))
     )
-    shown = alt.when(near).then(alt.value(1)).otherwise(alt.value(0))
-    shown_dots: alt.Chart = dots.encode(opacity=shown, tooltip=tooltip).add_params(near)
-    return shown_dots
+    visible = alt.when(near).then(alt.value(1)).otherwise(alt.value(0))
+    nearest: alt.Chart = dots.encode(opacity=visible, tooltip=tooltip).add_params(near)
+    return nearest
 
 
 def _band(band: tuple[float, float] | None) -> list[alt.Chart]:
@@ -516,5 +534,5 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _data(rows: Sequence[Mapping[str, Any]]) -> alt.InlineData:
+def _data(rows: Rows) -> alt.InlineData:
     return alt.InlineData(values=list(rows))
