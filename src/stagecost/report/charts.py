@@ -186,7 +186,7 @@ def line_chart(
     layers = [
         *_band(band),
         *_stages(stage_starts, first[-1][0] if first else 0),
-        *_curves(series, y.title),
+        *_curves(series, staged=len(set(stage_starts)) > 1),
         *(_mark(*mark, first) if mark else ()),
         *(() if named else _end(first)),
     ]
@@ -197,9 +197,9 @@ def line_chart(
         _places(x, [row["x"] for row in rows]),
         _values(y, [row["y"] for row in rows]),
         {"rows": rows},
-        "" if named else y.title,
+        y.title,
         live,
-        height=HEIGHT + 18 * (math.ceil(len(series) / _columns(series)) - 1),
+        height=HEIGHT + (18 * math.ceil(len(series) / _columns(series)) if named else 0),
         margin=8 if named else 44,
     )
 
@@ -264,7 +264,8 @@ def fading_lines(
     """
     last, end = len(drawn) - 1, max(len(curve) for _, curve in curves) - 1
     names = f"'epoch ' + (datum.value ? {drawn[-1]} : {drawn[0]})"
-    key = _legend(y.title, "stroke", values=[0, last], labelExpr=names) if last else None
+    staged = len(set(stage_starts)) > 1
+    key = _legend("stroke", staged, values=[0, last], labelExpr=names) if last else None
     shade = alt.Scale(domain=[0, max(last, 1)], range=[0.16, 1] if last else [1, 1])
     tables = {
         "rows": _lists([(order, dict(curves)[epoch]) for order, epoch in enumerate(drawn)]),
@@ -276,8 +277,8 @@ def fading_lines(
     bold = bold.transform_flatten(["y", "x"]).mark_line(strokeWidth=3, color=colour("mark"))
     bold = bold.add_params(alt.param(name=follows, value=drawn[-1]))
     up = _values(y, [value for _, curve in curves for value in map(_drawable, curve)])
-    layers, title = [*_stages(stage_starts, end), faint], "" if key else y.title
-    return Chart(layers, summary, _places(x, [0, end]), up, tables, title, [bold])
+    layers, across = [*_stages(stage_starts, end), faint], _places(x, [0, end])
+    return Chart(layers, summary, across, up, tables, y.title, [bold], height=HEIGHT + 18)
 
 
 def heatmap(names: Sequence[str], counts: Sequence[Sequence[int]], *, summary: str) -> Chart:
@@ -326,14 +327,14 @@ def _lists(curves: Sequence[tuple[int, Numbers]]) -> Rows:
     ]
 
 
-def _curves(series: Sequence[Series], title: str) -> list[alt.Chart]:
+def _curves(series: Sequence[Series], *, staged: bool) -> list[alt.Chart]:
     names = [_printable(each.name) for each in series]
     styles = [STYLES[place % len(STYLES)] for place in range(len(series))]
     dotted = any(each.dots for each in series)
     key = None
     if any(names):
         symbol = {"symbolSize": 60, "symbolStrokeWidth": 0} if dotted else {"symbolSize": 240}
-        key = _legend(title, "circle" if dotted else "stroke", columns=_columns(series), **symbol)
+        key = _legend("circle" if dotted else "stroke", staged, columns=_columns(series), **symbol)
     colours = [colour(each.colour or style[0]) for each, style in zip(series, styles, strict=True)]
 
     def scale(values: list[Any]) -> alt.Scale:
@@ -489,10 +490,10 @@ def _columns(series: Sequence[Series]) -> int:
     return max(1, min(len(series), 36 // (longest + 4)))
 
 
-def _legend(title: str, symbol: str, **options: Any) -> alt.Legend:
-    return alt.Legend(
-        title=title, titleOrient="left", orient="top", symbolType=symbol, symbolOpacity=1, **options
-    )
+def _legend(symbol: str, staged: bool, **options: Any) -> alt.Legend:
+    # The names of stages stand between the key and the plot.
+    place: dict[str, Any] = {"title": None, "orient": "top", "offset": 24 if staged else 8}
+    return alt.Legend(symbolType=symbol, symbolOpacity=1, **place, **options)
 
 
 def _tooltip(name: str, title: str, form: str = ",.4~g") -> alt.Tooltip:
@@ -509,7 +510,7 @@ def _config() -> dict[str, Any]:
     muted, ink = colour("muted"), colour("ink")
     lines = {"gridColor": colour("hairline"), "domainColor": colour("faded"), "ticks": False}
     axis = {"labelColor": muted, "titleColor": muted, "labelPadding": 6, "titlePadding": 8}
-    legend = {"labelColor": muted, "titleColor": ink, "symbolStrokeWidth": 2, "labelLimit": 240}
+    legend = {"labelColor": muted, "symbolStrokeWidth": 2, "labelLimit": 240, "columnPadding": 24}
     return {
         "font": "system-ui, sans-serif",
         "background": "transparent",
@@ -519,7 +520,7 @@ def _config() -> dict[str, Any]:
         "axis": text | lines | axis,
         "axisX": {"grid": False},
         "axisY": {"domain": False, "minExtent": 30},
-        "legend": text | legend | {"titlePadding": 14, "columnPadding": 14, "offset": 10},
+        "legend": {"labelFontSize": FONT_SIZE} | legend,
     }
 
 
