@@ -5,41 +5,34 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from stagecost.report.canvas import FONT_SIZE, draw_curve, make_panel, scale_values, write_text
-from stagecost.report.svg import COLOURS, to_svg
-
-_STYLES: tuple[tuple[str, tuple[float, float] | None], ...] = (
-    ("accent", None),
-    ("mark", (4, 2)),
-    ("muted", (1.5, 1.5)),
-)
+from stagecost.report.charts import Axis, Series, line_chart
 
 
 def predicted_depth_figure(record: Mapping[str, Any]) -> str:
-    """Draw measured over predicted depth: needed blocks (rings) and active blocks (dots).
+    """Draw measured over predicted depth of needed and of active blocks.
 
     A mark's area is the number of trainings at the same place; the diagonal is a perfect prediction.
     """
-    last = record["num_blocks"]
-    panel = make_panel("measured depth (blocks)", 0)
-    axes = panel.axes
-    scale_values(axes, [[0.0, float(last)]])
-    axes.set_xlim(0, last + 0.6)
-    axes.set_xlabel("predicted depth (blocks)", color=COLOURS["muted"], fontsize=FONT_SIZE)
-    draw_curve(axes, [0, last], [0.0, float(last)], colour="faded", width=1.2, dashes=(3, 3))
-    filled = {"active": (COLOURS["accent"], -0.1), "needed": ("none", 0.1)}
-    for name, (face, shift) in filled.items():
+    last = float(record["num_blocks"])
+    series = [Series("perfect prediction", [(0.0, 0.0), (last, last)], dots=False, colour="faded")]
+    marks = (
+        ("active", "active blocks", "accent", -0.1),
+        ("needed", "needed blocks, by loss", "mark", 0.1),
+    )
+    for quantity, name, colour, shift in marks:
         places = Counter(
-            (point["predicted"]["separate"], point["measured"][name]) for point in record["points"]
+            (point["predicted"]["separate"], point["measured"][quantity]) for point in record["points"]
         )
-        colour = COLOURS["accent" if name == "active" else "mark"]
-        for (x, y), count in places.items():
-            style = {"markerfacecolor": face, "markeredgecolor": colour, "markeredgewidth": 1.6}
-            axes.plot([x + shift], [y], "o", markersize=5 * count**0.5, **style)
-    write_text(axes, 0.03, 0.93, "● active blocks", ha="left", colour="accent")
-    write_text(axes, 0.03, 0.855, "○ needed blocks, by loss", ha="left", colour="mark")
-    summary = f"Measured over predicted depth of {len(record['points'])} trainings"
-    return to_svg(panel.figure, "predicted-depth", summary)
+        points = [(x + shift, y) for x, y in places]
+        sizes = [40 * count for count in places.values()]
+        series.append(Series(name, points, line=False, colour=colour, sizes=sizes))
+    chart = line_chart(
+        series,
+        x=Axis("predicted depth (blocks)"),
+        y=Axis("measured depth (blocks)"),
+        summary=f"Measured over predicted depth of {len(record['points'])} trainings",
+    )
+    return chart.svg("predicted-depth")
 
 
 def saturation_figure(rows: Sequence[Mapping[str, Any]], quantity: str, value_name: str) -> str:
@@ -50,25 +43,18 @@ def saturation_figure(rows: Sequence[Mapping[str, Any]], quantity: str, value_na
         quantity: the key to draw.
         value_name: what stands above the axis.
     """
-    from matplotlib.ticker import FixedLocator
-
-    panel = make_panel(value_name, 0)
-    axes = panel.axes
     sizes = sorted({row["num_blocks"] for row in rows})
-    curves = {
-        training: [
-            mean(r[quantity] for r in rows if (r["training"], r["num_blocks"]) == (training, size))
+    series = []
+    for training in dict.fromkeys(row["training"] for row in rows):
+        values = {
+            size: [r[quantity] for r in rows if (r["training"], r["num_blocks"]) == (training, size)]
             for size in sizes
-        ]
-        for training in dict.fromkeys(row["training"] for row in rows)
-    }
-    scale_values(axes, [[0.0], *curves.values()])
-    axes.set_xlim(0, sizes[-1] + 2)
-    axes.xaxis.set_major_locator(FixedLocator(sizes))
-    axes.set_xlabel("blocks N", color=COLOURS["muted"], fontsize=FONT_SIZE)
-    for place, (training, values) in enumerate(curves.items()):
-        colour, dashes = _STYLES[place % len(_STYLES)]
-        draw_curve(axes, sizes, values, colour=colour, dashes=dashes)
-        axes.plot(sizes, values, "o", color=COLOURS[colour], markersize=4)
-        write_text(axes, 0.03, 0.93 - 0.075 * place, f"● {training}", ha="left", colour=colour)
-    return to_svg(panel.figure, f"saturation-{quantity}", f"{value_name} over N")
+        }
+        series.append(Series(training, [(size, mean(known)) for size, known in values.items()]))
+    chart = line_chart(
+        series,
+        x=Axis("blocks N", zero=True, ticks=tuple(sizes)),
+        y=Axis(value_name, zero=True),
+        summary=f"{value_name} over N",
+    )
+    return chart.svg(f"saturation-{quantity}")

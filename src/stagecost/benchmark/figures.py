@@ -1,16 +1,12 @@
 """The figures of a benchmark: how time a block and memory grow with N."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
-from stagecost.report.canvas import FONT_SIZE, draw_curve, make_panel, scale_values, write_text
-from stagecost.report.svg import COLOURS, to_svg
+from stagecost.report.charts import Axis, Series, line_chart
 
-_STYLES: tuple[tuple[str, tuple[float, float] | None], ...] = (
-    ("muted", None),
-    ("accent", None),
-    ("mark", (4, 2)),
-)
+_COLOURS = ("muted", "accent", "mark")
 
 
 def scaling_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -24,28 +20,18 @@ def scaling_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _figure(rows: Sequence[Mapping[str, Any]], value_name: str, name: str) -> str:
-    from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
-
-    panel = make_panel(value_name, 0)
-    axes = panel.axes
     sizes = sorted({row["num_blocks"] for row in rows})
-    curves = _curves(rows)
-    axes.set_xscale("log")
-    axes.set_xlim(sizes[0] / 1.15, sizes[-1] * 1.15)
-    axes.xaxis.set_major_locator(FixedLocator(sizes))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("blocks N", color=COLOURS["muted"], fontsize=FONT_SIZE)
-    scale_values(axes, [list(curve.values()) for curve in curves.values()], logarithmic=True)
-    if axes.get_yscale() == "linear":
-        axes.set_ylim(0, 1.35 * axes.get_ylim()[1])  # the key stands above the curves
-    for place, (curve_name, curve) in enumerate(curves.items()):
-        colour, dashes = _STYLES[place % len(_STYLES)]
-        draw_curve(axes, list(curve), list(curve.values()), colour=colour, dashes=dashes)
-        axes.plot(list(curve), list(curve.values()), "o", color=COLOURS[colour], markersize=4)
-        height = 0.94 - 0.075 * place
-        write_text(axes, 0.03, height, f"● {curve_name}", ha="left", colour=colour)
-    return to_svg(panel.figure, name, f"{value_name} for N = {', '.join(map(str, sizes))}")
+    series = [
+        Series(training, list(curve.items()), colour=colour)
+        for (training, curve), colour in zip(_curves(rows).items(), cycle(_COLOURS), strict=False)
+    ]
+    chart = line_chart(
+        series,
+        x=Axis("blocks N", log=True, ticks=tuple(sizes)),
+        y=Axis(value_name, log=True),
+        summary=f"{value_name} for N = {', '.join(map(str, sizes))}",
+    )
+    return chart.svg(name)
 
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
