@@ -1,7 +1,7 @@
 """Records of `gpu_tier` and `gpu_speed`: from their lines to the files in `results`.
 
 `layer-pruning/gpu-<data>.json` is the paper's table, `targets/gpu-<data>.json` one training for two
-depths beside each depth trained alone, `benchmark/gpu.json` the speed table.
+depths beside each depth trained alone, `gpu-speed/gpu.json` the speed table.
 
     python -m experiments.gpu_tier_records --lines OUT/gpu-tier.jsonl --results results --commit ID
 """
@@ -62,7 +62,7 @@ def write_records(file: Path, results: Path, commit: str) -> None:
             write_json(results / "targets" / f"gpu-{dataset}.json", about | content)
     if any(line["stage"] == "speed" for line in lines):
         about = circumstances(lines, commit, "gpu", SPEED_COMMAND) | {"seeds": [0]}
-        write_json(results / "benchmark" / "gpu.json", about | speed_table(lines))
+        write_json(results / "gpu-speed" / "gpu.json", about | speed_table(lines))
 
 
 def circumstances(lines: Sequence[Line], commit: str, name: str, command: str) -> dict[str, Any]:
@@ -97,7 +97,8 @@ def row(jobs: Sequence[Line], dataset: str, arm: str, network: str) -> dict[str,
     """Return the accuracies of one arm's network over the seeds, and what it costs.
 
     `macs` are for one image; `training_macs` count three forward passes for each image of the training
-    that the network comes from, and no reading of validation or test images.
+    that the network comes from, and no reading of validation or test images; `seconds` are those of the
+    device for one training, its share where several trained at once.
     """
     chosen = sorted((job for job in jobs if job["arm"] == arm), key=lambda job: int(job["seed"]))
     recipe = Recipe(**chosen[0]["recipe"])
@@ -118,6 +119,7 @@ def row(jobs: Sequence[Line], dataset: str, arm: str, network: str) -> dict[str,
         "parameters": parameters,
         "macs": macs,
         "training_macs": 3 * sum(m for _, m in passes) * chosen[0]["steps"] * recipe.batch_size,
+        "seconds": round(statistics.median(job["shared_seconds"] for job in chosen) / recipe.at_once, 1),
         "num_test": 10000,
     }
 

@@ -205,7 +205,7 @@ def test_lines_of_a_whole_run_make_valid_records(
         targets = read(tmp_path / "results" / "targets" / f"gpu-{name}.json")
         assert all(len(row["test_accuracies"]) == 2 for row in targets["rows"])
     assert {row["arm"] for row in targets["rows"]} == {"alone", "joint"}
-    assert read(tmp_path / "results" / "benchmark" / "gpu.json")["rows"]
+    assert read(tmp_path / "results" / "gpu-speed" / "gpu.json")["rows"]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def read(path: Path) -> dict[str, Any]:
 def test_committed_records_are_those_of_the_committed_lines(tmp_path: Path) -> None:
     results = ROOT / "results"
     lines = results / "targets" / "gpu-lines.jsonl"
-    commit = read(results / "benchmark" / "gpu.json")["commit"]
+    commit = read(results / "gpu-speed" / "gpu.json")["commit"]
     gpu_tier_records.write_records(lines, tmp_path, str(commit))
     for path in sorted(tmp_path.rglob("*.json")):
         written, committed = read(path), read(results / path.relative_to(tmp_path))
