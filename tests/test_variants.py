@@ -13,7 +13,7 @@ from torch import nn
 
 import stagecost as sc
 from helpers import build, images, labels
-from stagecost.drop_path import draw_branch_scales, drop_rates, scaled_step
+from stagecost.train.drop_path import draw_branch_scales, drop_rates, scaled_step
 from stagecost.errors import StageCostError
 from stagecost.objective import residual_parameters
 from stagecost.proximal import shrink_branches
