@@ -196,15 +196,13 @@ def test_what_is_left_out_is_said(tmp_path: Path, change, match: str, total: int
 
 def test_the_summary_counts_classes_and_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tree(tmp_path / "pets", beneath("train", of={"cat": 5, "dog": 1}) | {"test/cat": 1})
-    with caplog.at_level("INFO", logger="stagecost"):
-        summary = load(tmp_path / "pets", val_fraction=0).summary()
+    summary = load(tmp_path / "pets", val_fraction=0).summary()
     assert summary.splitlines() == [
         "pets: 2 classes (cat, dog), grey images of 6×6",
         "  train: 6 images (cat 5, dog 1)",
         "  test: 1 image (cat 1, dog 0)",
         "  warning: 1 class without test images: dog",
     ]
-    assert summary.splitlines()[0] in caplog.text
     assert "1 class without test images: dog" in caplog.text
 
 
@@ -265,7 +263,7 @@ NAMES = st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=6)
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(
     names=st.lists(
         NAMES, min_size=2, max_size=4, unique_by=lambda name: unicodedata.normalize("NFC", name)

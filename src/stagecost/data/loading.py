@@ -87,8 +87,8 @@ def load_data(
     """Load the images that `config` describes.
 
     Only the images of the splits asked for are decoded, and, without `like`, the training images, from
-    which the format is then taken. No limit applies to a data set's own validation split. The logger
-    "stagecost" tells the classes, the images of each split and the warnings.
+    which the format is then taken. No limit applies to a data set's own validation split. The warnings
+    go to the logger "stagecost", too; `DataBundle.summary` counts the images of each class.
 
     Args:
         config: which images.
@@ -131,7 +131,6 @@ def load_data(
         reader.rows,
         (*source.warnings, *_lacking(reader.rows, image_format.class_names), *reader.warnings),
     )
-    logger.info(bundle.summary().split("\n  warning: ")[0])
     for text in bundle.warnings:
         logger.warning(text)
     return bundle

@@ -26,6 +26,7 @@ class Reader:
     def __init__(
         self, source: Source, rows: Mapping[str, Rows], config: DataConfig, like: ImageFormat | None
     ) -> None:
+        """Take what is to be read; `like` is the format, if that is settled already."""
         if like is not None and config.image_size not in (None, like.size):
             raise StageCostError(
                 f"--image-size {config.image_size} is not the {like.size} pixels that the network was "
