@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data_files import classes_seen, counts, fill, load, refuse, tree
+from data_files import classes_seen, counts, fill, load, parquet, refuse, tree
 from stagecost.data.config import DataConfig
 from stagecost.data.images import ImageFormat
 
@@ -133,9 +133,18 @@ def test_a_list_that_does_not_fit(tmp_path: Path) -> None:
         r"--classes names doog, and .* no such class \(it has cat, dog\)",
         DataConfig(folder, classes="cat,doog"),
     )
-    for wrong in ("", "cat,", "cat,cat", ","):
+    for wrong in ("", "cat,", "cat,cat", ",", "cat\ndog,emu"):
         refuse("an empty name or one twice", DataConfig(folder, classes=wrong))
     refuse("leave --label-column out", DataConfig(folder, label_column="x"))
+
+
+@pytest.mark.parametrize("names", [("dog", "cat"), ("a\nb", "c,d"), ('"', " ")])
+def test_a_list_in_python(tmp_path: Path, names: tuple[str, ...]) -> None:
+    folder = tree(tmp_path, dict.fromkeys(names, 4))
+    if " " in names:
+        refuse("an empty name", DataConfig(str(folder), classes=names))
+    else:
+        assert load(folder, classes=names).format.class_names == names
 
 
 # -- what is left out is said -----------------------------------------------------------------
@@ -248,6 +257,17 @@ def test_paths_are_literal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name
         bundle = load(data, splits=["all"])
         assert set(bundle.format.class_names) == {name.lstrip("."), "other"}
         assert len(bundle.splits["all"]) == 8
+    parquet(tmp_path / "tables" / name / "a.parquet", [0, 1] * 10)
+    assert len(load(tmp_path / "tables" / name, splits=["all"]).splits["all"]) == 20
+    idx = tmp_path / "idx" / name
+    idx.mkdir(parents=True)
+    images, labels = (
+        bytes((0, 0, 8, 3, 0, 0, 0, 9, 0, 0, 0, 2, 0, 0, 0, 2)),
+        bytes((0, 0, 8, 1, 0, 0, 0, 9)),
+    )
+    (idx / "train-images-idx3-ubyte").write_bytes(images + bytes(range(36)))
+    (idx / "train-labels-idx1-ubyte").write_bytes(labels + bytes((0, 1, 2) * 3))
+    assert len(load(idx, splits=["all"]).splits["all"]) == 9
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:

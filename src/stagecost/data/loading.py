@@ -137,7 +137,7 @@ def load_data(
 
 
 def _check(config: DataConfig, seed: int, splits: Collection[str] | None) -> None:
-    if config.data is None or not config.data.strip():
+    if not config.data:
         raise StageCostError(
             f"say which images to use: --data {', '.join(KNOWN_NAMES)}, a Hugging Face dataset id "
             "or a local folder"
