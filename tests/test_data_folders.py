@@ -316,8 +316,8 @@ def test_any_names(
         assert bundle.format.class_names == tuple(unicodedata.normalize("NFC", name) for name in names)
         assert whole.targets.tolist() == classes_seen(whole)
         assert len(whole) == count * len(names) * len(splits or (0,))
-        own = [split for split in ("val", "test") if split in splits]
-        for split in own:
+        given = [split for split in ("val", "test") if split in splits]
+        for split in given:
             assert len(bundle.chosen[split].index) == count * len(names)
 
 
@@ -419,9 +419,14 @@ def test_a_test_directory_alone_serves_a_trained_network(tmp_path: Path) -> None
 def test_classes_are_those_of_the_network(
     tmp_path: Path, made: dict[str, int], names: tuple[str, ...], expected: list[int]
 ) -> None:
-    bundle = load(tree(tmp_path, made), splits=("test",), like=network(*names))
-    assert bundle.splits["test"].targets.tolist() == expected
-    assert bundle.format.class_names == names
+    folder = tree(tmp_path, made)
+    for data, split in (
+        (folder, "test"),
+        (folder / "test", "all"),
+    ):  # also where nothing can be held out
+        bundle = load(data, splits=(split,), like=network(*names))
+        assert bundle.splits[split].targets.tolist() == expected
+        assert bundle.format.class_names == names
 
 
 @pytest.mark.parametrize(

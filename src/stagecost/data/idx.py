@@ -24,7 +24,7 @@ CLASS_NAMES = {"mnist": DIGIT_NAMES, "fashion-mnist": FASHION_NAMES}
 
 def idx_files(folder: Path) -> dict[str, Path]:
     """Return the image file of each split in a folder of IDX files, unpacked ones first."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     try:
         names = sorted(path.name for path in folder.iterdir() if "images" in path.name)
     except OSError:
@@ -33,14 +33,14 @@ def idx_files(folder: Path) -> dict[str, Path]:
         if not name.endswith(("-ubyte", "-ubyte.gz")):
             continue
         split = "train" if "train" in name else "test"
-        known = found.get(split)
+        known = files.get(split)
         if known is not None and name != known.name + ".gz":
             raise StageCostError(
                 f"{shown(folder)} has two sets of {split} images ({known.name}, {name}): "
                 "put one of them into a folder of its own"
             )
-        found.setdefault(split, folder / name)
-    return found
+        files.setdefault(split, folder / name)
+    return files
 
 
 def read_idx_folder(folder: Path) -> dict[str, Part]:

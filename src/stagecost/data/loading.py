@@ -94,6 +94,7 @@ def load_data(
         config: which images.
         seed: for `limit_train` and for the validation split, ≥ 0.
         splits: any of 'train', 'val', 'test' and 'all'; None: the first three, as far as they are there.
+            For 'all' alone nothing is held out, and no limit applies.
         like: the format of a trained network. Images are converted to its size and channels,
             and targets are numbered in the order of its class names.
 
@@ -111,7 +112,7 @@ def load_data(
             f"({listed(source.class_names)}): it takes two or more, each in a directory of its own or "
             f"with its own label{beside}"
         )
-    rows = choose_rows(source, config, seed)
+    rows = choose_rows(source, config, seed, hold_out=splits is None or {*splits} != {ALL})
     wanted = _wanted(splits, rows, config)
     reader = Reader(source, rows, config, like)
     for split in wanted:
