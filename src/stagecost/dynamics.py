@@ -165,6 +165,11 @@ class Path:
 
 def plan_paths(cuts: tuple[Cut, ...]) -> tuple[Path, ...]:
     """Return the fewest paths that reach every cut: cuts that begin alike share their states."""
+    # The compiler traces the function itself, and warns of a cache in front of it.
+    return _planned(cuts) if torch.compiler.is_compiling() else _remembered(cuts)
+
+
+def _planned(cuts: tuple[Cut, ...]) -> tuple[Path, ...]:
     opened = [(0, tuple(range(len(cuts))))]
     paths: list[Path] = []
     for start, sharing in opened:  # grows on the way
@@ -175,7 +180,7 @@ def plan_paths(cuts: tuple[Cut, ...]) -> tuple[Path, ...]:
     return tuple(paths)
 
 
-_planned = lru_cache(maxsize=256)(plan_paths)
+_remembered = lru_cache(maxsize=256)(_planned)
 
 
 def _follow(
@@ -255,9 +260,7 @@ class Rollout:
         def read(end: _End) -> None:
             outputs.update(self._read(end, cuts))
 
-        # A compiler looks through a cache anyway, and warns of it.
-        plan = plan_paths if torch.compiler.is_compiling() else _planned
-        for number, path in enumerate(plan(tuple(cuts))):
+        for number, path in enumerate(plan_paths(tuple(cuts))):
             state = starts.pop(number)
             for k, stop in self._segments(path):
                 if self.checkpointing:
