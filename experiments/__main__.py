@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
 from experiments.records import RESULTS
 from experiments.runner import (
     EXPERIMENTS,
@@ -65,11 +67,10 @@ def _add_flags(add: argparse.ArgumentParser) -> None:
     add.add_argument("--work", type=Path, default=WORK, help="folder of the trainings")
     quick = "the quick tier: tiny networks on digits; of benchmark, less than two minutes"
     add.add_argument("--quick", action="store_const", const="quick", dest="tier", help=quick)
-    add.add_argument("--threads", type=int, default=1)
+    add.add_argument("--threads", type=int, default=1, choices=range(1, 257), metavar="N")
     add.add_argument("--rounds", type=int, help="of a benchmark's measurements")
     add.add_argument("--trials", type=int, help="of a search")
-    setting = {"action": "append", "type": _setting, "metavar": "NAME=VALUE"}
-    add.add_argument("--set", **setting, help="a setting of a search's trainings")
+    add.add_argument("--set", action="append", metavar="NAME=VALUE", help="a setting of a search's runs")
 
 
 def _numbers(written: str) -> tuple[int, ...]:
@@ -79,15 +80,8 @@ def _numbers(written: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{written!r}: give numbers such as 0,1,2") from None
 
 
-def _setting(written: str) -> tuple[str, Any]:
-    name, _, value = written.partition("=")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
-
-
 def _run(given: argparse.Namespace) -> None:
+    torch.set_num_threads(given.threads)
     found = run(
         given.name,
         given.tier,
@@ -96,7 +90,6 @@ def _run(given: argparse.Namespace) -> None:
         data_root=given.data_root,
         work=given.work,
         results=given.results,
-        threads=given.threads,
         options={key: getattr(given, key) for key in OPTIONS if getattr(given, key) is not None},
         report=lambda words: print(words, file=sys.stderr, flush=True),
     )
@@ -108,8 +101,7 @@ def _show(given: argparse.Namespace) -> None:
 
 
 def _print(given: argparse.Namespace, *found: Any) -> None:
-    text = json.dumps(answer(*found), indent=2) if given.json else "\n\n".join(section(*found, RESULTS))
-    print(text)
+    print(json.dumps(answer(*found), indent=2) if given.json else "\n\n".join(section(*found, RESULTS)))
 
 
 def _list(given: argparse.Namespace) -> None:

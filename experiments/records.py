@@ -28,26 +28,22 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Record:
-    """What was measured on one data set.
-
-    Attributes:
-        file: where it is; its name says tier and data set.
-        content: as JSON has it.
-    """
+    """What was measured on one data set: a file whose name says tier and data set, and its content."""
 
     file: Path
     content: Mapping[str, Any]
 
     @classmethod
     def read(cls, file: Path, rows: str = "rows") -> "Record":
-        """Read a record that has a list of rows of some name.
+        """Read a record that has a list of rows of some name, or any record if that is empty.
 
         Raises:
             StageCostError: it is damaged or incomplete.
         """
         content = read_json(file)
-        if isinstance(content, dict) and set(ABOUT) <= set(content) and _has_rows(content, rows):
-            return cls(file, content)
+        if isinstance(content, dict) and set(ABOUT) <= set(content):
+            if not rows or (content.get(rows) and _is_rows(content[rows])):
+                return cls(file, content)
         raise StageCostError(
             f"{file} is no record of {file.parent.name}, or an incomplete one: restore it from a copy, or "
             "delete it and run the experiment again"
@@ -85,32 +81,23 @@ def _is_rows(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(row, dict) for row in value)
 
 
-def _has_rows(content: Mapping[str, Any], name: str) -> bool:
-    return bool(content.get(name)) and _is_rows(content[name])
-
-
 def record_name(tier: str, dataset: str) -> str:
     """Return the name of a record's file."""
     return f"{tier}-{dataset}.json" if dataset else f"{tier}.json"
 
 
-def circumstances(command: str, seeds: Sequence[int], *, gpu: bool = False) -> dict[str, Any]:
+def circumstances(command: str, seeds: Sequence[int], *, gpu: bool = False) -> Row:
     """Return what a record says beside what was measured."""
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(git, cwd=ROOT, check=False, capture_output=True, text=True)
     return {
         "seeds": list(seeds),
         "command": command,
-        "commit": commit(),
+        "commit": done.stdout.strip() or "none",
         "machine": f"{torch.cuda.get_device_name()}, {machine()}" if gpu else machine(),
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
-
-
-def commit() -> str:
-    """Return the commit of the checkout; "none" and the version where this is no checkout."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else f"none, version {versions()['stagecost']}"
 
 
 def machine() -> str:

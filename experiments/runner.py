@@ -1,19 +1,21 @@
 """What an experiment is, and the one way to run it, to record it and to show it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from experiments.records import ABOUT, RESULTS, ROOT, Record, circumstances, record_name
+from experiments.records import ABOUT, RESULTS, ROOT, Record, Row, circumstances, record_name
 from experiments.tables import page
 from stagecost.errors import StageCostError
 from stagecost.report.charts import Chart
 from stagecost.storage import write_atomically, write_json
+
+if TYPE_CHECKING:
+    from experiments.trainings import Training
 
 Tier = Literal["cpu", "gpu", "quick"]
 """Two cores overnight; the paper's size; or seconds, tiny networks on digits, to see that it works."""
@@ -30,26 +32,17 @@ EXPERIMENTS = {
     "benchmark": "benchmark.experiment:BENCHMARK",
     "runs": "runs:RUNS",
     "ablation": "ablation:ABLATION",
-    "gamma": "contrib.gamma_auto:GAMMA",
-    "shrink": "contrib.shrink:SHRINK",
-    "importance": "importance:IMPORTANCE",
-    "predicted-depth": "predicted_depth:PREDICTED_DEPTH",
-    "saturation": "saturation:SATURATION",
+    "importance": "theory:IMPORTANCE",
+    "predicted-depth": "theory:PREDICTED_DEPTH",
+    "saturation": "theory:SATURATION",
     "tuning": "tuning:TUNING",
-    "staged-trials": "archive:STAGED_TRIALS",
-    "schedule-trials": "archive:SCHEDULE_TRIALS",
-    "schedule-trials-first": "archive:FIRST_SCHEDULE_TRIALS",
-    "layer-pruning-other-schedule": "archive:OTHER_SCHEDULE",
-    "c-loops": "archive:C_LOOPS",
-    "kernels": "archive:KERNELS",
-    "benchmark-with-c": "archive:BENCHMARK_WITH_C",
-    "benchmark-peers": "archive:BENCHMARK_PEERS",
-    "shrink-trials": "archive:SHRINK_TRIALS",
-    "shrink-other-recipe": "archive:SHRINK_OTHER_RECIPE",
-    "gamma-low-start": "archive:GAMMA_LOW_START",
-    "gamma-held-start": "archive:GAMMA_HELD_START",
+    **dict.fromkeys(("shrink", "shrink-trials", "shrink-other-recipe"), "archive"),
+    **dict.fromkeys(("gamma", "gamma-low-start", "gamma-held-start"), "archive"),
+    **dict.fromkeys(("schedule-trials", "schedule-trials-first"), "archive"),
+    **dict.fromkeys(("layer-pruning-other-schedule", "staged-trials"), "archive"),
+    **dict.fromkeys(("c-loops", "kernels", "benchmark-with-c", "benchmark-peers"), "archive"),
 }
-"""Name → module:attribute, in the order of results/README.md."""
+"""Name → module:attribute, in the order of results/README.md; "archive" can be shown and no longer run."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +68,7 @@ class Context:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Specified(Protocol):
-    """A training that can say what defines it."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain types."""
-
-
-def _nothing(*_: object) -> dict[str, Any]:
+def _nothing(*_: object) -> Row:
     return {}
 
 
@@ -95,11 +81,10 @@ class Experiment:
         title: of its section.
         datasets: of each tier, in order; "" where there is none.
         section: makes paragraphs of its records.
-        run: trains and measures what is missing, and returns lists of rows, and single values, by name;
-            None if it can no longer be run.
+        run: measures what is missing; returns lists of rows, and single values, by name. None: archived.
         seeds: if none are asked for.
         trainings: what is trained, by kind, for the record.
-        rows: the list that a record must have.
+        rows: the list that a record must have, if any.
         facts: single values that the answer shows of each record.
         figures: draws a record: charts by name.
         options: flags that it heeds beside those of all.
@@ -110,29 +95,24 @@ class Experiment:
     title: str
     datasets: Mapping[str, Sequence[str]]
     section: Callable[[Sequence[Record]], list[str]]
-    run: Callable[[Context], dict[str, Any]] | None = None
+    run: Callable[[Context], Row] | None = None
     seeds: Sequence[int] = (0, 1, 2)
-    trainings: Callable[[Tier, str], Mapping[str, Specified]] = _nothing
+    trainings: Callable[[Tier, str], "Mapping[str, Training]"] = _nothing
     rows: str = "rows"
     facts: tuple[str, ...] = ()
     figures: Callable[[Record], dict[str, Chart]] = _nothing
     options: frozenset[str] = frozenset()
-    answer: Callable[[Record], dict[str, Any]] | None = None
+    answer: Callable[[Record], Row] | None = None
 
     def folder(self, results: Path) -> Path:
         """Return the folder of its records."""
         return results / self.name if self.run is not None else results / "archive" / self.name
 
-    def read(self, file: Path) -> Record:
-        """Read one of its records."""
-        return Record.read(file, self.rows)
-
     def records(self, results: Path, tier: str | None = None, dataset: str | None = None) -> list[Record]:
         """Read what is recorded, in the order of the data sets."""
-        order = [record_name(t, each) for t, names in self.datasets.items() for each in names]
-        files = [file for file in self.folder(results).glob("*.json") if file.name not in order]
-        known = [self.folder(results) / name for name in order]
-        found = [self.read(file) for file in (*known, *sorted(files)) if file.is_file()]
+        known = [self.folder(results) / record_name(t, d) for t, each in self.datasets.items() for d in each]
+        others = sorted(set(self.folder(results).glob("*.json")) - set(known))
+        found = [Record.read(file, self.rows) for file in (*known, *others) if file.is_file()]
         return [r for r in found if tier in (None, r.tier) and dataset in (None, r.dataset)]
 
 
@@ -145,7 +125,8 @@ def find_experiment(name: str) -> Experiment:
     if name not in EXPERIMENTS:
         raise StageCostError(f"experiment {name!r} is unknown: choose from {', '.join(EXPERIMENTS)}")
     module, _, attribute = EXPERIMENTS[name].partition(":")
-    experiment: Experiment = getattr(import_module(f"experiments.{module}"), attribute)
+    found = import_module(f"experiments.{module}")
+    experiment: Experiment = getattr(found, attribute) if attribute else found.ARCHIVE[name]
     return experiment
 
 
@@ -176,7 +157,6 @@ def run(
     data_root: Path | None = None,
     work: Path = WORK,
     results: Path | None = None,
-    threads: int = 1,
     options: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = lambda words: None,
 ) -> tuple[Experiment, list[Record]]:
@@ -190,7 +170,6 @@ def run(
         data_root: folder with local copies of the data sets, by name.
         work: folder of the trainings.
         results: folder of the records: the repository's, or one in `work` for the quick tier.
-        threads: to compute with.
         options: flags of the experiment alone.
         report: is told in a few words what is being done.
 
@@ -207,33 +186,27 @@ def run(
     names = experiment.datasets[tier] if dataset is None else [dataset]
     files = {each: folder / record_name(tier, each) for each in names}
     for file in files.values():
-        _check_replaceable(file, experiment, chosen)
-    with using_threads(threads):
-        for each, file in files.items():
-            place = work / record_name(tier, each).removesuffix(".json")
-            context = Context(tier, each, _data(each, data_root), chosen, place, report, options)
-            write_json(file, _content(experiment, context))
-            draw(experiment, experiment.read(file))
-    return experiment, [experiment.read(file) for file in files.values()]
+        _check_replaceable(file, experiment.rows, chosen)
+    for each, file in files.items():
+        local = data_root / each if data_root is not None and each else None
+        data = str(local) if local is not None and local.is_dir() else each
+        place = work / record_name(tier, each).removesuffix(".json")
+        write_json(file, _content(experiment, Context(tier, each, data, chosen, place, report, options)))
+        draw(experiment, Record.read(file, experiment.rows))
+    return experiment, [Record.read(file, experiment.rows) for file in files.values()]
 
 
-def _content(experiment: Experiment, context: Context) -> dict[str, Any]:
+def _content(experiment: Experiment, context: Context) -> Row:
     assert experiment.run is not None
     measured = experiment.run(context)
     tier, dataset = context.tier, context.dataset
     command = f"python -m experiments run {experiment.name} --tier {tier}"
     command += f" --dataset {dataset}" if dataset else ""
     command += f" --seeds {','.join(map(str, context.seeds))}"
-    kinds = experiment.trainings(tier, dataset)
-    return {
-        "name": dataset or tier,
-        "experiment": experiment.name,
-        "tier": tier,
-        "dataset": dataset,
-        **circumstances(command, context.seeds, gpu=tier == "gpu"),
-        "settings": {kind: training.to_json() for kind, training in kinds.items()},
-        **measured,
-    }
+    settings = {kind: each.to_json() for kind, each in experiment.trainings(tier, dataset).items()}
+    about = {"name": dataset or tier, "experiment": experiment.name, "tier": tier, "dataset": dataset}
+    about |= circumstances(command, context.seeds, gpu=tier == "gpu")
+    return {**about, "settings": settings, **measured}
 
 
 def draw(experiment: Experiment, record: Record) -> None:
@@ -243,11 +216,12 @@ def draw(experiment: Experiment, record: Record) -> None:
         write_atomically(file, chart.svg(name) + "\n")
 
 
-def answer(experiment: Experiment, records: Sequence[Record]) -> dict[str, Any]:
+def answer(experiment: Experiment, records: Sequence[Record]) -> Row:
     """Return what `--json` prints: each list holds the rows of all data sets, in order."""
     if experiment.answer is not None:
         return experiment.answer(records[0])
     names = list(dict.fromkeys(name for record in records for name in record.lists()))
+    keys = (*ABOUT, *experiment.facts)
     return {
         "experiment": experiment.name,
         "title": experiment.title,
@@ -255,12 +229,7 @@ def answer(experiment: Experiment, records: Sequence[Record]) -> dict[str, Any]:
         **{name: [row for record in records for row in record.lists().get(name, [])] for name in names},
         "figures": [str(figure) for record in records for figure in record.figures()],
         "records": [
-            {
-                "path": str(record.file),
-                "dataset": record.dataset,
-                **{key: record[key] for key in (*ABOUT, *experiment.facts)},
-            }
-            for record in records
+            {"path": str(r.file), "dataset": r.dataset, **{key: r[key] for key in keys}} for r in records
         ],
     }
 
@@ -298,34 +267,11 @@ def _check(
         raise StageCostError(f"{data_root} is no folder: give one that holds local copies of data sets")
 
 
-def _data(dataset: str, data_root: Path | None) -> str:
-    """Return the local copy of a data set if there is one, else its name."""
-    local = None if data_root is None else data_root / dataset
-    return str(local) if local is not None and local.is_dir() else dataset
-
-
-def _check_replaceable(file: Path, experiment: Experiment, seeds: Sequence[int]) -> None:
+def _check_replaceable(file: Path, rows: str, seeds: Sequence[int]) -> None:
     """Refuse to put a record of fewer seeds in the place of one of more."""
-    before = [s for s in experiment.read(file)["seeds"] if s not in seeds] if file.is_file() else []
+    before = [s for s in Record.read(file, rows)["seeds"] if s not in seeds] if file.is_file() else []
     if before:
         raise StageCostError(
             f"{file} holds seed {before[0]}, which a record of the seeds {','.join(map(str, seeds))} "
             "would lose: add it to --seeds, or give another --results"
         )
-
-
-@contextmanager
-def using_threads(threads: int) -> Iterator[None]:
-    """Compute with so many threads, and with as many as before afterwards.
-
-    Raises:
-        StageCostError: fewer than one.
-    """
-    if threads < 1:
-        raise StageCostError(f"threads is {threads}: give a number of at least 1")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,21 +15,17 @@ from stagecost.calibration import recalibrate
 from stagecost.cut import Cut
 from stagecost.data.batches import num_batches
 from stagecost.dynamics import plan_paths
-from stagecost.errors import StageCostError
 from stagecost.macs import count_macs, count_parameters, macs_by_part
 from stagecost.models.catalogue import create_model
 from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost
-from stagecost.runs.folder import RunFolder
 from stagecost.runs.trained import Trained, open_trained
-from stagecost.runs.training import AfterEpoch, TrainingResult, train
+from stagecost.runs.training import TrainingResult, train
 from stagecost.train.loop import OnStep
 from stagecost.train.recipe import Moment
 from stagecost.train.validation import RandomImages
 from stagecost.trajectory import terminal_score
 
-ACCURACY_KEYS = frozenset({"dataset", "arm", "num_blocks", "test_accuracies", "mean", "std"})
-"""What a row about test accuracies has at least."""
 PAPER: dict[str, dict[str, float]] = {
     "mnist": {"plain_full": 99.64, "plain_sub": 99.63, "stage_full": 99.62, "stage_pruned": 99.54},
     "cifar10": {"plain_full": 93.05, "plain_sub": 91.43, "stage_full": 91.59, "stage_pruned": 91.02},
@@ -41,13 +36,10 @@ not published. They stand beside the rows for comparison; no row here repeats on
 
 
 class Rule(Protocol):
-    """A stage cost as a function of the moment that can say what it is."""
+    """A stage cost as a function of the moment that can say, as plain types, what it is."""
 
-    def __call__(self, moment: Moment) -> StageCost:
-        """Return what is minimised at a moment."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what defines it, as plain types."""
+    def __call__(self, moment: Moment) -> StageCost: ...  # noqa: D102
+    def to_json(self) -> Row: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -57,18 +49,16 @@ class Training:
     Attributes:
         settings: by flag name.
         stage_cost: instead of the one that the settings describe.
-        on_step: is told each step.
-        after_epoch: is told each epoch.
-        also: further values that define it, for its folder.
+        on_step: is told each step; `also` has what defines it.
+        also: further values that define the training.
     """
 
     settings: Settings
     stage_cost: Rule | None = None
     on_step: OnStep | None = None
-    after_epoch: AfterEpoch | None = None
     also: Mapping[str, Any] | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Row:
         """Return what defines it, as plain types."""
         cost = {} if self.stage_cost is None else {"stage_cost": self.stage_cost.to_json()}
         return {**self.settings, **cost, **(self.also or {})}
@@ -97,54 +87,19 @@ def digest(defining: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(dict(defining), sort_keys=True).encode()).hexdigest()[:8]
 
 
-def run_folder(context: Context, name: str, training: Training, seed: int) -> Path:
-    """Name the folder of a run after what defines it.
-
-    So a recipe that was changed is trained anew beside the old runs, and an experiment finds the plain
-    trainings of another one.
-    """
-    return context.work / f"{name}-{digest(training.to_json())}-seed{seed}"
-
-
 def trained_run(context: Context, name: str, training: Training, seed: int) -> Run:
     """Train with one seed, go on with a training that was stopped, or find the finished one.
 
-    Args:
-        context: says where, and on which images.
-        name: kind of training, for its folder and its display.
-        training: what defines it.
-        seed: of the run.
-
-    Raises:
-        StageCostError: a run on other images.
+    The folder is named after what defines the training, its images among it: a recipe that was changed
+    is trained anew beside the old runs, and an experiment finds the plain trainings of another one.
     """
-    folder = run_folder(context, name, training, seed)
-    _check_data(folder, context.data)
+    defining = {**training.to_json(), "data": context.data}
+    folder = context.work / f"{name}-{digest(defining)}-seed{seed}"
     context.report(f"{context.dataset}: {name}, seed {seed}")
-    result = train(
-        {**training.settings, "data": context.data, "seed": seed},
-        folder,
-        resume=True,
-        label=f"{context.dataset} {name} {seed}",
-        stage_cost=training.stage_cost,
-        on_step=training.on_step,
-        after_epoch=training.after_epoch,
-    )
+    given = {**training.settings, "data": context.data, "seed": seed}
+    label, cost, watch = f"{context.dataset} {name} {seed}", training.stage_cost, training.on_step
+    result = train(given, folder, resume=True, label=label, stage_cost=cost, on_step=watch)
     return Run(folder, result, training)
-
-
-def trained_at_once(context: Context, name: str, training: Training, seed: int) -> Run:
-    """Train as `trained_run` does, but begin anew where a training was stopped.
-
-    For rules that remember more than the run's folder does.
-    """
-    folder = run_folder(context, name, training, seed)
-    done = folder / "finished"
-    if not done.is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-    run = trained_run(context, name, training, seed)
-    done.touch()
-    return run
 
 
 def runs_of(context: Context, kinds: Mapping[str, Training]) -> dict[str, list[Run]]:
@@ -154,18 +109,6 @@ def runs_of(context: Context, kinds: Mapping[str, Training]) -> dict[str, list[R
         for kind, training in kinds.items():
             runs[kind].append(trained_run(context, kind, training, seed))
     return runs
-
-
-def _check_data(folder: Path, data: str) -> None:
-    run = RunFolder(folder)
-    if not run.config.is_file():
-        return
-    before = run.settings().data.data
-    if before not in {data, str(Path(data).expanduser().resolve())}:
-        raise StageCostError(
-            f"{folder} was trained on {before}, not on {data}: give the same --data-root as then, or "
-            "another --work"
-        )
 
 
 def image_shape(trained: Trained) -> tuple[int, int, int]:
@@ -185,11 +128,10 @@ def cut_from(trained: Trained, cut: Cut) -> ResidualNetwork:
 
 def images_of_an_epoch(trained: Trained) -> tuple[int, int]:
     """Count the training images in the whole batches of an epoch, and the validation images."""
-    settings = trained.settings
-    splits = trained.load("train", *(["val"] if settings.data.val_fraction > 0 else [])).splits
+    splits = trained.load("train", "val").splits
     images = len(splits["train"])
-    batch_size = min(settings.training.batch_size, images)
-    return batch_size * num_batches(images, batch_size), len(splits["val"]) if "val" in splits else 0
+    batch_size = min(trained.settings.training.batch_size, images)
+    return batch_size * num_batches(images, batch_size), len(splits["val"])
 
 
 def training_macs(run: Run) -> int:
@@ -205,67 +147,50 @@ def training_macs(run: Run) -> int:
     whole = create_model(settings.model.model, **arguments)
     parts, targets = macs_by_part(whole, shape), [whole.resolve(cut) for cut in settings.stage.cuts()]
     images, validated = images_of_an_epoch(trained)
-    last_cut = max((cut.epoch for cut in run.result.cuts), default=settings.training.epochs)
     total, left = 0, whole.resolve(Cut.whole())
     for entry in run.result.history:
-        pressed = settings.gamma(whole.num_blocks) > 0 and not (
-            settings.stage.plain_after_cuts and entry.epoch > last_cut
-        )
-        acting = [Cut(tuple(k for k in cut.blocks if left.acts(k))) for cut in targets if pressed]
-        total += 3 * images * macs_of_cuts(parts, [left, *acting]) + validated * macs_of_cuts(parts, [left])
+        cuts = [left, *(Cut(tuple(k for k in cut.blocks if left.acts(k))) for cut in targets)]
+        total += 3 * images * macs_of_cuts(parts, cuts) + validated * macs_of_cuts(parts, [left])
         left = left if entry.cut is None else Cut(tuple(entry.cut.kept_blocks))
     return total
 
 
 def macs_of_cuts(parts: Sequence[int], cuts: Sequence[Cut]) -> int:
-    """Count the MACs of one pass that computes some cuts, shared beginnings once, the head once.
+    """Count the MACs of one pass that computes some cuts: shared beginnings once, the head once.
 
     Args:
         parts: MACs of stem, blocks and head.
         cuts: by the positions of their acting blocks.
     """
-    blocks = (
-        parts[1 + k]
-        for path in plan_paths(tuple(cuts))
-        for k, acts in enumerate(path.acts, path.start)
-        if acts
-    )
+    paths = plan_paths(tuple(cuts))
+    blocks = (parts[1 + k] for path in paths for k, acts in enumerate(path.acts, path.start) if acts)
     return parts[0] + sum(blocks) + parts[-1]
-
-
-def row_of_runs(
-    context: Context, arm: str, runs: Sequence[Run], cut: Cut | None = None, **more: Any
-) -> Row:
-    """Return the row of an arm: trained networks, or what a cut leaves of them, on the test images.
-
-    Args:
-        context: says which data set and seeds.
-        arm: its name.
-        runs: one a seed.
-        cut: what is judged; the whole networks if None.
-        more: further entries.
-    """
-    context.report(f"{context.dataset}: test images of {arm}")
-    opened = [run.open() for run in runs]
-    judged = [t if cut is None else replace(t, network=cut_from(t, cut)) for t in opened]
-    network, shape = judged[0].network, image_shape(judged[0])
-    return accuracy_row(
-        context,
-        arm,
-        [accuracy_of(trained) for trained in judged],
-        num_blocks=network.num_blocks,
-        **more,
-        val_accuracies=[accuracy_of(trained, "val") for trained in judged],
-        parameters=count_parameters(network),
-        macs=count_macs(network, shape),
-        training_macs=round(statistics.mean(map(training_macs, runs))),
-        seconds=round(statistics.mean(run.result.seconds for run in runs), 1),
-    )
 
 
 def accuracy_of(trained: Trained, split: str = "test") -> float:
     """Return the accuracy of a trained network on a split, in percent."""
     return terminal_score(trained.network, trained.batches(split), loss=trained.loss).accuracy
+
+
+def row_of_runs(
+    context: Context, arm: str, runs: Sequence[Run], cut: Cut | None = None, **more: Any
+) -> Row:
+    """Return the row of an arm: trained networks, or what a cut leaves of them, on the test images."""
+    context.report(f"{context.dataset}: test images of {arm}")
+    opened = [run.open() for run in runs]
+    judged = [t if cut is None else replace(t, network=cut_from(t, cut)) for t in opened]
+    return accuracy_row(
+        context,
+        arm,
+        [accuracy_of(trained) for trained in judged],
+        num_blocks=judged[0].network.num_blocks,
+        **more,
+        val_accuracies=[accuracy_of(trained, "val") for trained in judged],
+        parameters=count_parameters(judged[0].network),
+        macs=count_macs(judged[0].network, image_shape(judged[0])),
+        training_macs=round(statistics.mean(map(training_macs, runs))),
+        seconds=round(statistics.mean(run.result.seconds for run in runs), 1),
+    )
 
 
 def accuracy_row(context: Context, arm: str, accuracies: Sequence[float], **more: Any) -> Row:

@@ -14,7 +14,7 @@ import torch
 from experiments.benchmark.configurations import CONFIGURATIONS, QUICK
 from experiments.benchmark.packages import compare_packages, separate_heads
 from experiments.benchmark.ratios import pruned_speedups, scaling, step_ratios
-from experiments.benchmark.timing import keep_freed_memory
+from experiments.benchmark.measure import keep_freed_memory
 from experiments.records import RESULTS, Record, Row, versions
 from experiments.runner import Context, Experiment, find_experiment
 from experiments.tables import Column, quartiles, table

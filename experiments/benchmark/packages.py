@@ -18,7 +18,7 @@ from torch.optim import SGD
 from experiments.benchmark.configurations import KEPT_BLOCKS, NUM_CLASSES, Configuration
 from experiments.benchmark.ratios import BATCHES, StepRatios, forward_seconds, truncated
 from experiments.benchmark.steps import LAMBDA, LEARNING_RATE, Step, step
-from experiments.benchmark.timing import Arm, Ratio, clock_of, ratio, take_turns
+from experiments.benchmark.measure import Arm, Ratio, clock_of, ratio, take_turns
 from experiments.peers.packages import (
     STEPS,
     halve_channels,

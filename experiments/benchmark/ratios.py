@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from experiments.benchmark.configurations import KEPT_BLOCKS, WHOLE, Configuration, homogeneous
-from experiments.benchmark.memory import peak_bytes
 from experiments.benchmark.steps import (
     PASSES,
     Step,
@@ -19,7 +18,7 @@ from experiments.benchmark.steps import (
     sampled_step,
     separate_heads_step,
 )
-from experiments.benchmark.timing import Arm, Ratio, clock_of, ratio, take_turns
+from experiments.benchmark.measure import Arm, Ratio, clock_of, peak_bytes, ratio, take_turns
 from experiments.records import Row
 from stagecost.cut import Cut
 from stagecost.network import ResidualNetwork

@@ -1,31 +1,39 @@
-"""Timing by turns: every round runs each arm once, and a ratio is a median over the rounds.
+"""Time by turns, and memory in exact bytes.
 
-A machine's speed drifts by more than what is to be measured. So no arm has a time of its own: within a
-round the arms stand side by side, their order is reversed in every other round, which cancels a steady
-drift, and only ratios within a round are formed.
+A machine's speed drifts by more than what is to be measured. So no arm has a time of its own: every round
+runs each arm once, in reversed order every other time, which cancels a steady drift; only ratios within a
+round are formed, and a ratio is the median over the rounds.
+
+The peak of a step's memory is what the allocator hands out above the resting level (weights, momentum).
+Scratch memory that oneDNN takes from the system itself is seen by neither arm.
 """
 
 import ctypes
 import gc
+import json
+import os
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from stagecost.errors import StageCostError
 
 Arm = Callable[[], object]
 Clock = Callable[[Arm], float]
 """Runs an arm once and returns the seconds that it took."""
-
 LEAST_ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of times: the median of the ratios within a round, and their quartiles."""
+    """The median of the ratios within a round, and their quartiles."""
 
     median: float
     low: float
@@ -63,7 +71,7 @@ def clock_of(device: torch.device) -> Clock:
 def take_turns(
     arms: Mapping[str, Arm], rounds: int, clock: Clock, *, repeats: int = 1, warm: bool = False
 ) -> dict[str, list[float]]:
-    """Time arms by turns, after one run each that is not timed.
+    """Return the seconds of one run of each arm, one entry a round, after one run that is not timed.
 
     Args:
         arms: what is compared, by name.
@@ -71,9 +79,6 @@ def take_turns(
         clock: what times an arm.
         repeats: how often an arm runs within one timing, for arms of a few milliseconds.
         warm: an untimed run comes before each timing, so the caches hold this arm and not the last one.
-
-    Returns:
-        The seconds of one run of each arm, one entry a round.
 
     Raises:
         StageCostError: too few rounds for a median.
@@ -87,23 +92,15 @@ def take_turns(
     gc.disable()  # a collection would hit one arm with the garbage of all
     try:
         for turn in range(rounds):
-            names = list(arms) if turn % 2 == 0 else list(arms)[::-1]
-            for name in names:
+            for name in list(arms)[:: 1 if turn % 2 == 0 else -1]:
+                arm = arms[name]
                 if warm:
-                    arms[name]()
-                seconds[name].append(clock(_repeated(arms[name], repeats)) / repeats)
+                    arm()
+                seconds[name].append(clock(lambda arm=arm: [arm() for _ in range(repeats)]) / repeats)
     finally:
         if was_enabled:
             gc.enable()
     return seconds
-
-
-def _repeated(arm: Arm, repeats: int) -> Arm:
-    def run() -> None:
-        for _ in range(repeats):
-            arm()
-
-    return run
 
 
 def ratio(seconds: Sequence[float], reference: Sequence[float]) -> Ratio:
@@ -114,14 +111,10 @@ def ratio(seconds: Sequence[float], reference: Sequence[float]) -> Ratio:
 
 
 def keep_freed_memory() -> bool:
-    """Let the process keep what it frees, up to two gigabytes, for what it asks for next.
+    """Let the process keep what it frees, up to two gigabytes; return whether it was done.
 
     By default glibc gives much back to the system. A step frees its large tensors and the next one asks
-    for as many, and every page costs a fault that is charged to the step. This does what the variables
-    MALLOC_MMAP_MAX_ and MALLOC_TRIM_THRESHOLD_ do, from within.
-
-    Returns:
-        Whether it was done; elsewhere than in glibc there is nothing to do it with.
+    for as many, and every page costs a fault that is charged to the step.
     """
     trim_threshold, mmap_max = -1, -4  # of glibc's malloc.h
     try:
@@ -129,3 +122,34 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))
+
+
+def peak_bytes(arm: Arm, device: torch.device) -> int:
+    """Run an arm twice, and return the peak of what the second run allocates above the resting level."""
+    arm()  # what stays afterwards, such as momentum, is the resting level
+    if device.type == "cuda":
+        return _peak_on_cuda(arm, device)
+    # Without a GPU the profiler's library complains about missing ones on standard error.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        arm()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    changes = [(e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]"]
+    return peak_of(size for _, size in sorted(changes, key=lambda change: change[0]))
+
+
+def peak_of(changes: Iterable[int]) -> int:
+    """Return the largest running sum of allocations (positive) and releases (negative), at least 0."""
+    return max(accumulate(changes, initial=0))
+
+
+def _peak_on_cuda(arm: Arm, device: torch.device) -> int:
+    torch.cuda.synchronize(device)
+    resting = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    arm()
+    torch.cuda.synchronize(device)
+    return int(torch.cuda.max_memory_allocated(device)) - resting
