@@ -1,80 +1,53 @@
-"""The state of a training run in one file: weights, optimiser, average, progress. No pickle.
+"""The state of a training in one file: weights, optimiser, average, progress, settings. No pickle.
 
 Optimiser tensors are stored under the name of their parameter, so they outlive the removal of blocks and
 a change of device; learning rates follow from the step, so they are not stored.
 """
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 from stagecost.errors import StageCostError
-from stagecost.models import load_weights, read_description, restore
+from stagecost.models.catalogue import load_weights, read_description, restore
 from stagecost.network import ResidualNetwork
 from stagecost.storage import read_tensors, write_tensors
+from stagecost.train.history import Progress
+from stagecost.train.parsing import parse_settings
+from stagecost.train.settings import RunSettings
+from stagecost.train.state import State
 
-FORMAT = "stagecost-checkpoint"
-
-
-@dataclass
-class Progress:
-    """How far a run has come.
-
-    Attributes:
-        epoch: complete epochs.
-        batch: steps done in the epoch under way.
-        sums: of the epoch under way: objective, loss, correct, samples.
-        seconds: spent in training, over all sessions.
-        history: one entry an epoch, see `stagecost.training.loop`.
-        averaged: how often the moving average was updated.
-        pieces: mean terminal loss of each piece of the epoch under way, see
-            `stagecost.training.gamma_control`.
-        reference: those of the plain run in every epoch, by which gamma is steered; else empty.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    averaged: int = 0
-    pieces: list[float] = field(default_factory=list)
-    reference: list[float] = field(default_factory=list)
+FORMAT = "stagecost-checkpoint-2"
 
 
 def save_checkpoint(
-    path: Path,
-    network: ResidualNetwork,
-    optimizer: Optimizer,
-    average: AveragedModel | None,
-    progress: Progress,
-    details: dict[str, Any],
+    path: Path, state: State, settings: RunSettings, details: Mapping[str, object]
 ) -> None:
-    """Write the state of a run, atomically.
+    """Write the state of a training, atomically.
 
     Args:
         path: a file that is replaced only when the new one is whole.
-        network: the network without any wrapper.
-        optimizer: of its parameters.
-        average: the moving average of the network, if one is kept.
-        progress: how far the run has come.
+        state: of the training.
+        settings: that it belongs to.
         details: JSON values to store beside it, such as the format of the images.
     """
+    network = state.network
     tensors = _prefixed("network", network.state_dict())
-    tensors |= _prefixed("optimizer", optimizer_tensors(optimizer, network))
+    tensors |= _prefixed("optimizer", optimizer_tensors(state.optimizer, network))
     tensors["rng"] = torch.get_rng_state()
-    if average is not None:
-        tensors |= _prefixed("average", average.module.state_dict())
+    if state.average is not None:
+        tensors |= _prefixed("average", state.average.module.state_dict())
     assert network.description is not None
     metadata = {
         "format": FORMAT,
         "description": network.description.to_json(),
-        "progress": asdict(progress),
+        "progress": state.progress.to_json(),
+        "settings": settings.to_flat(),
         **details,
     }
     write_tensors(path, tensors, metadata)
@@ -86,7 +59,7 @@ class Checkpoint:
 
     path: Path
     tensors: dict[str, Tensor]
-    metadata: dict[str, Any]
+    metadata: Mapping[str, Any]
 
     @property
     def gamma(self) -> float:
@@ -97,11 +70,21 @@ class Checkpoint:
             raise StageCostError(f"{self.path} does not tell gamma: restore it from a copy") from None
 
     @property
-    def progress(self) -> Progress:
-        """How far the run had come."""
+    def settings(self) -> RunSettings:
+        """The settings that it belongs to."""
         try:
-            return Progress(**self.metadata["progress"])
-        except (KeyError, TypeError):
+            return parse_settings(self.metadata["settings"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise StageCostError(
+                f"{self.path} does not tell its settings ({error}): restore it from a copy"
+            ) from None
+
+    @property
+    def progress(self) -> Progress:
+        """How far the training had come."""
+        try:
+            return Progress.from_json(self.metadata["progress"])
+        except (KeyError, TypeError, ValueError):
             raise StageCostError(f"{self.path} holds no training progress: delete it") from None
 
     @property
@@ -132,40 +115,37 @@ def read_checkpoint(path: Path) -> Checkpoint:
         StageCostError: it is missing, damaged, or no checkpoint of a run.
     """
     tensors, metadata = read_tensors(path)
+    if metadata.get("format") == "stagecost-checkpoint":
+        raise StageCostError(f"{path} was written by an earlier version of stagecost: train anew")
     if metadata.get("format") != FORMAT:
         raise StageCostError(f"{path} is no checkpoint of a stagecost run: check the path")
     return Checkpoint(path, tensors, metadata)
 
 
-def restore_training(
-    checkpoint: Checkpoint,
-    network: ResidualNetwork,
-    optimizer: Optimizer,
-    average: AveragedModel | None,
-) -> Progress:
-    """Put network, optimiser, average and random numbers back to where they were.
+def restore_state(checkpoint: Checkpoint, state: State) -> None:
+    """Put network, optimiser, average, progress and random numbers back to where they were.
 
     Raises:
         StageCostError: the file does not fit the network.
     """
-    _load(network, checkpoint.part("network"), checkpoint.path)
+    _load(state.network, checkpoint.part("network"), checkpoint.path)
     optimizer_part = checkpoint.part("optimizer")
-    _check_optimizer_tensors(optimizer_part, network, checkpoint.path)
-    load_optimizer_tensors(optimizer, network, optimizer_part)
-    progress = checkpoint.progress
-    if average is not None:
-        _load(average.module, checkpoint.part("average"), checkpoint.path)
-        average.n_averaged.fill_(progress.averaged)
+    _check_optimizer_tensors(optimizer_part, state.network, checkpoint.path)
+    load_optimizer_tensors(state.optimizer, state.network, optimizer_part)
+    state.progress = checkpoint.progress
+    if state.average is not None:
+        _load(state.average.module, checkpoint.part("average"), checkpoint.path)
+        state.average.n_averaged.fill_(state.progress.averaged)
     try:
         torch.set_rng_state(checkpoint.tensors["rng"])
     except (KeyError, TypeError, RuntimeError):
         raise StageCostError(
             f"{checkpoint.path} holds no state of the random numbers: delete it to start afresh"
         ) from None
-    return progress
 
 
-def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+def _load(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    check_finite(tensors, path)
     try:
         load_weights(module, tensors)
     except RuntimeError as error:
@@ -175,7 +155,21 @@ def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
         ) from None
 
 
-def optimizer_tensors(optimizer: Optimizer, network: ResidualNetwork) -> dict[str, Tensor]:
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights that are no finite numbers.
+
+    Raises:
+        StageCostError: names the first tensor that has one.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise StageCostError(
+                f"{path} has a weight that is no finite number ({name}): restore it from a copy, or "
+                "train anew with a lower --lr"
+            )
+
+
+def optimizer_tensors(optimizer: Optimizer, network: nn.Module) -> dict[str, Tensor]:
     """Return the optimiser's state as tensors named "parameter/slot"."""
     return {
         f"{name}/{slot}": value
@@ -185,7 +179,7 @@ def optimizer_tensors(optimizer: Optimizer, network: ResidualNetwork) -> dict[st
     }
 
 
-def _check_optimizer_tensors(tensors: dict[str, Tensor], network: ResidualNetwork, path: Path) -> None:
+def _check_optimizer_tensors(tensors: Mapping[str, Tensor], network: nn.Module, path: Path) -> None:
     shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
     for key, value in tensors.items():
         name, _, slot = key.rpartition("/")
@@ -197,7 +191,7 @@ def _check_optimizer_tensors(tensors: dict[str, Tensor], network: ResidualNetwor
 
 
 def load_optimizer_tensors(
-    optimizer: Optimizer, network: ResidualNetwork, tensors: dict[str, Tensor]
+    optimizer: Optimizer, network: nn.Module, tensors: Mapping[str, Tensor]
 ) -> None:
     """Give the optimiser the state of those parameters that the network has."""
     parameters = dict(network.named_parameters())
@@ -209,5 +203,5 @@ def load_optimizer_tensors(
             optimizer.state[parameters[name]][slot] = value.to(device).clone()
 
 
-def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
