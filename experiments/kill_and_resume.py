@@ -1,13 +1,12 @@
 """Kill a training run at random moments, resume it each time, and compare its end with a run left alone.
 
-    python scripts/kill_and_resume.py --kills 20
+    python -m experiments.kill_and_resume --kills 20
 
 Every step writes a checkpoint, and every second kill waits for the next file that is being written, so
 that it lands in the middle of it. The processes are forked from one that has imported everything: what
-is killed is training, not the start of Python. With `--cut-at` or `--shrink` blocks leave on the way, so
-that kills land around cuts, too. A run that ends before all kills have landed is compared
-and started over. Exit status 0: every run ended in the same weights, optimiser state and metrics, bit
-for bit; else 1.
+is killed is training, not the start of Python. With `--cut-at` blocks leave on the way. A run that ends
+before all kills have landed is compared and started over. Exit status 0: every run ended in the same
+weights, optimiser state and metrics, bit for bit; else 1.
 """
 
 import argparse
@@ -27,12 +26,12 @@ from typing import Any
 
 import torch
 
-from stagecost.training.checkpoint import read_checkpoint
-from stagecost.training.folder import RunFolder
-from stagecost.training.loop import train
+from stagecost.runs.folder import RunFolder
+from stagecost.runs.training import train
+from stagecost.train.checkpoint import read_checkpoint
 
 CONTEXT = multiprocessing.get_context("forkserver")
-PRELOAD = ["stagecost.training.loop", "sklearn.datasets", "sklearn.model_selection"]
+PRELOAD = ["stagecost.runs.training", "sklearn.datasets", "sklearn.model_selection"]
 SETTINGS: Mapping[str, Any] = {
     "data": "digits",
     "num_blocks": 4,
@@ -56,6 +55,11 @@ class Kill:
     batch: int
     during_write: bool
 
+    def __str__(self) -> str:
+        """Say it in a row of the table."""
+        cut = "  a file was being written" if self.during_write else ""
+        return f"after {self.seconds:5.2f} s  saved so far: epoch {self.epoch + 1:2d}, batch {self.batch:2d}{cut}"
+
 
 def main() -> int:
     """Run the experiment that the command line asks for."""
@@ -64,10 +68,9 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=12, help="epochs of the run (12)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
     parser.add_argument("--cut-at", help="blocks leave at these epochs, such as 4:3,8:1")
-    parser.add_argument("--shrink", action="store_true", help="blocks leave when validation says so")
     parser.add_argument("--output", type=Path, help="folder for the runs; a temporary one if not given")
     given = parser.parse_args()
-    settings = {**SETTINGS, "epochs": given.epochs, "cut_at": given.cut_at, "shrink": given.shrink}
+    settings = {**SETTINGS, "epochs": given.epochs, "cut_at": given.cut_at}
     if given.output is not None:
         return experiment(given.output, given.kills, settings, given.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -87,24 +90,20 @@ def experiment(folder: Path, kills: int, settings: Mapping[str, Any], seed: int)
     overhead = time.monotonic() - started
     duration = read_checkpoint(reference.last).progress.seconds
     print(f"a run trains for {duration:.1f} s; its processes are killed at {kills} random moments")
-
     moments, landed, differences = random.Random(seed), list[Kill](), list[str]()
-    rounds = 0
     while len(landed) < kills:
         seconds = moments.uniform(0, overhead + 1.5 * duration / kills)
         kill = run_until(settings, killed, seconds, in_write=len(landed) % 2 == 1)
         if kill is not None:
             landed.append(kill)
-            show(len(landed), kill)
+            print(f"kill {len(landed):2d}  {kill}", flush=True)
         else:
-            rounds += 1
             differences += compare(reference, killed)
-            print(f"run {rounds} ended after {len(landed)} kills: {verdict(differences)}")
+            print(f"a run ended after {len(landed)} kills: {verdict(differences)}")
             shutil.rmtree(killed.path)
     finish(settings, killed)
     differences += compare(reference, killed)
     writes = sum(kill.during_write for kill in landed)
-    print(f"run {rounds + 1} was left to end after kill {kills}: {verdict(differences)}")
     print(f"{kills} kills, {writes} of them during the writing of a file: {verdict(differences)}")
     return 1 if differences else 0
 
@@ -114,13 +113,6 @@ def verdict(differences: list[str]) -> str:
     if not differences:
         return "the same, bit for bit, as the run left alone"
     return f"DIFFERENT: {', '.join(differences)}"
-
-
-def show(number: int, kill: Kill) -> None:
-    """Print a row of the table."""
-    cut = "  a file was being written" if kill.during_write else ""
-    where = f"epoch {kill.epoch + 1:2d}, batch {kill.batch:2d}"
-    print(f"kill {number:2d}  after {kill.seconds:5.2f} s  saved so far: {where}{cut}", flush=True)
 
 
 def start(settings: Mapping[str, Any], run: RunFolder) -> ForkServerProcess:
