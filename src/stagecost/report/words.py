@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable
 
-from stagecost.report.content import number
 from stagecost.text import format_indices
 
 MISSING = "–"
@@ -12,16 +11,14 @@ MOST_RANGES = 20
 NBSP = "\N{NO-BREAK SPACE}"
 
 
-def count_text(value: object) -> str:
+def count_text(value: float) -> str:
     """Format a whole number: 12,345."""
-    known = number(value)
-    return f"{known:,.0f}" if math.isfinite(known) else MISSING
+    return f"{value:,.0f}" if math.isfinite(value) else MISSING
 
 
-def percent_text(value: object) -> str:
+def percent_text(value: float) -> str:
     """Format an accuracy: 98.61 %."""
-    known = number(value)
-    return f"{known:.2f}{NBSP}%" if math.isfinite(known) else MISSING
+    return f"{value:.2f}{NBSP}%" if math.isfinite(value) else MISSING
 
 
 def signed_points_text(value: float) -> str:
@@ -39,46 +36,44 @@ def points_text(value: float) -> str:
     return f"{value:g}{NBSP}point{'' if value == 1 else 's'}"
 
 
-def measure_text(value: object) -> str:
+def measure_text(value: float) -> str:
     """Format a loss, a ratio or a norm: three significant digits."""
-    known = number(value)
-    if math.isnan(known):
+    if math.isnan(value):
         return MISSING
-    if math.isinf(known):
-        return "∞" if known > 0 else "−∞"
-    return f"{known:#.3g}".rstrip(".").replace("-", "−")
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:#.3g}".rstrip(".").replace("-", "−")
 
 
-def short_text(value: object) -> str:
+def short_text(value: float) -> str:
     """Format what needs no padding, such as a learning rate: 0.05."""
-    known = number(value)
-    return f"{known:.3g}" if math.isfinite(known) else MISSING
+    return f"{value:.3g}" if math.isfinite(value) else MISSING
 
 
-def operations_text(value: object) -> str:
+def operations_text(value: float) -> str:
     """Format a number of multiply-accumulates: 4.1 M."""
-    known = number(value)
-    if not math.isfinite(known):
+    if not math.isfinite(value):
         return MISSING
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(known) >= size:
-            scaled = known / size
+        if abs(value) >= size:
+            scaled = value / size
             return f"{scaled:.{0 if scaled >= 100 else 1}f}{NBSP}{unit}"
-    return f"{known:.0f}"
+    return f"{value:.0f}"
 
 
-def share_text(after: object, before: object) -> str:
+def share_text(after: float, before: float) -> str:
     """Format what part of `before` is left: 16 %."""
-    part, whole = number(after), number(before)
-    if not (math.isfinite(part) and math.isfinite(whole) and whole > 0):
+    if not (math.isfinite(after) and math.isfinite(before) and before > 0):
         return MISSING
-    return f"{100 * part / whole:.0f}{NBSP}%"
+    return f"{100 * after / before:.0f}{NBSP}%"
 
 
 def duration_text(seconds: float) -> str:
-    """Format a time: 4.5 s, 12 min, 2.1 h."""
+    """Format a time: 2.31 ms, 4.5 s, 12 min, 2.1 h."""
     if not math.isfinite(seconds):
-        return ""
+        return MISSING
+    if seconds < 1:
+        return f"{1000 * seconds:.3g}{NBSP}ms"
     if seconds < 60:
         return f"{seconds:.1f}{NBSP}s"
     minutes, hours = seconds / 60, seconds / 3600
@@ -91,9 +86,9 @@ def ranges_text(blocks: Iterable[int]) -> str:
     return ", ".join([*texts[:MOST_RANGES], "…"] if len(texts) > MOST_RANGES else texts)
 
 
-def blocks_text(count: int) -> str:
-    """Format a number of blocks: 16 blocks."""
-    return f"{count:,} block{'' if count == 1 else 's'}"
+def counted(count: int, noun: str) -> str:
+    """Format a number of things: 1 block, 1,000 blocks."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def setting_text(value: object) -> str:
