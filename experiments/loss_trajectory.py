@@ -19,10 +19,9 @@ from typing import Any
 
 from experiments.recipes import staged_recipe
 from experiments.records import Record, Row
-from experiments.runner import Context, Experiment, Tier
+from experiments.runner import Context, Experiment, Figures, Tier
 from experiments.tables import Column, grouped, rows_of, table
 from experiments.trainings import Run, Training, runs_of
-from stagecost.report.charts import Axis, Chart, Series, line_chart
 from stagecost.trajectory import Trajectory, loss_trajectory
 
 TEXT = """\
@@ -84,8 +83,10 @@ def section(records: Sequence[Record]) -> list[str]:
     return [TEXT, table(rows_of(records), columns)]
 
 
-def figures(record: Record) -> dict[str, Chart]:
+def figures(record: Record) -> Figures:
     """Draw loss and accuracy over depth, the mean over seeds."""
+    from stagecost.report.charts import Axis, Series, line_chart
+
     kinds = {"loss": ("losses", "loss L_k"), "accuracy": ("accuracies", "accuracy of y_k (%)")}
     charts = {}
     for name, (key, title) in kinds.items():

@@ -11,16 +11,18 @@ import torch
 from experiments.records import ABOUT, RESULTS, ROOT, Record, Row, circumstances, record_name
 from experiments.tables import page
 from stagecost.errors import StageCostError
-from stagecost.report.charts import Chart
 from stagecost.storage import write_atomically, write_json
 
 if TYPE_CHECKING:
     from experiments.trainings import Training
+    from stagecost.report.charts import Chart
 
 Tier = Literal["cpu", "gpu", "quick"]
 """Two cores overnight; the paper's size; or seconds, tiny networks on digits, to see that it works."""
 TIERS: tuple[Tier, ...] = ("cpu", "gpu", "quick")
 WORK = ROOT / "runs" / "experiments"
+Figures = Mapping[str, "Chart"]
+"""Charts by name."""
 
 EXPERIMENTS = {
     "layer-pruning": "layer_pruning:LAYER_PRUNING",
@@ -100,7 +102,7 @@ class Experiment:
     trainings: Callable[[Tier, str], "Mapping[str, Training]"] = _nothing
     rows: str = "rows"
     facts: tuple[str, ...] = ()
-    figures: Callable[[Record], dict[str, Chart]] = _nothing
+    figures: Callable[[Record], Figures] = _nothing
     options: frozenset[str] = frozenset()
     answer: Callable[[Record], Row] | None = None
 

@@ -23,13 +23,12 @@ from itertools import product
 
 from experiments.recipes import Settings
 from experiments.records import Record, Row
-from experiments.runner import Context, Experiment
+from experiments.runner import Context, Experiment, Figures
 from experiments.tables import Column, grouped, rows_of, spread, table
 from experiments.trainings import Training, trained_run
 from stagecost.bound import predicted_blocks, right_hand_side, truncation_right_hand_sides
 from stagecost.importance import block_importance, removal_cost
 from stagecost.objective import squared_weight_norms
-from stagecost.report.charts import Axis, Chart, Series, line_chart
 from stagecost.trajectory import loss_trajectory
 
 TOLERANCES = (0.05, 0.02, 0.1)
@@ -177,8 +176,10 @@ def _over_least(point: Row) -> float:
     return float(point["objective"] / min(point["right_hand_sides"].values()))
 
 
-def predicted_figures(record: Record) -> dict[str, Chart]:
+def predicted_figures(record: Record) -> Figures:
     """Draw measured over predicted depth; a mark's area is the number of trainings at the same place."""
+    from stagecost.report.charts import Axis, Series, line_chart
+
     last = float(record["num_blocks"])
     series = [Series("a perfect prediction", [(0.0, 0.0), (last, last)], dots=False, colour="faded")]
     for kind, name in {"active": "active blocks", "needed": "needed blocks, by loss"}.items():
@@ -246,8 +247,10 @@ def saturation_section(records: Sequence[Record]) -> list[str]:
     return [SATURATED, table(sorted(rows, key=lambda row: (row["training"], row["num_blocks"])), columns)]
 
 
-def saturation_figures(record: Record) -> dict[str, Chart]:
+def saturation_figures(record: Record) -> Figures:
     """Draw the numbers of blocks over N, a curve for each way of training (means over the seeds)."""
+    from stagecost.report.charts import Axis, Series, line_chart
+
     charts = {}
     for kind, title in {"active": "active blocks", "needed": "needed blocks, by loss"}.items():
         curves: dict[str, list[tuple[float, float]]] = {}

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.recipes import Settings, base_recipe
 from experiments.records import Record, Row
-from experiments.runner import Context, Experiment
+from experiments.runner import Context, Experiment, Figures
 from experiments.tables import rows_of, table
 from experiments.trainings import Training, digest, trained_run
 from stagecost.errors import StageCostError
-from stagecost.report.charts import Axis, Chart, Series, line_chart
 from stagecost.trajectory import needed_blocks
 
 if TYPE_CHECKING:
     import optuna
+
 
 STRENGTHS = (0.03, 3.0)
 """Limits of c."""
@@ -123,8 +123,10 @@ def section(records: Sequence[Record]) -> list[str]:
     return [TEXT, table(sorted(rows, key=lambda r: (r["needed_blocks"], -r["val_accuracy"])), columns)]
 
 
-def figures(record: Record) -> dict[str, Chart]:
+def figures(record: Record) -> Figures:
     """Draw accuracy over needed blocks."""
+    from stagecost.report.charts import Axis, Series, line_chart
+
     done = [row for row in record["rows"] if row["needed_blocks"] is not None]
     kinds = {
         "Pareto front": [row for row in done if row["pareto"]],

@@ -16,9 +16,8 @@ from experiments.benchmark.packages import compare_packages, separate_heads
 from experiments.benchmark.ratios import pruned_speedups, scaling, step_ratios
 from experiments.benchmark.measure import keep_freed_memory
 from experiments.records import RESULTS, Record, Row, versions
-from experiments.runner import Context, Experiment, find_experiment
+from experiments.runner import Context, Experiment, Figures, find_experiment
 from experiments.tables import Column, quartiles, table
-from stagecost.report.charts import Axis, Chart, Series, line_chart
 
 ROUNDS, QUICK_ROUNDS = 15, 7
 # A forward pass takes a fraction of a step, and a few more rounds steady its median.
@@ -146,8 +145,10 @@ def _value(row: Row) -> str:
     return f"{shown} ({row['note']})" if row["quantity"] == "MACs kept" else shown
 
 
-def figures(record: Record) -> dict[str, Chart]:
+def figures(record: Record) -> Figures:
     """Draw how time a block and memory grow with N."""
+    from stagecost.report.charts import Axis, Series, line_chart
+
     if not record["scale"]:
         return {}
     kinds = {
