@@ -16,6 +16,7 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Protocol
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -40,6 +41,23 @@ class ResidualBlock(nn.Module):
         """Map x_k, (B, C, H, W), to x_{k+1}."""
         following: Tensor = self.skip(state) + self.residual(state)
         return following
+
+
+class StridedProjection(nn.Conv2d):
+    """S_k of a 1×1 convolution without bias on every few pixels, which are picked first.
+
+    The numbers are those of a convolution with a stride. On a CPU the weight gradient of that one writes
+    beyond its memory in torch 2.14, where it takes less than 8 channels.
+    """
+
+    def __init__(self, width_in: int, width_out: int, stride: int) -> None:
+        """Create it."""
+        super().__init__(width_in, width_out, 1, stride=stride, bias=False)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Map (B, C_in, H, W) to (B, C_out, ⌈H/stride⌉, ⌈W/stride⌉)."""
+        vertical, horizontal = self.stride
+        return F.conv2d(state[:, :, ::vertical, ::horizontal], self.weight)
 
 
 def skip_of(block: nn.Module) -> nn.Module:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stagecost.dynamics import is_identity, skip_of
+from stagecost.dynamics import StridedProjection, is_identity, skip_of
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def _precede(chain: CollapsedChain, skip: nn.Module) -> CollapsedChain | None:
 
 def _is_projection(skip: nn.Module) -> bool:
     return (
-        type(skip) is nn.Conv2d
+        type(skip) in (nn.Conv2d, StridedProjection)
+        and isinstance(skip, nn.Conv2d)
         and skip.kernel_size == (1, 1)
         and skip.padding == (0, 0)
         and skip.groups == 1

@@ -26,7 +26,9 @@ def wilson(accuracy: float, num_images: int) -> Interval | None:
         return None
     share, weight = accuracy / 100, Z**2 / num_images
     centre = (share + weight / 2) / (1 + weight)
-    half = Z * math.sqrt(max(0.0, share * (1 - share)) / num_images + (weight / Z / 2) ** 2) / (1 + weight)
+    half = (
+        Z * math.sqrt(max(0.0, share * (1 - share)) / num_images + (weight / Z / 2) ** 2) / (1 + weight)
+    )
     return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 
@@ -59,8 +61,8 @@ def warnings_on(
     image = 100 / num_images
     if tolerance is not None and 0 < tolerance < image:
         said.append(
-            f"one image of {num_images} is {image:.2f} points, more than the tolerance of {tolerance:g}: "
-            "use more images, or a larger tolerance"
+            f"one image of {num_images} is {image:.2f} points, more than the tolerance of "
+            f"{tolerance:g}: use more images, or a larger tolerance"
         )
     interval = wilson(accuracy, num_images)
     if interval is not None and interval[0] <= chance:

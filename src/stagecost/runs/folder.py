@@ -153,8 +153,8 @@ def check_same(stored: RunSettings, wanted: RunSettings, path: Path) -> None:
     for name, value in after.items():
         if value != before[name] and name not in FREE_ON_RESUME:
             raise StageCostError(
-                f"{flag(name)} is {before[name]} in {path}, not {value}: leave it out to go on with that "
-                "run, or give another --output"
+                f"{flag(name)} is {before[name]} in {path}, not {value}: leave it out to go on with "
+                "that run, or give another --output"
             )
 
 

@@ -114,7 +114,7 @@ def train(
             def step_done(state: State, step: Step) -> None:
                 if on_step is not None:
                     on_step(state, step)
-                _show(display, state, step)
+                display.step_done(state, step)
                 stop.save_or_stop(state)
 
             def epoch_done(state: State, epoch: Epoch) -> None:
@@ -233,9 +233,7 @@ def _any_process(state: State, flag: bool) -> bool:
     return bool(state.fabric.all_reduce(torch.tensor(float(flag)), reduce_op="max") > 0)
 
 
-def _rule(
-    stage_cost: StageCost | StageCostRule, settings: RunSettings, state: State
-) -> StageCostRule:
+def _rule(stage_cost: StageCost | StageCostRule, settings: RunSettings, state: State) -> StageCostRule:
     """Return what is minimised at a moment: the stage cost may end with the last cut."""
     rule = (lambda _: stage_cost) if isinstance(stage_cost, StageCost) else stage_cost
     if not settings.stage.plain_after_cuts:
@@ -248,11 +246,6 @@ def _rule(
         return terminal_only(after_cuts(rule(moment), state.stages, state.left))
 
     return plain_afterwards
-
-
-def _show(display: TrainingDisplay, state: State, step: Step) -> None:
-    moment, loss = step.moment, float(step.terms.losses[-1])
-    display.step(moment.step + 1, moment.total_steps, loss, state.progress.sums.accuracy)
 
 
 def _finish_epoch(

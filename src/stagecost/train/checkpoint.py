@@ -4,6 +4,7 @@ Optimiser tensors are stored under the name of their parameter, so they outlive 
 a change of device; learning rates follow from the step, so they are not stored.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ def save_checkpoint(
         "description": network.description.to_json(),
         "progress": state.progress.to_json(),
         "settings": settings.to_flat(),
+        "weight_decay": max(group["weight_decay"] for group in state.optimizer.param_groups),
         **details,
     }
     write_tensors(path, tensors, metadata)
@@ -64,10 +66,18 @@ class Checkpoint:
     @property
     def gamma(self) -> float:
         """The stage weight of the run."""
-        try:
-            return float(self.metadata["gamma"])
-        except (KeyError, TypeError, ValueError):
-            raise StageCostError(f"{self.path} does not tell gamma: restore it from a copy") from None
+        return self._number("gamma")
+
+    @property
+    def weight_decay(self) -> float:
+        """Lambda as the optimiser used it."""
+        return self._number("weight_decay")
+
+    def _number(self, name: str) -> float:
+        value = self.metadata.get(name)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise StageCostError(f"{self.path} does not tell {name}: restore it from a copy")
+        return float(value)
 
     @property
     def settings(self) -> RunSettings:

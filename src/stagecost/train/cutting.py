@@ -1,8 +1,8 @@
 """How blocks leave a running training: network, optimiser, average and wrapper, all of them or none.
 
-When they leave is the caller's business. In a homogeneous network the tail goes, which is exact: the loss
-after the cut is one that the trajectory already tells. In a staged network each stage loses its tail, and
-BatchNorm statistics are estimated anew.
+When they leave is the caller's business. In a homogeneous network the tail goes, which is exact: the
+trajectory tells the loss after it. In a staged network each stage loses its tail, and BatchNorm
+statistics are estimated anew.
 """
 
 from collections.abc import Sequence
@@ -105,7 +105,7 @@ def replace_networks(
 ) -> None:
     """Go on with smaller networks; every parameter that stays keeps its optimiser state.
 
-    The optimiser is built and filled as after a restart, so that a training that goes on is no different.
+    The optimiser is built and filled as after a restart, so that one which goes on is no different.
     The networks are copies, because hooks of a distributed wrapper would stay behind on old parameters.
     """
     network = networks[0]

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from stagecost.train.history import CutRecord, EpochRecord
+from stagecost.train.loop import Step
+from stagecost.train.state import State
 
 _TICKS = "▁▂▃▄▅▆▇█"
 
@@ -62,18 +64,20 @@ class TrainingDisplay:
         """Take the live display away."""
         self.bar.stop()
 
-    def step(self, done: int, total: int, loss: float, accuracy: float) -> None:
-        """Show a step: steps done and in all, the terminal loss, the accuracy of the epoch in percent."""
+    def step_done(self, state: State, step: Step) -> None:
+        """Show a step: how far the run is, the terminal loss, the accuracy of the epoch until now."""
         if self.bar.disable:
             return
+        loss, moment, sums = float(step.terms.losses[-1]), step.moment, state.progress.sums
         before = loss if self.smoothed is None else self.smoothed
         self.smoothed = 0.9 * before + 0.1 * loss
-        epoch = min(self.epochs, 1 + (done - 1) * self.epochs // total)
-        title = f"{self.label}, epoch {epoch} of {self.epochs}"
-        status = f"train loss {self.smoothed:.3f}, train accuracy {accuracy:.1f} %"
+        title = f"{self.label}, epoch {moment.epoch + 1} of {self.epochs}"
+        status = f"train loss {self.smoothed:.3f}, train accuracy {sums.accuracy:.1f} %"
         if self.task is None:
-            self.task = self.bar.add_task(title, total=total, completed=done, status=status)
-        self.bar.update(self.task, description=title, completed=done, status=status)
+            self.task = self.bar.add_task(
+                title, total=moment.total_steps, completed=moment.step, status=""
+            )
+        self.bar.update(self.task, description=title, completed=moment.step + 1, status=status)
 
     def epoch_ends(self, record: EpochRecord) -> None:
         """Show what an epoch brought, in one line that stays."""

@@ -1,8 +1,8 @@
 """The training loop. It knows no file, no rule for cuts and none for gamma: callers bring them.
 
 A training is a pure function of its recipe: order of the images, augmentation and what is drawn follow
-from the seed, the epoch and the batch. So one that is stopped anywhere and goes on from its state ends in
-the same weights, bit for bit, as one that was left alone (on a CPU with the same number of threads).
+from the seed, the epoch and the batch. So one that is stopped anywhere and goes on from its state ends
+in the same weights, bit for bit, as one that was left alone (on a CPU with the same number of threads).
 """
 
 from collections.abc import Callable
@@ -131,8 +131,8 @@ def train_step(
     if not torch.isfinite(terms.total):
         raise StageCostError(
             f"the objective is {terms.total.item()} in epoch {moment.epoch + 1}, batch "
-            f"{moment.batch + 1}: lower --lr or --gamma, or use --clip-norm; the last good checkpoint is "
-            "kept"
+            f"{moment.batch + 1}: lower --lr or --gamma, or use --clip-norm; the last good checkpoint "
+            "is kept"
         )
     state.fabric.backward(terms.total)
     if recipe.clip_norm:

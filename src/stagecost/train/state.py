@@ -1,4 +1,4 @@
-"""The state of a training: network, optimiser, average, device, progress. A small value that the loop moves."""
+"""The state of a training, which the loop moves on: network, optimiser, average, device, progress."""
 
 import copy
 from collections.abc import Sequence
@@ -124,7 +124,7 @@ def start(
     if kept_blocks is not None:
         network.remove_all_but(Cut(tuple(k for k, index in enumerate(indices) if index in kept_blocks)))
     # On CPUs, too, convolutions of few channels are much faster with channels last.
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last)
     if training.compile:
         compile_in_place(network, fabric.device)
     asked, model, optimizer = wrap(fabric, network, make_optimizer(network, training, weight_decay))
@@ -188,6 +188,6 @@ def check_batch(network: ResidualNetwork, image_shape: Sequence[int], batch_size
     twin(torch.empty(1, *image_shape, device="meta"), depths="all")
     if min(pixels, default=2) < 2:
         raise StageCostError(
-            "a batch of one image gives a BatchNorm one value a channel, which has no variance: give more "
-            "images, a larger --batch-size, or larger images"
+            "a batch of one image gives a BatchNorm one value a channel, which has no variance: give "
+            "more images, a larger --batch-size, or larger images"
         )
