@@ -20,7 +20,7 @@ from experiments.records import Record
 from experiments.runner import Context, Experiment, Tier
 from experiments.tables import rows_of, table
 from experiments.trainings import Training, runs_of
-from stagecost.runs.bound import bound_of_runs
+from stagecost.runs.bound import bound
 
 SUB_BLOCKS: dict[Tier, tuple[int, ...]] = {"cpu": (2, 4, 6, 8), "gpu": (6, 12, 24, 36), "quick": (1, 2)}
 """The M that are trained alone."""
@@ -45,7 +45,7 @@ def run(context: Context) -> dict[str, Any]:
     rows = []
     for seed, (full, *subs) in zip(context.seeds, zip(*runs.values(), strict=True), strict=True):
         device = full.training.settings["device"]
-        found = bound_of_runs(str(full.folder), [str(sub.folder) for sub in subs], device=device).to_json()
+        found = bound(full.folder, [sub.folder for sub in subs], device=device).to_json()
         shared = ("num_blocks", "objective", "normalized_loss", "predicted_blocks", "gamma", "weight_decay")
         own = ("right_hand_side", "holds", "tightness", "normalized_bound")
         for entry in found["bounds"]:

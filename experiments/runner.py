@@ -54,20 +54,25 @@ class Context:
     Attributes:
         tier: of networks and trainings.
         dataset: name of the data set, such as "mnist"; empty where an experiment has none.
-        data: what a training's `data` names: the data set, or a folder with a local copy of it.
         seeds: of the runs; the same for every arm.
         work: folder of the trainings; those that are finished there are not trained again.
+        data_root: folder with local copies of data sets, by name.
         report: is told in a few words what is being done.
         options: those of `Experiment.options` that were given.
     """
 
     tier: Tier
     dataset: str
-    data: str
     seeds: Sequence[int]
     work: Path
+    data_root: Path | None = None
     report: Callable[[str], None] = lambda words: None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def images(self, dataset: str) -> str:
+        """Return what a training's `data` names: a local copy of a data set if there is one, else its name."""
+        local = None if self.data_root is None else self.data_root / dataset
+        return str(local) if local is not None and local.is_dir() else dataset
 
 
 def _nothing(*_: object) -> Row:
@@ -190,10 +195,9 @@ def run(
     for file in files.values():
         _check_replaceable(file, experiment.rows, chosen)
     for each, file in files.items():
-        local = data_root / each if data_root is not None and each else None
-        data = str(local) if local is not None and local.is_dir() else each
-        place = work / record_name(tier, each).removesuffix(".json")
-        write_json(file, _content(experiment, Context(tier, each, data, chosen, place, report, options)))
+        place = work / file.stem
+        context = Context(tier, each, chosen, place, data_root, report, options)
+        write_json(file, _content(experiment, context))
         draw(experiment, Record.read(file, experiment.rows))
     return experiment, [Record.read(file, experiment.rows) for file in files.values()]
 

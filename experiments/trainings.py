@@ -23,7 +23,7 @@ from stagecost.runs.trained import Trained, open_trained
 from stagecost.runs.training import TrainingResult, train
 from stagecost.train.loop import OnStep
 from stagecost.train.recipe import Moment
-from stagecost.train.validation import RandomImages
+from stagecost.train.validation import CALIBRATION_IMAGES
 from stagecost.trajectory import terminal_score
 
 PAPER: dict[str, dict[str, float]] = {
@@ -87,16 +87,19 @@ def digest(defining: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(dict(defining), sort_keys=True).encode()).hexdigest()[:8]
 
 
-def trained_run(context: Context, name: str, training: Training, seed: int) -> Run:
+def trained_run(
+    context: Context, name: str, training: Training, seed: int, data: str | None = None
+) -> Run:
     """Train with one seed, go on with a training that was stopped, or find the finished one.
 
     The folder is named after what defines the training, its images among it: a recipe that was changed
     is trained anew beside the old runs, and an experiment finds the plain trainings of another one.
     """
-    defining = {**training.to_json(), "data": context.data}
+    data = context.images(context.dataset) if data is None else data
+    defining = {**training.to_json(), "data": data}
     folder = context.work / f"{name}-{digest(defining)}-seed{seed}"
     context.report(f"{context.dataset}: {name}, seed {seed}")
-    given = {**training.settings, "data": context.data, "seed": seed}
+    given = {**training.settings, "data": data, "seed": seed}
     label, cost, watch = f"{context.dataset} {name} {seed}", training.stage_cost, training.on_step
     result = train(given, folder, resume=True, label=label, stage_cost=cost, on_step=watch)
     return Run(folder, result, training)
@@ -111,18 +114,11 @@ def runs_of(context: Context, kinds: Mapping[str, Training]) -> dict[str, list[R
     return runs
 
 
-def image_shape(trained: Trained) -> tuple[int, int, int]:
-    """Return (C, H, W) of the images of a trained network."""
-    image = trained.image_format
-    return image.channels, image.size, image.size
-
-
 def cut_from(trained: Trained, cut: Cut) -> ResidualNetwork:
     """Return what a cut leaves; in a staged network BatchNorm statistics are estimated anew."""
     small = trained.network.keep(cut)
     if not trained.network.is_homogeneous:
-        split = trained.load("train").splits["train"]
-        recalibrate(small, RandomImages(split, trained.image_format, device=trained.device))
+        recalibrate(small, trained.random_images(trained.load("train"), CALIBRATION_IMAGES))
     return small.eval()
 
 
@@ -141,7 +137,7 @@ def training_macs(run: Run) -> int:
     blocks that are computed again for them count again; the head's work for further outputs does not.
     """
     trained = run.open()
-    settings, shape = trained.settings, image_shape(trained)
+    settings, shape = trained.settings, trained.image_shape
     classes = len(trained.image_format.class_names)
     arguments = {**settings.model.arguments(), "num_classes": classes, "in_channels": shape[0]}
     whole = create_model(settings.model.model, **arguments)
@@ -187,7 +183,7 @@ def row_of_runs(
         **more,
         val_accuracies=[accuracy_of(trained, "val") for trained in judged],
         parameters=count_parameters(judged[0].network),
-        macs=count_macs(judged[0].network, image_shape(judged[0])),
+        macs=count_macs(judged[0].network, judged[0].image_shape),
         training_macs=round(statistics.mean(map(training_macs, runs))),
         seconds=round(statistics.mean(run.result.seconds for run in runs), 1),
     )

@@ -19,7 +19,7 @@ from torch import Tensor
 from experiments.peers.packages import with_exits
 from experiments.peers.protocol import EXITS_LR, Cost, Outcome, Protocol
 from experiments.peers.twins import module_macs, plain_twin
-from experiments.trainings import Run, image_shape, images_of_an_epoch
+from experiments.trainings import Run, images_of_an_epoch
 from stagecost.macs import count_parameters, macs_by_part
 from stagecost.runs.trained import Trained
 from stagecost.train.recipe import ImageBatches
@@ -93,7 +93,7 @@ def calibrate(model: Any, trained: Trained, protocol: Protocol) -> None:
     """Let earlyon choose thresholds on validation images, for the share of MACs that M blocks have."""
     from earlyon.core.thresholds import calibrate_thresholds_for_budget
 
-    parts = macs_by_part(trained.network, image_shape(trained))
+    parts = macs_by_part(trained.network, trained.image_shape)
     share = (sum(parts[: 1 + protocol.sub_blocks]) + parts[-1]) / sum(parts)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says so when the share cannot be reached; the row does, too
@@ -117,7 +117,7 @@ class ExitCosts:
 
     def __init__(self, trained: Trained, model: Any, protocol: Protocol) -> None:
         """Count the parts of a network and its exits."""
-        self.parts = macs_by_part(trained.network, image_shape(trained))
+        self.parts = macs_by_part(trained.network, trained.image_shape)
         self.blocks, self.config = protocol.exit_blocks, model.config
         with torch.no_grad():
             state = next(trained.network.states(black_image(trained)))
@@ -138,4 +138,4 @@ class ExitCosts:
 
 def black_image(trained: Trained) -> Tensor:
     """Return a black image, (1, C, H, W), where the network is."""
-    return torch.zeros(1, *image_shape(trained), device=trained.device)
+    return torch.zeros(1, *trained.image_shape, device=trained.device)

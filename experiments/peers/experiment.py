@@ -42,7 +42,7 @@ from experiments.peers.twins import network_of_twin, plain_twin
 from experiments.records import Record, Row
 from experiments.runner import Context, Experiment, Tier
 from experiments.tables import accuracy, rows_of, table
-from experiments.trainings import Run, Training, accuracy_row, image_shape, trained_run
+from experiments.trainings import Run, Training, accuracy_row, trained_run
 from stagecost.cut import Cut
 from stagecost.macs import count_macs
 from stagecost.network import ResidualNetwork
@@ -76,7 +76,7 @@ def truncated_and_finetuned(protocol: Protocol, run: Run) -> list[Outcome]:
 def channels(ranking: str, protocol: Protocol, run: Run) -> list[Outcome]:
     """Prune channels by Torch-Pruning, and train on."""
     trained = run.open()
-    small = with_fewer_channels(trained.network, image_shape(trained), protocol.sub_blocks, ranking)
+    small = with_fewer_channels(trained.network, trained.image_shape, protocol.sub_blocks, ranking)
     return [finetuned(trained, small, protocol, Cost.of(run))]
 
 
@@ -147,7 +147,7 @@ def _outcomes(context: Context, protocol: Protocol, arm: Arm, seed: int) -> list
         return arm.after(protocol, done)
 
     version = None if arm.package is None else importlib.metadata.version(arm.package)
-    defining = {"data": context.data, "settings": training.to_json(), "protocol": asdict(protocol)}
+    defining = {"data": context.images(context.dataset), "settings": training.to_json(), "protocol": asdict(protocol)}
     folder = context.work / "outcomes"
     return cached(folder, arm.rows[0], seed, {**defining, "version": version}, make)
 

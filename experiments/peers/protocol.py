@@ -22,17 +22,15 @@ from experiments.trainings import (
     Training,
     accuracy_of,
     digest,
-    image_shape,
     images_of_an_epoch,
     training_macs,
 )
 from stagecost.errors import StageCostError
 from stagecost.macs import count_macs, count_parameters
 from stagecost.network import ResidualNetwork
+from stagecost.runs.pruning import finetune_settings, train_in_memory
 from stagecost.runs.trained import Trained
 from stagecost.storage import read_json, write_json
-from stagecost.train.loop import fit
-from stagecost.train.settings import StageCostSettings
 from stagecost.train.setup import prepare
 
 LATER_SHARE = 0.3
@@ -137,7 +135,7 @@ def outcome_of(trained: Trained, network: ResidualNetwork, cost: Cost) -> Outcom
         test_accuracy=accuracy_of(judged),
         val_accuracy=accuracy_of(judged, "val"),
         parameters=count_parameters(network),
-        macs=count_macs(network, image_shape(trained)),
+        macs=count_macs(network, trained.image_shape),
         training_macs=cost.macs,
         seconds=round(cost.seconds, 1),
     )
@@ -152,17 +150,13 @@ def finetuned(trained: Trained, small: ResidualNetwork, protocol: Protocol, befo
         protocol: says for how long.
         before: what the run cost.
     """
-    epochs, lr = protocol.later_epochs, FINETUNE_LR_FACTOR * trained.settings.training.peak_lr
-    plain = {"gamma": 0.0, "normalize_objective": False, "warmup_epochs": 0.0}
-    settings = trained.settings.with_training(epochs=epochs, lr=lr, **plain)
-    setup = prepare(
-        replace(settings, stage=StageCostSettings()), trained.load("train", "val"), network=small
-    )
+    epochs = protocol.later_epochs
+    settings = finetune_settings(trained, epochs, FINETUNE_LR_FACTOR)
+    setup = prepare(settings, trained.load("train", "val"), network=small)
     state = setup.start()
-    fit(state, setup.batches, setup.stage_cost, setup.recipe)
+    network = train_in_memory(setup, state, "fine-tune")
     images, validated = images_of_an_epoch(trained)
-    network = state.evaluated.eval()
-    macs = epochs * (3 * images + validated) * count_macs(network, image_shape(trained))
+    macs = epochs * (3 * images + validated) * count_macs(network, trained.image_shape)
     return outcome_of(trained, network, before + Cost(macs, state.progress.seconds))
 
 
