@@ -1,1 +1,1 @@
-"""What was measured with the library, and how: each experiment is one file, `python -m experiments list`."""
+"""What was measured with the library, and how: `python -m experiments list`."""

@@ -5,15 +5,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 
-from experiments.records import RESULTS
+from experiments.records import RESULTS, Record
 from experiments.runner import (
     EXPERIMENTS,
     TIERS,
     WORK,
+    Experiment,
     answer,
     draw,
     find_experiment,
@@ -49,7 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=_Parser)
     verbs.add_parser("list", help="name the experiments")
     verbs.add_parser("tables", help="write results/README.md and the figures anew from the records")
-    for verb, words in {"run": "measure what is missing, and record it", "show": "print records"}.items():
+    for verb, words in {
+        "run": "measure what is missing, and record it",
+        "show": "print records",
+    }.items():
         each = verbs.add_parser(verb, help=words)
         each.add_argument("name", help="of the experiment, see list")
         each.add_argument("--tier", choices=TIERS, default="cpu")
@@ -100,8 +104,11 @@ def _show(given: argparse.Namespace) -> None:
     _print(given, *show(given.name, given.tier, given.dataset, given.results or RESULTS))
 
 
-def _print(given: argparse.Namespace, *found: Any) -> None:
-    print(json.dumps(answer(*found), indent=2) if given.json else "\n\n".join(section(*found, RESULTS)))
+def _print(given: argparse.Namespace, experiment: Experiment, records: list[Record]) -> None:
+    if given.json:
+        print(json.dumps(answer(experiment, records), indent=2))
+    else:
+        print("\n\n".join(section(experiment, records, RESULTS)))
 
 
 def _list(given: argparse.Namespace) -> None:

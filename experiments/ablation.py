@@ -28,11 +28,11 @@ GROUP_LASSO = {"group-lasso": 0.02, "strong-group-lasso": 0.2}
 """Weights of the penalty; they were not tuned."""
 STAGED = {"blocks_per_stage": [4, 4, 4], "widths": [8, 16, 32]}
 TEXT = """\
-Every variant by the recipe of the cpu tier, 12 blocks, Σ gamma·c_k = 1 at full strength, the weight decay of plain
-training. Validation accuracy of the first blocks alone; depth 12 is the whole network. `plain` is gamma = 0;
-`plain-4-blocks` is a network of 4 blocks trained alone. In the staged networks (4+4+4 blocks of widths 8, 16, 32) the
-output at depth 4 skips two stages, so their rows compare with each other only. `constant-head` can be run at the
-commit of the record alone."""
+Every variant by the recipe of the cpu tier, 12 blocks, Σ gamma·c_k = 1 at full strength, the weight
+decay of plain training. Validation accuracy of the first blocks alone; depth 12 is the whole network.
+`plain` is gamma = 0; `plain-4-blocks` is a network of 4 blocks trained alone. In the staged networks
+(4+4+4 blocks of widths 8, 16, 32) the output at depth 4 skips two stages, so their rows compare with
+each other only. `constant-head` can be run at the commit of the record alone."""
 
 
 def trainings(tier: Tier, dataset: str) -> dict[str, Training]:
@@ -115,7 +115,7 @@ def _table(record: Record) -> str:
     }
 
     def last(row: Row) -> float:
-        return statistics.mean(curve[-1] for curve in row["val_accuracies"])
+        return float(statistics.mean(curve[-1] for curve in row["val_accuracies"]))
 
     return table(sorted(grouped(record["runs"], "variant"), key=last, reverse=True), columns)
 

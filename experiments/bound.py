@@ -18,17 +18,18 @@ from typing import Any
 from experiments.recipes import base_recipe
 from experiments.records import Record
 from experiments.runner import Context, Experiment, Tier
-from experiments.tables import rows_of, table
+from experiments.tables import Columns, rows_of, table
 from experiments.trainings import Training, runs_of
 from stagecost.runs.bound import bound
 
 SUB_BLOCKS: dict[Tier, tuple[int, ...]] = {"cpu": (2, 4, 6, 8), "gpu": (6, 12, 24, 36), "quick": (1, 2)}
 """The M that are trained alone."""
 TEXT = """\
-J_N of a network with a uniform stage cost, gamma = 1/N, against the bound from networks of M blocks that were trained
-alone by the same recipe; losses of the training images. Where J_N is above its bound, optimisation fell short: the
-training of N blocks has not found weights as good as those of M blocks followed by blocks that do nothing. The
-corollary compares the losses over 1 + gamma·N, and is proved for lambda = 0."""
+J_N of a network with a uniform stage cost, gamma = 1/N, against the bound from networks of M blocks
+that were trained alone by the same recipe; losses of the training images. Where J_N is above its bound,
+optimisation fell short: the training of N blocks has not found weights as good as those of M blocks
+followed by blocks that do nothing. The corollary compares the losses over 1 + gamma·N, and is proved
+for lambda = 0."""
 
 
 def trainings(tier: Tier, dataset: str) -> dict[str, Training]:
@@ -46,17 +47,26 @@ def run(context: Context) -> dict[str, Any]:
     for seed, (full, *subs) in zip(context.seeds, zip(*runs.values(), strict=True), strict=True):
         device = full.training.settings["device"]
         found = bound(full.folder, [sub.folder for sub in subs], device=device).to_json()
-        shared = ("num_blocks", "objective", "normalized_loss", "predicted_blocks", "gamma", "weight_decay")
+        shared = (
+            "num_blocks",
+            "objective",
+            "normalized_loss",
+            "predicted_blocks",
+            "gamma",
+            "weight_decay",
+        )
         own = ("right_hand_side", "holds", "tightness", "normalized_bound")
         for entry in found["bounds"]:
             row = {key: found[key] for key in shared} | {key: entry[key] for key in own}
-            rows.append({"dataset": context.dataset, "sub_blocks": entry["num_blocks"], **row, "seed": seed})
+            rows.append(
+                {"dataset": context.dataset, "sub_blocks": entry["num_blocks"], **row, "seed": seed}
+            )
     return {"rows": rows}
 
 
 def section(records: Sequence[Record]) -> list[str]:
     """Return the table."""
-    columns = {
+    columns: Columns = {
         "tier, data": "{record}",
         "seed": "{seed}",
         "M of N": "{sub_blocks} of {num_blocks}",

@@ -21,17 +21,17 @@ from experiments.contrib.schedules import full_depth_training, pruned_training
 from experiments.recipes import SUB_BLOCKS, base_recipe
 from experiments.records import Record, Row
 from experiments.runner import Context, Experiment, Tier
-from experiments.tables import accuracy, rows_of, table
+from experiments.tables import Columns, accuracy, rows_of, table
 from experiments.trainings import Training, paper_difference, row_of_runs, runs_of
 from stagecost.cut import Cut
 
 SERVED = {"stage_full": "full-depth", "stage_pruned": "pruned"}
 """Arm → the schedule that serves it."""
 TEXT = """\
-`stage_pruned` is `stage_full` cut to its first blocks, without training after it. Each schedule of the stage cost is
-shown at both ends; the ones in brackets are not those that the differences compare. The paper's figures are of
-networks of 54 and 12 blocks by a recipe that is not known: on the cpu tier, of other networks than these. See
-[docs/reproduce.md](../docs/reproduce.md)."""
+`stage_pruned` is `stage_full` cut to its first blocks, without training after it. Each schedule of the
+stage cost is shown at both ends; the ones in brackets are not those that the differences compare. The
+paper's figures are of networks of 54 and 12 blocks by a recipe that is not known: on the cpu tier, of
+other networks than these. See [docs/reproduce.md](../docs/reproduce.md)."""
 
 
 def trainings(tier: Tier, dataset: str) -> dict[str, Training]:
@@ -79,8 +79,13 @@ def section(records: Sequence[Record]) -> list[str]:
         for row, form in shown:
             name = f"{row['arm']}, {row['schedule']}" if row.get("schedule") else row["arm"]
             rows.append({**row, "shown": form.format(name)})
-    columns = {"tier, data": "{record}", "arm": "{shown}", "blocks": "{num_blocks}", "accuracy": accuracy}
-    points = {
+    columns: Columns = {
+        "tier, data": "{record}",
+        "arm": "{shown}",
+        "blocks": "{num_blocks}",
+        "accuracy": accuracy,
+    }
+    points: Columns = {
         "tier, data": "{record}",
         "stage_full − plain_full": "{full_depth:+.2f}",
         "in the paper": "{paper_full_depth:+.2f}",

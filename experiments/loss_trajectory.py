@@ -20,13 +20,14 @@ from typing import Any
 from experiments.recipes import staged_recipe
 from experiments.records import Record, Row
 from experiments.runner import Context, Experiment, Figures, Tier
-from experiments.tables import Column, grouped, rows_of, table
+from experiments.tables import Columns, grouped, rows_of, table
 from experiments.trainings import Run, Training, runs_of
 from stagecost.trajectory import Trajectory, loss_trajectory
 
 TEXT = """\
-A staged network, plain and with a uniform stage cost, on test images: by how much the loss falls from one output to
-the next, on average within stages (without the very first block), and at the blocks that begin a later stage."""
+A staged network, plain and with a uniform stage cost, on test images: by how much the loss falls from
+one output to the next, on average within stages (without the very first block), and at the blocks that
+begin a later stage."""
 
 
 def trainings(tier: Tier, dataset: str) -> dict[str, Training]:
@@ -72,7 +73,7 @@ def falls(trajectory: Trajectory) -> dict[str, float]:
 
 def section(records: Sequence[Record]) -> list[str]:
     """Return the table."""
-    columns: dict[str, Column] = {
+    columns: Columns = {
         "tier, data": "{record}",
         "arm": "{arm}",
         "seed": "{seed}",
@@ -91,11 +92,16 @@ def figures(record: Record) -> Figures:
     charts = {}
     for name, (key, title) in kinds.items():
         series = [
-            Series(f"{row['arm']} training", list(enumerate(map(statistics.mean, zip(*row[key], strict=True)))))
+            Series(
+                f"{row['arm']} training",
+                list(enumerate(map(statistics.mean, zip(*row[key], strict=True)))),
+            )
             for row in grouped(record["rows"], "arm")
         ]
-        starts, axes = record["rows"][0]["stage_starts"], {"x": Axis("depth k (blocks)"), "y": Axis(title)}
-        charts[name] = line_chart(series, **axes, summary=f"{title} over depth k", stage_starts=starts)
+        starts, x = record["rows"][0]["stage_starts"], Axis("depth k (blocks)")
+        charts[name] = line_chart(
+            series, x=x, y=Axis(title), summary=f"{title} over depth k", stage_starts=starts
+        )
     return charts
 
 

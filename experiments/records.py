@@ -1,4 +1,4 @@
-"""Records: what an experiment measured, with the circumstances, in `results/<experiment>/<tier>-<data>.json`.
+"""Records: what was measured, and its circumstances, in `results/<experiment>/<tier>-<data>.json`.
 
 A record that a better one has taken the place of is kept in `results/archive`. Nobody edits one.
 """
@@ -41,12 +41,12 @@ class Record:
             StageCostError: it is damaged or incomplete.
         """
         content = read_json(file)
-        if isinstance(content, dict) and set(ABOUT) <= set(content):
-            if not rows or (content.get(rows) and _is_rows(content[rows])):
-                return cls(file, content)
+        known = isinstance(content, dict) and set(ABOUT) <= set(content)
+        if known and (not rows or (content.get(rows) and _is_rows(content[rows]))):
+            return cls(file, content)
         raise StageCostError(
-            f"{file} is no record of {file.parent.name}, or an incomplete one: restore it from a copy, or "
-            "delete it and run the experiment again"
+            f"{file} is no record of {file.parent.name}, or an incomplete one: restore it from a copy, "
+            "or delete it and run the experiment again"
         )
 
     def __getitem__(self, key: str) -> Any:

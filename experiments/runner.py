@@ -44,7 +44,7 @@ EXPERIMENTS = {
     **dict.fromkeys(("layer-pruning-other-schedule", "staged-trials"), "archive"),
     **dict.fromkeys(("c-loops", "kernels", "benchmark-with-c", "benchmark-peers"), "archive"),
 }
-"""Name → module:attribute, in the order of results/README.md; "archive" can be shown and no longer run."""
+"""Name → module:attribute, in the order of results/README.md; "archive" can be shown, and not run."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Context:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def images(self, dataset: str) -> str:
-        """Return what a training's `data` names: a local copy of a data set if there is one, else its name."""
+        """Return what a training's `data` names: a local copy of a data set if there is one."""
         local = None if self.data_root is None else self.data_root / dataset
         return str(local) if local is not None and local.is_dir() else dataset
 
@@ -115,9 +115,13 @@ class Experiment:
         """Return the folder of its records."""
         return results / self.name if self.run is not None else results / "archive" / self.name
 
-    def records(self, results: Path, tier: str | None = None, dataset: str | None = None) -> list[Record]:
+    def records(
+        self, results: Path, tier: str | None = None, dataset: str | None = None
+    ) -> list[Record]:
         """Read what is recorded, in the order of the data sets."""
-        known = [self.folder(results) / record_name(t, d) for t, each in self.datasets.items() for d in each]
+        known = [
+            self.folder(results) / record_name(t, d) for t, each in self.datasets.items() for d in each
+        ]
         others = sorted(set(self.folder(results).glob("*.json")) - set(known))
         found = [Record.read(file, self.rows) for file in (*known, *others) if file.is_file()]
         return [r for r in found if tier in (None, r.tier) and dataset in (None, r.dataset)]
@@ -188,7 +192,9 @@ def run(
     chosen = tuple(experiment.seeds if seeds is None else seeds)
     if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0:
         written = ",".join(map(str, chosen))
-        raise StageCostError(f"seeds are '{written}': give different numbers of at least 0, such as 0,1,2")
+        raise StageCostError(
+            f"seeds are '{written}': give different numbers of at least 0, such as 0,1,2"
+        )
     folder = experiment.folder(results or (work / "results" if tier == "quick" else RESULTS))
     names = experiment.datasets[tier] if dataset is None else [dataset]
     files = {each: folder / record_name(tier, each) for each in names}

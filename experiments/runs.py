@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from experiments.recipes import Settings
 from experiments.records import Record, Row
 from experiments.runner import Context, Experiment, Tier
-from experiments.tables import Column, table
+from experiments.tables import Columns, table
 from experiments.trainings import Training, trained_run
 from stagecost.runs.analysis import analyze
 from stagecost.runs.evaluation import evaluate
@@ -23,7 +23,12 @@ from stagecost.runs.pruning import prune
 MAX_DROP = 1.0
 SHAPES: dict[str, Settings] = {
     "homogeneous": {"model": "homogeneous", "num_blocks": 12, "width": 16, "stem_stride": 2},
-    "staged": {"model": "staged", "blocks_per_stage": [4, 4, 4], "widths": [16, 32, 64], "stem_stride": 2},
+    "staged": {
+        "model": "staged",
+        "blocks_per_stage": [4, 4, 4],
+        "widths": [16, 32, 64],
+        "stem_stride": 2,
+    },
 }
 LENGTHS: dict[str, Settings] = {
     "mnist": {"limit_train": 20_000, "epochs": 6},
@@ -33,9 +38,9 @@ LENGTHS: dict[str, Settings] = {
 }
 NAMES = ("mnist-homogeneous", "mnist-staged", "fashion-mnist-homogeneous")
 TEXT = """\
-One run each: train with a stage cost, analyse, prune by at most one point of validation accuracy without retraining,
-read the test images once at the end. These are short trainings on two CPU cores. They show that the way works; they
-are no comparison with plain training."""
+One run each: train with a stage cost, analyse, prune by at most one point of validation accuracy
+without retraining, read the test images once at the end. These are short trainings on two CPU cores.
+They show that the way works; they are no comparison with plain training."""
 
 
 def trainings(tier: Tier, dataset: str) -> dict[str, Training]:
@@ -62,7 +67,7 @@ def run(context: Context) -> Row:
 
 def section(records: Sequence[Record]) -> list[str]:
     """Return the table."""
-    columns: dict[str, Column] = {
+    columns: Columns = {
         "recipe": "{recipe}",
         "blocks kept": lambda row: f"{len(row['kept_blocks'])} of {row['num_blocks_before']}",
         "validation: full → pruned": "{accuracy_before:.2f} → {accuracy_after:.2f}",

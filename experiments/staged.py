@@ -1,4 +1,4 @@
-"""A staged network, cut in the training or at its end: three stages of nine blocks, 3 + 3 + 4 of them kept.
+"""A staged network, cut in the training or at its end: 3 + 3 + 4 of three times nine blocks are kept.
 
 Command     python -m experiments run staged --tier cpu [--data-root DIR]
 Machine     cpu: one core, one thread; gpu: one GPU of 16 GiB or more
@@ -26,7 +26,7 @@ from typing import Any
 from experiments.recipes import normalized_stage_cost, staged_recipe
 from experiments.records import Record, Row
 from experiments.runner import Context, Experiment, Tier
-from experiments.tables import accuracy, rows_of, table
+from experiments.tables import Column, Columns, accuracy, rows_of, table
 from experiments.trainings import Training, row_of_runs, runs_of
 from stagecost.cut import Cut
 
@@ -53,9 +53,10 @@ ARMS = {
 COMPARED = ("stage_cut", "vector_pruned", "plain_pruned")
 OTHERS = ("plain_full", "plain_final", "control_cut")
 TEXT = """\
-27 blocks in three stages, ten of them left: of `stage_cut` and `control_cut` after a fifth of the epochs, of
-`vector_pruned` and `plain_pruned` at the end, without training after the cut. `vector_full` has the stage cost on the
-output of the shape that is kept. MACs as parts of those of the plain, whole network."""
+27 blocks in three stages, ten of them left: of `stage_cut` and `control_cut` after a fifth of the
+epochs, of `vector_pruned` and `plain_pruned` at the end, without training after the cut. `vector_full`
+has the stage cost on the output of the shape that is kept. MACs as parts of those of the plain, whole
+network."""
 
 
 def trainings(tier: Tier, dataset: str) -> dict[str, Training]:
@@ -103,18 +104,18 @@ def differences(rows: Sequence[Row]) -> list[Row]:
 
 def section(records: Sequence[Record]) -> list[str]:
     """Return the two tables."""
-    rows = []
-    for record in records:
-        full = record["rows"][0]
-        for row in rows_of([record]):
-            rows.append({**row, **{f"part_{key}": row[key] / full[key] for key in ("macs", "training_macs")}})
-    arms = {"tier, data": "{record}", "arm": "{arm}", "blocks": "{num_blocks}", "accuracy": accuracy}
-    costs = {"MACs": "{part_macs:.2f}×", "MACs of training": "{part_training_macs:.2f}×"}
-    points = {name: f"{{to_{name}:+.2f}}" for name in OTHERS}
-    names = {"tier, data": "{record}", "arm": "{arm}"}
+    full = {record.name: record["rows"][0] for record in records}
+
+    def part(key: str) -> Column:
+        return lambda row: f"{row[key] / full[row['record']][key]:.2f}×"
+
+    counts: Columns = {"blocks": "{num_blocks}", "accuracy": accuracy}
+    costs: Columns = {"MACs": part("macs"), "MACs of training": part("training_macs")}
+    points: Columns = {name: f"{{to_{name}:+.2f}}" for name in OTHERS}
+    names: Columns = {"tier, data": "{record}", "arm": "{arm}"}
     return [
         TEXT,
-        table(rows, {**arms, **costs}),
+        table(rows_of(records), {**names, **counts, **costs}),
         "Points of the cut networks above the others, differences of the means:",
         table(rows_of(records, "differences"), {**names, **points, "MACs saved": "{macs_saved:.0%}"}),
     ]

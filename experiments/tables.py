@@ -1,7 +1,7 @@
 """The one writer of tables: Markdown, for `show` and for results/README.md alike."""
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,15 +13,17 @@ if TYPE_CHECKING:
 INTRODUCTION = """\
 # Recorded results
 
-`python -m experiments tables` writes this page from the JSON files in this folder. `python -m experiments show NAME`
-prints a section, `run NAME` measures anew. Each record names its command, commit, seeds, machine, threads and
-versions; a command that is no more, `stagecost reproduce …` or `python scripts/…`, is one of the commit named beside
-it. Settings are chosen on validation images; test images are read once, at the end. Accuracies are in percent, mean ±
-sample standard deviation over the seeds."""
+`python -m experiments tables` writes this page from the JSON files in this folder. `python -m
+experiments show NAME` prints a section, `run NAME` measures anew. Each record names its command,
+commit, seeds, machine, threads and versions; a command that is no more, `stagecost reproduce …` or
+`python scripts/…`, is one of the commit named beside it. Settings are chosen on validation images; test
+images are read once, at the end. Accuracies are in percent, mean ± sample standard deviation over the
+seeds."""
 SUPERSEDED = "Superseded: the commit named below has what made this record."
 
 Column = str | Callable[[Row], object]
 """A format string over the entries of a row, such as "{mean:.2f}", or a function of the row."""
+Columns = dict[str, Column]
 
 
 def page(sections: Iterable[tuple["Experiment", Sequence[Record]]], folder: Path) -> str:
@@ -39,13 +41,17 @@ def section(experiment: "Experiment", records: Sequence[Record], folder: Path) -
         return (file.relative_to(folder) if file.is_relative_to(folder) else file).as_posix()
 
     figures = [f"![{file.stem}]({link(file)})" for record in records for file in record.figures()]
-    about = [
-        f"- [{link(r.file)}]({link(r.file)}): `{r['command']}`; seeds {', '.join(map(str, r['seeds']))}; "
-        f"commit {r['commit']}, {r['machine']}, {r['threads']} thread(s), torch {r['versions']['torch']}."
-        for r in records
-    ]
+    about = [_about(record, link(record.file)) for record in records]
     parts = [f"## {experiment.title}", command, *experiment.section(records)]
     return [*parts, *([" ".join(figures)] if figures else []), "\n".join(about)]
+
+
+def _about(record: Record, link: str) -> str:
+    seeds, torch = ", ".join(map(str, record["seeds"])), record["versions"]["torch"]
+    return (
+        f"- [{link}]({link}): `{record['command']}`; seeds {seeds}; commit {record['commit']}, "
+        f"{record['machine']}, {record['threads']} thread(s), torch {torch}."
+    )
 
 
 class _Cells(dict[str, object]):
@@ -63,7 +69,7 @@ class _Blank:
 _BLANK = _Blank()
 
 
-def table(rows: Iterable[Row], columns: Mapping[str, Column]) -> str:
+def table(rows: Iterable[Row], columns: Columns) -> str:
     """Return a table: a line for each row, a cell for each column."""
 
     def cell(column: Column, row: Row) -> object:
@@ -71,8 +77,9 @@ def table(rows: Iterable[Row], columns: Mapping[str, Column]) -> str:
             return column(row)
         return column.format_map(_Cells({k: v for k, v in row.items() if v is not None}))
 
-    lines = [[cell(column, row) for column in columns.values()] for row in rows]
-    return "\n".join(_line(cells) for cells in ([*columns], ["---"] * len(columns), *lines))
+    lines: list[list[object]] = [[*columns], ["---"] * len(columns)]
+    lines += [[cell(column, row) for column in columns.values()] for row in rows]
+    return "\n".join(map(_line, lines))
 
 
 def _line(cells: Iterable[object]) -> str:
@@ -81,8 +88,8 @@ def _line(cells: Iterable[object]) -> str:
 
 def rows_of(records: Iterable[Record], name: str = "rows") -> list[Row]:
     """Return the rows of several records; `record` names tier and data set, `data` the data set."""
-    about = ({"record": r.name, "data": r.dataset, "rows": r.lists().get(name, [])} for r in records)
-    return [{**row, "record": each["record"], "data": each["data"]} for each in about for row in each["rows"]]
+    pairs = [(record, row) for record in records for row in record.lists().get(name, [])]
+    return [{**row, "record": record.name, "data": record.dataset} for record, row in pairs]
 
 
 def grouped(rows: Iterable[Row], *keys: str) -> list[Row]:
@@ -109,7 +116,7 @@ def accuracy(row: Row) -> str:
     return spread(row["test_accuracies"])
 
 
-def at_depths(key: str, depths: Iterable[int], digits: int = 1) -> dict[str, Column]:
+def at_depths(key: str, depths: Iterable[int], digits: int = 1) -> Columns:
     """Return columns of some depths, of a list of curves; empty where a network is not as deep."""
 
     def column(depth: int) -> Column:

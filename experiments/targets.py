@@ -19,15 +19,15 @@ from typing import Any
 from experiments.recipes import SUB_BLOCKS, base_recipe
 from experiments.records import Record, Row
 from experiments.runner import Context, Experiment, Tier
-from experiments.tables import accuracy, rows_of, table
+from experiments.tables import Columns, accuracy, rows_of, table
 from experiments.trainings import Training, row_of_runs, runs_of
 from stagecost.cut import Cut
 
 TEXT = """\
-One training for several depths (`joint`) beside plain training of each network by itself (`alone`), and beside
-controls that get all the compute of `joint`: plain training of the whole network (`plain_long`), and of a target's
-network (`cut_first`). Nothing is trained after a cut. The last column is how far a cut of `joint` is above the same
-network trained alone."""
+One training for several depths (`joint`) beside plain training of each network by itself (`alone`), and
+beside controls that get all the compute of `joint`: plain training of the whole network (`plain_long`),
+and of a target's network (`cut_first`). Nothing is trained after a cut. The last column is how far a
+cut of `joint` is above the same network trained alone."""
 
 
 def targets(tier: Tier, num_blocks: int) -> tuple[int, ...]:
@@ -74,7 +74,7 @@ def section(records: Sequence[Record]) -> list[str]:
         other = alone.get((row["record"], row["cut"]))
         return "" if other is None or row["arm"] == "alone" else f"{row['mean'] - other:+.2f}"
 
-    columns = {
+    columns: Columns = {
         "tier, data": "{record}",
         "arm": "{arm}",
         "cut": "{cut}",

@@ -5,9 +5,9 @@ Machine     the records name it; one thread
 Runtime     a quarter of an hour each, importance five minutes
 Seeds       predicted-depth 0; saturation 0, 1, 2; importance 0 … 4
 
-predicted-depth  For each gamma and lambda of a grid, the M with the least right-hand side of Theorem 3.1,
-                 beside the depth that training uses. N = 12 homogeneous blocks of width 8, and SubResNets
-                 of M blocks trained with the same gamma and lambda, normalised objective.
+predicted-depth  For each gamma and lambda of a grid, the M with the least right-hand side of Theorem
+                 3.1, beside the depth that training uses. N = 12 homogeneous blocks of width 8, and
+                 SubResNets of M blocks trained with the same gamma and lambda, normalised objective.
 saturation       How many blocks stay active, and how many are needed, as N grows: with c = gamma·N = 1,
                  with gamma = 1/12, and plainly.
 importance       How well cheap measures rank the blocks by what their removal costs: the demo's recipe.
@@ -24,7 +24,7 @@ from itertools import product
 from experiments.recipes import Settings
 from experiments.records import Record, Row
 from experiments.runner import Context, Experiment, Figures
-from experiments.tables import Column, grouped, rows_of, spread, table
+from experiments.tables import Column, Columns, grouped, rows_of, spread, table
 from experiments.trainings import Training, trained_run
 from stagecost.bound import predicted_blocks, right_hand_side, truncation_right_hand_sides
 from stagecost.importance import block_importance, removal_cost
@@ -32,7 +32,7 @@ from stagecost.objective import squared_weight_norms
 from stagecost.trajectory import loss_trajectory
 
 TOLERANCES = (0.05, 0.02, 0.1)
-"""How much more loss than L_N, in nats, an output may have and count as good enough; the first is used."""
+"""How much more loss than L_N, in nats, a good enough output may have; the first is used."""
 THRESHOLDS = (0.1, 0.05, 0.2)
 """A block whose ‖F_k(x_k)‖/‖x_k‖ is above this is active; the first is used."""
 DIGITS = {"cpu": ("digits",), "quick": ("digits",)}
@@ -91,14 +91,16 @@ GRIDS = {
 """N, the M < N, c = gamma·N, lambda."""
 SOURCES = {"separate": "networks trained alone", "truncation": "truncations"}
 PREDICTED = """\
-Digits, N = 12 homogeneous blocks, normalised objective, one training of each gamma and lambda at each depth. Predicted
-is the M with the least right-hand side of Theorem 3.1 ([docs/theory.md](../docs/theory.md)), from networks trained
-alone or from truncations of the run itself. Measured on the training images: *needed*, the least M whose loss is
-within a tolerance of L_N; *active*, the blocks whose ‖F_k(x_k)‖/‖x_k‖ is above a threshold. The truncations and the
-needed blocks come from the same losses, so their agreement is no independent test."""
+Digits, N = 12 homogeneous blocks, normalised objective, one training of each gamma and lambda at each
+depth. Predicted is the M with the least right-hand side of Theorem 3.1
+([docs/theory.md](../docs/theory.md)), from networks trained alone or from truncations of the run
+itself. Measured on the training images: *needed*, the least M whose loss is within a tolerance of L_N;
+*active*, the blocks whose ‖F_k(x_k)‖/‖x_k‖ is above a threshold. The truncations and the needed blocks
+come from the same losses, so their agreement is no independent test."""
 FELL_SHORT = """\
-Depths in blocks (tolerance {:g}, threshold {:g}). In {} of {} trainings some shallower network, trained alone, gives a
-right-hand side below J_N: the deep network was not optimised far enough. Spearman's rank correlation over the grid:"""
+Depths in blocks (tolerance {:g}, threshold {:g}). In {} of {} trainings some shallower network, trained
+alone, gives a right-hand side below J_N: the deep network was not optimised far enough. Spearman's rank
+correlation over the grid:"""
 
 
 def run_predicted(context: Context) -> Row:
@@ -138,7 +140,9 @@ def correlations(points: Sequence[Row]) -> list[Row]:
     """Return Spearman's correlation of each prediction with each measurement, at several limits."""
     full = [point["full"] for point in points]
     depths = {("needed", t): [needed_by_loss(each["losses"], t) for each in full] for t in TOLERANCES}
-    depths |= {("active", t): [active_blocks(each["residual_ratios"], t) for each in full] for t in THRESHOLDS}
+    depths |= {
+        ("active", t): [active_blocks(each["residual_ratios"], t) for each in full] for t in THRESHOLDS
+    }
     rows = []
     for kind, ((name, limit), found) in product(SOURCES, depths.items()):
         predicted = [point["predicted"][kind] for point in points]
@@ -151,7 +155,7 @@ def correlations(points: Sequence[Row]) -> list[Row]:
 def predicted_section(records: Sequence[Record]) -> list[str]:
     """Return the two tables of the first record."""
     record, points = records[0], rows_of(records[:1], "points")
-    grid: dict[str, Column] = {
+    grid: Columns = {
         "c = gamma·N": "{stage_share:g}",
         "lambda": "{weight_decay:g}",
         "J_N / least right-hand side": lambda point: f"{_over_least(point):.2f}",
@@ -160,7 +164,7 @@ def predicted_section(records: Sequence[Record]) -> list[str]:
         "needed": "{measured[needed]}",
         "active": "{measured[active]}",
     }
-    correlation: dict[str, Column] = {
+    correlation: Columns = {
         "predicted from": lambda row: SOURCES[row["predicted"]],
         "measured": "{measured}",
         "limit": "{limit:g}",
@@ -210,8 +214,8 @@ PREDICTED_DEPTH = Experiment(
 SIZES = {"cpu": (6, 12, 24, 48), "quick": (2, 3)}
 TRAININGS = ("gamma·N = 1", "gamma = 1/12", "plain")
 SATURATED = """\
-Digits, homogeneous networks of N blocks of width 8, normalised objective, 15 epochs. Active and needed blocks as
-above: mean (of each seed)."""
+Digits, homogeneous networks of N blocks of width 8, normalised objective, 15 epochs. Active and needed
+blocks as above: mean (of each seed)."""
 
 
 def run_saturation(context: Context) -> Row:
@@ -236,7 +240,7 @@ def saturation_section(records: Sequence[Record]) -> list[str]:
     def counts(key: str) -> Column:
         return lambda row: f"{statistics.mean(row[key]):.1f} ({', '.join(map(str, row[key]))})"
 
-    columns: dict[str, Column] = {
+    columns: Columns = {
         "training": "{training}",
         "N": "{num_blocks}",
         "active": counts("active"),
@@ -244,7 +248,10 @@ def saturation_section(records: Sequence[Record]) -> list[str]:
         "validation accuracy": lambda row: spread(row["val_accuracy"]),
     }
     rows = grouped(records[0]["runs"], "training", "num_blocks")
-    return [SATURATED, table(sorted(rows, key=lambda row: (row["training"], row["num_blocks"])), columns)]
+    return [
+        SATURATED,
+        table(sorted(rows, key=lambda row: (row["training"], row["num_blocks"])), columns),
+    ]
 
 
 def saturation_figures(record: Record) -> Figures:
@@ -255,7 +262,9 @@ def saturation_figures(record: Record) -> Figures:
     for kind, title in {"active": "active blocks", "needed": "needed blocks, by loss"}.items():
         curves: dict[str, list[tuple[float, float]]] = {}
         for row in grouped(record["runs"], "training", "num_blocks"):
-            curves.setdefault(row["training"], []).append((row["num_blocks"], statistics.mean(row[kind])))
+            curves.setdefault(row["training"], []).append(
+                (row["num_blocks"], statistics.mean(row[kind]))
+            )
         series = [Series(name, points) for name, points in curves.items()]
         x = Axis("blocks N", ticks=tuple(size for size, _ in series[0].points))
         charts[kind] = line_chart(series, x=x, y=Axis(title, zero=True), summary=f"{title} over N")
@@ -289,8 +298,9 @@ DEMO: Settings = {
 }
 MEASURES = {"costate": "costate", "residual_ratio": "‖F_k(x_k)‖/‖x_k‖", "weight_norm": "‖w_F,k‖"}
 IMPORTANT = """\
-Spearman's rank correlation of three measures of a block with what J_N rises by when that block alone is removed, on
-validation images of digits (16 blocks). The costate's estimate is −⟨p_{k+1}, F_k(x_k)⟩, see `stagecost.importance`."""
+Spearman's rank correlation of three measures of a block with what J_N rises by when that block alone is
+removed, on validation images of digits (16 blocks). The costate's estimate is −⟨p_{k+1}, F_k(x_k)⟩, see
+`stagecost.importance`."""
 
 
 def run_importance(context: Context) -> Row:

@@ -1,4 +1,4 @@
-"""Trainings of an experiment in its work folder, what is cut from them, what they cost, and their rows."""
+"""Trainings in a work folder, what is cut from them, what they cost, and their rows."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from stagecost.macs import count_macs, count_parameters, macs_by_part
 from stagecost.models.catalogue import create_model
 from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost
-from stagecost.runs.trained import Trained, open_trained
+from stagecost.runs.trained import Split, Trained, open_trained
 from stagecost.runs.training import TrainingResult, train
 from stagecost.train.loop import OnStep
 from stagecost.train.recipe import Moment
@@ -31,8 +31,8 @@ PAPER: dict[str, dict[str, float]] = {
     "cifar10": {"plain_full": 93.05, "plain_sub": 91.43, "stage_full": 91.59, "stage_pruned": 91.02},
     "cifar100": {"plain_full": 71.94, "plain_sub": 68.77, "stage_full": 69.97, "stage_pruned": 66.55},
 }
-"""The paper's own figures: test accuracy of homogeneous networks of 54 and 12 blocks, by a recipe that is
-not published. They stand beside the rows for comparison; no row here repeats one."""
+"""The paper's own figures: test accuracy of homogeneous networks of 54 and 12 blocks, by an unpublished
+recipe. They stand beside the rows for comparison; no row here repeats one."""
 
 
 class Rule(Protocol):
@@ -163,7 +163,7 @@ def macs_of_cuts(parts: Sequence[int], cuts: Sequence[Cut]) -> int:
     return parts[0] + sum(blocks) + parts[-1]
 
 
-def accuracy_of(trained: Trained, split: str = "test") -> float:
+def accuracy_of(trained: Trained, split: Split = "test") -> float:
     """Return the accuracy of a trained network on a split, in percent."""
     return terminal_score(trained.network, trained.batches(split), loss=trained.loss).accuracy
 

@@ -1,6 +1,6 @@
 """A search for gamma and lambda with Optuna: needed depth against accuracy.
 
-Command     python -m experiments run tuning --dataset D [--trials 20] [--set num_blocks=8 --set epochs=5 …]
+Command     python -m experiments run tuning --dataset D [--trials 20] [--set num_blocks=8 …]
 Machine     any; the same command in several shells shares the trials
 Runtime     `trials` trainings
 Seeds       0
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.recipes import Settings, base_recipe
 from experiments.records import Record, Row
 from experiments.runner import Context, Experiment, Figures
-from experiments.tables import rows_of, table
+from experiments.tables import Columns, rows_of, table
 from experiments.trainings import Training, digest, trained_run
 from stagecost.errors import StageCostError
 from stagecost.trajectory import needed_blocks
@@ -36,8 +36,8 @@ TOLERANCE = 0.5
 """Points of accuracy that may be missing to the full depth."""
 TRIALS, QUICK_TRIALS = 20, 3
 TEXT = """\
-Trials of a search, judged on validation images: the blocks that are needed to be within half a point of the full
-depth, and the accuracy of all blocks. Those in bold are on the Pareto front."""
+Trials of a search, judged on validation images: the blocks that are needed to be within half a point of
+the full depth, and the accuracy of all blocks. Those in bold are on the Pareto front."""
 
 
 def sampled(trial: "optuna.Trial", given: Settings, num_blocks: int) -> Settings:
@@ -94,7 +94,9 @@ def run(context: Context) -> dict[str, Any]:
         study.optimize(objective, max(0, wanted - len(finished)), catch=(StageCostError,))
     front = {trial.number for trial in study.best_trials}
     return {
-        "rows": [_row(trial, trial.number in front) for trial in study.trials if trial.state.is_finished()],
+        "rows": [
+            _row(trial, trial.number in front) for trial in study.trials if trial.state.is_finished()
+        ],
         "num_blocks": base["num_blocks"],
         "tolerance": TOLERANCE,
         "given": given,
@@ -110,7 +112,7 @@ def _row(trial: "optuna.trial.FrozenTrial", pareto: bool) -> Row:
 def section(records: Sequence[Record]) -> list[str]:
     """Return the trials, those that need the fewest blocks first."""
     rows = [row for row in rows_of(records) if row["needed_blocks"] is not None]
-    columns = {
+    columns: Columns = {
         "tier, data": "{record}",
         "trial": lambda row: f"**{row['number']}**" if row["pareto"] else row["number"],
         "gamma": "{gamma:.3g}",
@@ -134,13 +136,17 @@ def figures(record: Record) -> Figures:
         "plain training": [row for row in done if row["gamma"] == 0],
     }
     series = [
-        Series(name, sorted((r["needed_blocks"], r["val_accuracy"]) for r in rows), line=name == "Pareto front")
+        Series(
+            name,
+            sorted((r["needed_blocks"], r["val_accuracy"]) for r in rows),
+            line=name == "Pareto front",
+        )
         for name, rows in kinds.items()
         if rows
     ]
-    axes = {"x": Axis("needed blocks"), "y": Axis("validation accuracy (%)")}
+    x, y = Axis("needed blocks"), Axis("validation accuracy (%)")
     summary = f"Validation accuracy over needed blocks of {len(done)} trials"
-    return {"pareto": line_chart(series, **axes, summary=summary)} if series else {}
+    return {"pareto": line_chart(series, x=x, y=y, summary=summary)} if series else {}
 
 
 TUNING = Experiment(

@@ -1,1 +1,1 @@
-"""What a stage cost costs: step time, memory, analysis and latency against the plain loop, and packages."""
+"""What a stage cost costs: step time, memory, analysis and latency, beside the plain loop."""

@@ -36,7 +36,7 @@ class Configuration:
         """Build the network as training holds it: from the seed, channels last, in training mode."""
         torch.manual_seed(SEED)
         network = create_model(self.model, num_classes=NUM_CLASSES, **self.arguments)
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(memory_format=torch.channels_last)
         return network.to(device).train()
 
     def batch(self, device: torch.device, place: int = 0) -> tuple[Tensor, Tensor]:

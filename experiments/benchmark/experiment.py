@@ -1,4 +1,4 @@
-"""What a stage cost costs: every ratio of the table, measured one after the other; docs/benchmark.md says how.
+"""What a stage cost costs: every ratio of the table, measured one after the other (docs/benchmark.md).
 
 Command     taskset -c 0 python -m experiments run benchmark [--quick] [--rounds 15] [--threads 1]
 Machine     the record names it; measure on a quiet one
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from experiments.benchmark.configurations import CONFIGURATIONS, QUICK
+from experiments.benchmark.measure import keep_freed_memory
 from experiments.benchmark.packages import compare_packages, separate_heads
 from experiments.benchmark.ratios import pruned_speedups, scaling, step_ratios
-from experiments.benchmark.measure import keep_freed_memory
 from experiments.records import RESULTS, Record, Row, versions
 from experiments.runner import Context, Experiment, Figures, find_experiment
-from experiments.tables import Column, quartiles, table
+from experiments.tables import Column, Columns, quartiles, table
 
 ROUNDS, QUICK_ROUNDS = 15, 7
 # A forward pass takes a fraction of a step, and a few more rounds steady its median.
@@ -42,10 +42,11 @@ COLUMNS = {
 
 
 TEXT = """\
-How it is measured is in [docs/benchmark.md](../docs/benchmark.md): arms by turns, medians over rounds of the ratio
-within a round, quartiles in brackets, everything relative to the plain loop. `exact` is the whole stage cost by the
-pass that the record names; all passes are in the second table. Beside packages the weights are the initial ones, so
-times and MACs alone are compared: larger is better where it says speed-up, smaller for steps."""
+How it is measured is in [docs/benchmark.md](../docs/benchmark.md): arms by turns, medians over rounds
+of the ratio within a round, quartiles in brackets, everything relative to the plain loop. `exact` is
+the whole stage cost by the pass that the record names; all passes are in the second table. Beside
+packages the weights are the initial ones, so times and MACs alone are compared: larger is better where
+it says speed-up, smaller for steps."""
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -55,21 +56,23 @@ def run(context: Context) -> dict[str, Any]:
     rounds = context.options.get("rounds") or (QUICK_ROUNDS if quick else ROUNDS)
     chosen = QUICK if quick else CONFIGURATIONS
     keep_freed_memory()
-    measured = []
+    rows, spreads = [], []
     for configuration in chosen:
         context.report(f"measuring {configuration.name}")
-        measured.append(step_ratios(configuration, device, rounds))
+        row, spread = step_ratios(configuration, device, rounds)
+        rows.append(row)
+        spreads.append(spread)
     context.report("measuring the latency of a pruned network")
-    speedups = pruned_speedups(device, LATENCY_ROUNDS_FACTOR * rounds)
+    speedups, quartiles_of = pruned_speedups(device, LATENCY_ROUNDS_FACTOR * rounds)
     scale = [] if quick else scaling(device, min(rounds, SCALING_ROUNDS), context.report)
     packages = [] if quick else compare_packages(chosen, device, rounds, context.report)
     return {
-        "rows": [each.row(device) for each in measured],
+        "rows": rows,
         "shrink": shrink_rows(),
-        "pruned_speedup": [each.row() for each in speedups],
+        "pruned_speedup": speedups,
         "scale": scale,
-        "peers": [*(row for each in measured for row in separate_heads(each)), *packages],
-        "spreads": [each.spread() for each in (*measured, *speedups)],
+        "peers": [*(row for each in spreads for row in separate_heads(each)), *packages],
+        "spreads": [*spreads, *quartiles_of],
         "rounds": rounds,
     }
 
@@ -104,7 +107,7 @@ def section(records: Sequence[Record]) -> list[str]:
 def _tables(record: Record) -> list[str]:
     lists = record.lists()
     between = {row["configuration"]: row for row in lists.get("spreads", [])}
-    configuration: dict[str, Column] = {"configuration": "{configuration}"}
+    configuration: Columns = {"configuration": "{configuration}"}
 
     def ratio(key: str) -> Column:
         return lambda row: quartiles(row[key], between.get(row["configuration"], {}).get(key))
@@ -116,19 +119,19 @@ def _tables(record: Record) -> list[str]:
     # Records of the loops in C have no table of every pass.
     passes = [row for row in between.values() if "medians" in row]
     arms = {name: arm(name) for row in passes for name in row["memory"] if name != "plain"}
-    speedups: dict[str, Column] = {
+    speedups: Columns = {
         "pruned network": "{blocks_before} → {blocks_after} blocks",
         "batch": "{batch}",
         "speed-up of inference": "{speedup:.2f}",
         "aim": lambda r: f"≥ {SPEEDUP_AIM * r['blocks_before'] / r['blocks_after']:.2f}",
     }
-    scale: dict[str, Column] = {
+    scale: Columns = {
         "one training step": "{training}",
         "N": "{num_blocks}",
         "milliseconds a block": lambda row: f"{1000 * row['seconds_a_block']:.2f}",
         "MiB above the resting level": lambda row: f"{row['peak_bytes'] / 2**20:,.1f}",
     }
-    peers: dict[str, Column] = {"peer": "{peer}", "what": "{quantity}", **configuration, "value": _value}
+    peers: Columns = {"peer": "{peer}", "what": "{quantity}", **configuration, "value": _value}
     return [
         table(lists.get("rows", []), configuration | ratios),
         table(passes, {"step time, memory": "{configuration}", **arms}),
@@ -149,24 +152,25 @@ def figures(record: Record) -> Figures:
     """Draw how time a block and memory grow with N."""
     from stagecost.report.charts import Axis, Series, line_chart
 
-    if not record["scale"]:
+    rows = record.lists().get("scale", [])
+    if not rows:
         return {}
     kinds = {
         "time": ("milliseconds a block, one training step", "seconds_a_block", 1000.0),
         "memory": ("MiB above the resting level, one step", "peak_bytes", 2**-20),
     }
-    sizes = tuple(sorted({float(row["num_blocks"]) for row in record["scale"]}))
+    sizes = tuple(sorted({float(row["num_blocks"]) for row in rows}))
     charts = {}
     for name, (title, key, factor) in kinds.items():
         series = [
             Series(
                 kind,
-                [(r["num_blocks"], factor * r[key]) for r in record["scale"] if r["training"] == kind],
+                [(r["num_blocks"], factor * r[key]) for r in rows if r["training"] == kind],
             )
-            for kind in dict.fromkeys(row["training"] for row in record["scale"])
+            for kind in dict.fromkeys(row["training"] for row in rows)
         ]
-        axes = {"x": Axis("blocks N", log=True, ticks=sizes), "y": Axis(title, log=True)}
-        charts[name] = line_chart(series, **axes, summary=f"{title} over N")
+        x, y = Axis("blocks N", log=True, ticks=sizes), Axis(title, log=True)
+        charts[name] = line_chart(series, x=x, y=y, summary=f"{title} over N")
     return charts
 
 

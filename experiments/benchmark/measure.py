@@ -1,8 +1,8 @@
 """Time by turns, and memory in exact bytes.
 
-A machine's speed drifts by more than what is to be measured. So no arm has a time of its own: every round
-runs each arm once, in reversed order every other time, which cancels a steady drift; only ratios within a
-round are formed, and a ratio is the median over the rounds.
+A machine's speed drifts by more than what is to be measured. So no arm has a time of its own: every
+round runs each arm once, in reversed order every other time, which cancels a steady drift; only ratios
+within a round are formed, and a ratio is the median over the rounds.
 
 The peak of a step's memory is what the allocator hands out above the resting level (weights, momentum).
 Scratch memory that oneDNN takes from the system itself is seen by neither arm.
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -96,11 +97,16 @@ def take_turns(
                 arm = arms[name]
                 if warm:
                     arm()
-                seconds[name].append(clock(lambda arm=arm: [arm() for _ in range(repeats)]) / repeats)
+                seconds[name].append(clock(partial(_repeat, arm, repeats)) / repeats)
     finally:
         if was_enabled:
             gc.enable()
     return seconds
+
+
+def _repeat(arm: Arm, times: int) -> None:
+    for _ in range(times):
+        arm()
 
 
 def ratio(seconds: Sequence[float], reference: Sequence[float]) -> Ratio:

@@ -6,7 +6,7 @@ not compared: the weights are the initial ones, so exits are made to fire by the
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from experiments.benchmark.configurations import KEPT_BLOCKS, NUM_CLASSES, Configuration
-from experiments.benchmark.ratios import BATCHES, StepRatios, forward_seconds, truncated
-from experiments.benchmark.steps import LAMBDA, LEARNING_RATE, Step, step
 from experiments.benchmark.measure import Arm, Ratio, clock_of, ratio, take_turns
+from experiments.benchmark.ratios import BATCHES, forward_seconds
+from experiments.benchmark.steps import LAMBDA, LEARNING_RATE, Step, step
 from experiments.peers.packages import (
     STEPS,
     halve_channels,
@@ -29,6 +29,8 @@ from experiments.peers.packages import (
 )
 from experiments.peers.twins import module_macs, plain_twin
 from experiments.records import Row
+from stagecost.cut import Cut
+from stagecost.network import ResidualNetwork
 
 OURS, WHOLE = "stagecost truncation", "whole"
 # Where 8 channels or 16 are left: more MACs than the target, but a width that processors like.
@@ -49,32 +51,30 @@ LIMITS = {
 """What a package cannot do, so that there is no figure for it."""
 
 
-def row(
-    peer: str, configuration: str, quantity: str, value: Ratio | float | None, note: str = ""
-) -> Row:
-    """Return one figure of a peer; where there is none, the note says why."""
+def row(peer: str, configuration: str, quantity: str, value: object, note: str = "") -> Row:
+    """Return one figure of a peer, a `Ratio` or a number; where there is none, the note says why."""
     measured = value.median if isinstance(value, Ratio) else value
     return {
         "peer": peer,
         "configuration": configuration,
         "quantity": quantity,
-        "value": None if measured is None else round(measured, 4),
+        "value": round(measured, 4) if isinstance(measured, float) else None,
         "spread": value.quartiles if isinstance(value, Ratio) else None,
         "note": note,
     }
 
 
-def separate_heads(measured: StepRatios) -> list[Row]:
+def separate_heads(spread: Row) -> list[Row]:
     """Return the figures of separate heads by hooks, which were measured with the other steps."""
-    of = partial(row, "separate heads by hooks", measured.configuration)
-    return [
-        of("training step / plain step", measured.ratios["separate_heads"]),
-        of("memory / plain step", measured.memory("separate_heads")),
-    ]
+    name = "separate_heads"
+    of = partial(row, "separate heads by hooks", spread["configuration"])
+    step_row = of("training step / plain step", spread["medians"][name])
+    memory = of("memory / plain step", spread["memory"][name])
+    return [{**step_row, "spread": spread[f"{name}_step_ratio"]}, memory]
 
 
 def compare_packages(
-    configurations: Sequence[Configuration],
+    configurations: Iterable[Configuration],
     device: torch.device,
     rounds: int,
     report: Callable[[str], None],
@@ -83,14 +83,14 @@ def compare_packages(
 
     A package that is missing gets one row that says so.
     """
+    # The first configuration of every homogeneous network.
+    networks = {str(c.arguments): c for c in reversed([*configurations]) if c.model == "homogeneous"}
     rows = []
-    compare = {"torch-pruning": _compare_channels, "earlyon": _compare_exits}
-    for package, measure in compare.items():
+    for package, measure in {"torch-pruning": _channels, "earlyon": _exits}.items():
         if not is_installed(package):
-            note = "not installed: pip install 'stagecost[peers]'"
-            rows.append(row(package, "", "all", None, note))
+            rows.append(row(package, "", "all", None, "not installed: pip install 'stagecost[peers]'"))
             continue
-        for configuration in _networks(configurations):
+        for configuration in reversed(networks.values()):
             report(f"{package} on {configuration.name}")
             rows += measure(configuration, device, rounds)
             refuse = partial(row, with_version(package), configuration.name)
@@ -98,50 +98,34 @@ def compare_packages(
     return rows
 
 
-def _networks(configurations: Iterable[Configuration]) -> list[Configuration]:
-    """Return the first configuration of every homogeneous network."""
-    chosen: list[Configuration] = []
-    for each in configurations:
-        if each.model == "homogeneous" and each.arguments not in [other.arguments for other in chosen]:
-            chosen.append(each)
-    return chosen
+def _cut_twin(network: ResidualNetwork) -> nn.Sequential:
+    return plain_twin(network.keep(Cut.first(KEPT_BLOCKS)).eval())
 
 
-def _compare_channels(configuration: Configuration, device: torch.device, rounds: int) -> list[Row]:
-    models = _pruned_models(configuration, device)
+def _channels(configuration: Configuration, device: torch.device, rounds: int) -> list[Row]:
     images, targets = configuration.batch(device)
-    before = module_macs(models[WHOLE], images)
+    network, peer = configuration.network(device).eval(), with_version("torch-pruning")
+    models = {WHOLE: plain_twin(network), OURS: _cut_twin(network)}
+    before, target = (module_macs(model, images) for model in models.values())
+    for ranking in STEPS:
+        models[f"{peer}, {ranking}"] = prune_channels(plain_twin(network), images, target, ranking)
+    models[f"{peer}, {HALF}"] = halve_channels(plain_twin(network), images)
     others = [name for name in models if name != WHOLE]
     of = partial(row, configuration=configuration.name)
     rows = []
     for name in others:
-        kept = module_macs(models[name], images) / before
         note = f"{len(models[name]) - 2} blocks, {_widths(models[name])} channels"
+        kept = module_macs(models[name], images) / before
         rows.append(of(name, quantity="MACs kept", value=kept, note=note))
     for batch in BATCHES:
-        seconds = forward_seconds(
-            {name: model.eval() for name, model in models.items()}, images[:batch], device, rounds
-        )
+        evaluated = {name: model.eval() for name, model in models.items()}
+        seconds = forward_seconds(evaluated, images[:batch], device, rounds)
         quantity = f"speed-up of inference, batch {batch}"
         rows += [of(n, quantity=quantity, value=ratio(seconds[WHOLE], seconds[n])) for n in others]
     steps = {name: plain_module_step(model, images, targets) for name, model in models.items()}
     seconds = take_turns(steps, rounds, clock_of(device))
     quantity = "fine-tuning step / step of the whole network"
     return rows + [of(n, quantity=quantity, value=ratio(seconds[n], seconds[WHOLE])) for n in others]
-
-
-def _pruned_models(configuration: Configuration, device: torch.device) -> dict[str, nn.Sequential]:
-    """Return the whole network and what each way of pruning makes of it, by name."""
-    images, _ = configuration.batch(device)
-    network = configuration.network(device).eval()
-    ours = plain_twin(truncated(network, KEPT_BLOCKS))
-    peer, target = with_version("torch-pruning"), module_macs(ours, images)
-    return {
-        WHOLE: plain_twin(network),
-        OURS: ours,
-        **{f"{peer}, {r}": prune_channels(plain_twin(network), images, target, r) for r in STEPS},
-        f"{peer}, {HALF}": halve_channels(plain_twin(network), images),
-    }
 
 
 def _widths(model: nn.Module) -> str:
@@ -152,33 +136,28 @@ def _widths(model: nn.Module) -> str:
 
 def plain_module_step(model: nn.Module, images: Tensor, targets: Tensor) -> Step:
     """Return a plain training step of any module, with decay on all parameters."""
-    optimizer = SGD(
-        model.parameters(), lr=LEARNING_RATE, momentum=0.9, nesterov=True, weight_decay=LAMBDA
-    )
+    optimizer = SGD(model.parameters(), LEARNING_RATE, 0.9, weight_decay=LAMBDA, nesterov=True)
     model.train()
     return step(lambda: F.cross_entropy(model(images), targets), optimizer)
 
 
-def _compare_exits(configuration: Configuration, device: torch.device, rounds: int) -> list[Row]:
-    return [
-        *_exits_training(configuration, device, rounds),
-        *_exits_inference(configuration, device, rounds),
-    ]
+def _exits(configuration: Configuration, device: torch.device, rounds: int) -> list[Row]:
+    return [*_training(configuration, device, rounds), *_inference(configuration, device, rounds)]
 
 
-def _exits_training(configuration: Configuration, device: torch.device, rounds: int) -> list[Row]:
+def _training(configuration: Configuration, device: torch.device, rounds: int) -> list[Row]:
     from earlyon import training
 
     network = configuration.network(device)
     images, _ = configuration.batch(device)
     width, every = configuration.arguments["width"], range(1, network.num_blocks)
     batches = [configuration.batch(device, place) for place in range(EPOCH_BATCHES)]
-    options = {"epochs": 1, "lr": LEARNING_RATE, "device": str(device), "on_epoch_end": _be_quiet}
+    quiet: dict[str, Any] = {"on_epoch_end": lambda log: None, "device": str(device)}
 
     def arm(train: Callable[..., object], exits: Sequence[int]) -> Arm:
         backbone = plain_twin(network)
         model = with_exits(backbone, exits, images, width, NUM_CLASSES) if exits else backbone
-        return partial(train, model, batches, **options)
+        return partial(train, model, batches, epochs=1, lr=LEARNING_RATE, **quiet)
 
     joint, second = training.joint_train_backbone_and_exits, training.stage2_train_exits
     arms = {
@@ -188,45 +167,40 @@ def _exits_training(configuration: Configuration, device: torch.device, rounds: 
         f"second-stage step (frozen backbone), {len(EXITS)} exits": arm(second, EXITS),
     }
     seconds = take_turns(arms, rounds, clock_of(device))
+    plain = seconds.pop("plain")
     note = "relative to its first stage, which trains the bare network"
     of = partial(row, with_version("earlyon"), configuration.name, note=note)
-    others = [name for name in arms if name != "plain"]
-    return [
-        of(quantity=f"{name} / plain step", value=ratio(seconds[name], seconds["plain"])) for name in others
-    ]
+    return [of(quantity=f"{name} / plain step", value=ratio(t, plain)) for name, t in seconds.items()]
 
 
-def _be_quiet(log: object) -> None:
-    """Take earlyon's report of an epoch."""
-
-
-def _exits_inference(configuration: Configuration, device: torch.device, rounds: int) -> list[Row]:
+def _inference(configuration: Configuration, device: torch.device, rounds: int) -> list[Row]:
     network = configuration.network(device).eval()
     images, _ = configuration.batch(device)
     peer, ours = with_version("earlyon"), f"{OURS}, beside earlyon"
     rows = []
     for batch in BATCHES:
-        models: dict[str, Any] = {
-            WHOLE: plain_twin(network),
-            "cut": plain_twin(truncated(network, KEPT_BLOCKS)),
-            **{
-                f"exit behind block {block}": _routed(network, images, configuration, place, batch)
-                for place, block in enumerate(EXITS)
-            },
-            "no exit taken": _routed(network, images, configuration, None, batch),
-        }
+        models: dict[str, Any] = {WHOLE: plain_twin(network), "cut": _cut_twin(network)}
+        for place, block in enumerate(EXITS):
+            models[f"exit behind block {block}"] = _routed(network, images, configuration, place, batch)
+        models["no exit taken"] = _routed(network, images, configuration, None, batch)
         seconds = forward_seconds(models, images[:batch], device, rounds)
-        for name in [name for name in models if name != WHOLE]:
+        whole = seconds.pop(WHOLE)
+        for name, times in seconds.items():
             cut = name == "cut"
             quantity = f"speed-up of inference{'' if cut else f', {name}'}, batch {batch}"
             note = "" if cut or batch == 1 else "the whole batch exits together"
-            faster = ratio(seconds[WHOLE], seconds[name])
-            rows.append(row(ours if cut else peer, configuration.name, quantity, faster, note))
+            rows.append(
+                row(ours if cut else peer, configuration.name, quantity, ratio(whole, times), note)
+            )
     return rows
 
 
 def _routed(
-    network: Any, images: Tensor, configuration: Configuration, place: int | None, batch: int
+    network: ResidualNetwork,
+    images: Tensor,
+    configuration: Configuration,
+    place: int | None,
+    batch: int,
 ) -> Callable[[Tensor], object]:
     """Return earlyon's inference whose exit at `place` fires at once, or none if there is no place.
 

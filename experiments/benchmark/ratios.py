@@ -1,14 +1,14 @@
-"""The ratios of the table: steps, memory and analysis beside the plain loop, inference after a cut, growing N."""
+"""The ratios of the table: steps, memory and analysis beside the plain loop, inference, growing N."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from experiments.benchmark.configurations import KEPT_BLOCKS, WHOLE, Configuration, homogeneous
+from experiments.benchmark.measure import Arm, clock_of, peak_bytes, ratio, take_turns
 from experiments.benchmark.steps import (
     PASSES,
     Step,
@@ -18,10 +18,8 @@ from experiments.benchmark.steps import (
     sampled_step,
     separate_heads_step,
 )
-from experiments.benchmark.measure import Arm, Ratio, clock_of, peak_bytes, ratio, take_turns
 from experiments.records import Row
 from stagecost.cut import Cut
-from stagecost.network import ResidualNetwork
 from stagecost.trajectory import loss_trajectory, terminal_score
 
 ANALYSED_BATCHES = 3
@@ -32,60 +30,16 @@ SIZES = (12, 54, 200, 1000)
 # Small enough that a thousand blocks without checkpointing fit into a few gigabytes.
 SCALING_WIDTH, SCALING_BATCH = 16, 16
 
+Model = nn.Module | Callable[[Tensor], object]
 
-@dataclass(frozen=True)
-class StepRatios:
-    """What was measured of one configuration.
 
-    Attributes:
-        configuration: its name.
-        exact: the pass by which training computes the exact cost.
-        ratios: of times to the plain loop's, by arm; of "analyze" to an evaluation's.
-        seconds: the median time of each arm.
-        peak_bytes: of a step above the resting level.
+def step_ratios(configuration: Configuration, device: torch.device, rounds: int) -> tuple[Row, Row]:
+    """Measure training steps, their memory, and the analysis of all depths.
+
+    Returns:
+        The row of the table; and all that is behind it: quartiles by the names of the row, the pass that
+        is called exact, medians, memory, seconds and peaks of every arm.
     """
-
-    configuration: str
-    exact: str
-    ratios: dict[str, Ratio]
-    seconds: dict[str, float]
-    peak_bytes: dict[str, int]
-
-    def memory(self, arm: str) -> float:
-        """Return an arm's peak relative to the plain loop's."""
-        return round(self.peak_bytes[arm] / self.peak_bytes["plain"], 4)
-
-    def row(self, device: torch.device) -> Row:
-        """Return the row of the table."""
-        arms = {"exact": self.exact, **{name: name for name in ("literal", "sampled")}}
-        return {
-            "configuration": self.configuration,
-            "device": str(device),
-            "threads": torch.get_num_threads(),
-            **{f"{name}_step_ratio": round(self.ratios[arm].median, 4) for name, arm in arms.items()},
-            "memory_ratio": self.memory(self.exact),
-            "analyze_ratio": round(self.ratios["analyze"].median, 4),
-        }
-
-    def spread(self) -> Row:
-        """Return everything: quartiles by the names of the row, and median, quartiles and memory of each arm."""
-        ratios = {**self.ratios, "exact": self.ratios[self.exact]}
-        return {
-            "configuration": self.configuration,
-            **{
-                f"{name}_ratio" if name == "analyze" else f"{name}_step_ratio": each.quartiles
-                for name, each in ratios.items()
-            },
-            "exact_is": self.exact,
-            "medians": {name: round(each.median, 4) for name, each in self.ratios.items()},
-            "memory": {arm: self.memory(arm) for arm in self.peak_bytes},
-            "seconds": {arm: round(seconds, 5) for arm, seconds in self.seconds.items()},
-            "peak_bytes": self.peak_bytes,
-        }
-
-
-def step_ratios(configuration: Configuration, device: torch.device, rounds: int) -> StepRatios:
-    """Measure a configuration: training steps, their memory, and the analysis of all depths."""
     torch.compiler.reset()  # it would give up compiling after some shapes
     exact = exact_pass(device)
     passes = [name for name in PASSES if name != "compiled" or exact == "compiled"]
@@ -100,9 +54,26 @@ def step_ratios(configuration: Configuration, device: torch.device, rounds: int)
     analysis = analysis_seconds(configuration, device, rounds)
     ratios = {name: ratio(times, seconds["plain"]) for name, times in seconds.items() if name != "plain"}
     ratios["analyze"] = ratio(analysis["analyze"], analysis["evaluate"])
-    medians = {name: statistics.median(times) for name, times in {**seconds, **analysis}.items()}
     peaks = {name: peak_bytes(arm, device) for name, arm in arms.items()}
-    return StepRatios(configuration.name, exact, ratios, medians, peaks)
+    memory = {name: round(peak / peaks["plain"], 4) for name, peak in peaks.items()}
+    named = {f"{name}_step_ratio": ratios[name] for name in ("literal", "sampled", "separate_heads")}
+    named |= {"exact_step_ratio": ratios[exact], "analyze_ratio": ratios["analyze"]}
+    shown = {key: round(each.median, 4) for key, each in named.items() if "heads" not in key}
+    row = {
+        "configuration": configuration.name,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+    }
+    spread = {
+        "configuration": configuration.name,
+        **{key: each.quartiles for key, each in named.items()},
+        "exact_is": exact,
+        "medians": {name: round(each.median, 4) for name, each in ratios.items()},
+        "memory": memory,
+        "seconds": {n: round(statistics.median(t), 5) for n, t in {**seconds, **analysis}.items()},
+        "peak_bytes": peaks,
+    }
+    return {**row, **shown, "memory_ratio": memory[exact]}, spread
 
 
 def analysis_seconds(
@@ -118,60 +89,30 @@ def analysis_seconds(
     return take_turns(arms, rounds, clock_of(device))
 
 
-@dataclass(frozen=True)
-class Speedup:
-    """How many times as fast the pruned network is, at one batch size."""
-
-    before: int
-    after: int
-    batch: int
-    ratio: Ratio
-
-    def row(self) -> Row:
-        """Return the row of the table."""
-        return {
-            "blocks_before": self.before,
-            "blocks_after": self.after,
-            "batch": self.batch,
-            "speedup": round(self.ratio.median, 4),
-        }
-
-    def spread(self) -> Row:
-        """Return the quartiles of the speed-up."""
-        name = f"{self.before} to {self.after} blocks, batch {self.batch}"
-        return {"configuration": name, "speedup": self.ratio.quartiles}
-
-
 def pruned_speedups(
     device: torch.device, rounds: int, whole: Configuration = WHOLE, kept_blocks: int = KEPT_BLOCKS
-) -> list[Speedup]:
-    """Truncate a network and time both, for a single image and for a batch."""
+) -> tuple[list[Row], list[Row]]:
+    """Truncate a network and time both, for one image and for a batch: rows, and quartiles."""
     network = whole.network(device).eval()
-    pruned = truncated(network, kept_blocks)
-    models = {"whole": network, "pruned": pruned}
+    models: dict[str, Model] = {"whole": network, "pruned": network.keep(Cut.first(kept_blocks)).eval()}
     images, _ = whole.batch(device)
-    speedups = []
+    rows, spreads = [], []
     for batch in BATCHES:
         seconds = forward_seconds(models, images[:batch], device, rounds)
         faster = ratio(seconds["whole"], seconds["pruned"])
-        speedups.append(Speedup(network.num_blocks, pruned.num_blocks, batch, faster))
-    return speedups
-
-
-def truncated(network: ResidualNetwork, kept_blocks: int) -> ResidualNetwork:
-    """Return the network cut to its first blocks, in eval mode."""
-    return network.keep(Cut.first(kept_blocks)).eval()
+        blocks = {"blocks_before": network.num_blocks, "blocks_after": kept_blocks}
+        rows.append({**blocks, "batch": batch, "speedup": round(faster.median, 4)})
+        name = f"{network.num_blocks} to {kept_blocks} blocks, batch {batch}"
+        spreads.append({"configuration": name, "speedup": faster.quartiles})
+    return rows, spreads
 
 
 def forward_seconds(
-    models: Mapping[str, nn.Module | Callable[[Tensor], object]],
-    images: Tensor,
-    device: torch.device,
-    rounds: int,
+    models: Mapping[str, Model], images: Tensor, device: torch.device, rounds: int
 ) -> dict[str, list[float]]:
     """Time a forward pass of each model by turns, in inference mode."""
 
-    def arm(model: nn.Module | Callable[[Tensor], object]) -> Arm:
+    def arm(model: Model) -> Arm:
         def run() -> None:
             with torch.inference_mode():
                 model(images)
@@ -186,12 +127,7 @@ def forward_seconds(
 def scaling(
     device: torch.device, rounds: int, report: Callable[[str], None], sizes: Sequence[int] = SIZES
 ) -> list[Row]:
-    """Measure a step of plain training and of the whole stage cost for every N.
-
-    Returns:
-        A row for each N and way of training: `num_blocks`, `training`, `step_seconds`,
-        `seconds_a_block` (medians) and `peak_bytes` above the resting level.
-    """
+    """Measure a plain step and one with the whole stage cost for every N: medians, and peaks."""
     exact, rows = exact_pass(device), []
     for num_blocks in sizes:
         report(f"a step of {num_blocks} blocks")
@@ -204,13 +140,7 @@ def scaling(
         seconds = take_turns(arms, rounds, clock_of(device))
         for name, arm in arms.items():
             median = statistics.median(seconds[name])
-            rows.append(
-                {
-                    "num_blocks": num_blocks,
-                    "training": name,
-                    "step_seconds": round(median, 5),
-                    "seconds_a_block": round(median / num_blocks, 7),
-                    "peak_bytes": peak_bytes(arm, device),
-                }
-            )
+            times = {"step_seconds": round(median, 5), "seconds_a_block": round(median / num_blocks, 7)}
+            row = {"num_blocks": num_blocks, "training": name, **times}
+            rows.append({**row, "peak_bytes": peak_bytes(arm, device)})
     return rows

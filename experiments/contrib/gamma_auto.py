@@ -1,9 +1,9 @@
 """gamma that steers itself: it presses for depth while the terminal loss keeps up with plain training's.
 
 A constant c = gamma·N = 0.1 does as well (`python -m experiments show gamma`), so it is not recommended.
-The rule steers c, the weight of the whole stage cost against the terminal loss, from the losses of pieces
-of an epoch: where the loss exceeds plain training's by more than epsilon, c falls, else it rises; see
-docs/gamma.md. Both trainings see the same images in the same order::
+The rule steers c, the weight of the whole stage cost against the terminal loss, from the losses of
+pieces of an epoch: where the loss exceeds plain training's by more than epsilon, c falls, else it rises;
+see docs/gamma.md. Both trainings see the same images in the same order::
 
     plain = Pieces()
     train({**settings, "gamma": 0.0}, "runs/plain", on_step=plain)

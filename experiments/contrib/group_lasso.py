@@ -16,8 +16,8 @@ from stagecost.train.state import State
 def shrink_branches(network: ResidualNetwork, threshold: float) -> list[int]:
     """Do the proximal step of threshold·Σ_k ‖w_F,k‖: w_F,k ← max(0, 1 − threshold/‖w_F,k‖)·w_F,k.
 
-    A branch whose norm is at most the threshold becomes exactly zero, and so does F_k. (Proximal gradient,
-    Yuan and Lin 2006 for the group lasso.)
+    A branch whose norm is at most the threshold becomes exactly zero, and so does F_k. (Proximal
+    gradient, Yuan and Lin 2006 for the group lasso.)
 
     Args:
         network: its residual branches are changed in place.

@@ -1,8 +1,8 @@
 """Stage costs whose gamma changes during the training; two of them serve the layer-pruning table.
 
 By the ablation, what they gain over a uniform, constant stage cost is small or within the spread of the
-seeds. The two of the table press for one end of the network each: late and little for the full depth, hard
-on y_M alone for the pruned network (`show schedule-trials` has what was tried for them).
+seeds. The two of the table press for one end of the network each: late and little for the full depth,
+hard on y_M alone for the pruned network (`show schedule-trials` has what was tried for them).
 """
 
 import math
@@ -25,9 +25,9 @@ Schedule = Literal["constant", "warmup", "early", "late", "falling"]
 def gamma_factor(schedule: Schedule, progress: float) -> float:
     """Return the factor of gamma after a part of the training, from 0 to 1.
 
-    "warmup" rises over the first half; "early" is 0 until 20 % and rises until 30 %, "late" is 0 until 40 %
-    and rises until 70 %, so that features form before depth is pressed on; "falling" goes from 1 to 0 along
-    a cosine.
+    "warmup" rises over the first half; "early" is 0 until 20 % and rises until 30 %, "late" is 0 until
+    40 % and rises until 70 %, so that features form before depth is pressed on; "falling" goes from 1 to
+    0 along a cosine.
     """
     match schedule:
         case "constant":
@@ -43,7 +43,7 @@ def gamma_factor(schedule: Schedule, progress: float) -> float:
 
 
 def hinged(output: Tensor, target: Tensor, terminal: Tensor) -> Tensor:
-    """Punish only what an output loses against the terminal one: mean of max(0, L_k − L_N) over samples."""
+    """Punish what an output loses against the terminal one: mean of max(0, L_k − L_N) over samples."""
     losses = F.cross_entropy(output, target, reduction="none")
     return (losses - F.cross_entropy(terminal, target, reduction="none")).clamp_min(0).mean()
 
@@ -101,7 +101,7 @@ def from_depth(first: int, num_blocks: int) -> tuple[Cut, ...]:
 
 
 def with_plain_decay(settings: Mapping[str, Any], cost: Scheduled) -> Training:
-    """Return a training whose weight decay is that of plain training, whatever the stage cost's weight."""
+    """Return a training with the weight decay of plain training, whatever the stage cost's weight."""
     return Training({**settings, "weight_decay": TrainingSettings.weight_decay}, cost)
 
 

@@ -1,4 +1,4 @@
-"""Depth that shrinks: tail blocks leave during the training once the validation loss can do without them.
+"""Depth that shrinks: tail blocks leave while training once the validation loss can do without them.
 
 A network with gamma = 0 that is cut to the same depths at the same moments (`--cut-at`) does as well
 (`python -m experiments show shrink`), so the rule is not recommended; see docs/shrink.md. It is for
@@ -103,10 +103,10 @@ class Shrinking:
         return done
 
     def _may_cut(self, epoch: int, losses: Sequence[float]) -> bool:
-        """Tell whether blocks may leave after an epoch: neither at the very start nor in the second half.
+        """Tell whether blocks may leave after an epoch: not at the very start, nor in the second half.
 
         Nor while the loss is above what the latest cut left behind; nor a second time while every output
-        has more than half of the loss of a guess: early in a training nearly every tail looks superfluous.
+        has more than half of the loss of a guess: early on nearly every tail looks superfluous.
         """
         epochs = self.settings.training.epochs
         if not (AFTER * epochs <= epoch < epochs / 2 and all(map(math.isfinite, losses))):

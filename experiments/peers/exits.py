@@ -21,7 +21,7 @@ from experiments.peers.protocol import EXITS_LR, Cost, Outcome, Protocol
 from experiments.peers.twins import module_macs, plain_twin
 from experiments.trainings import Run, images_of_an_epoch
 from stagecost.macs import count_parameters, macs_by_part
-from stagecost.runs.trained import Trained
+from stagecost.runs.trained import Split, Trained
 from stagecost.train.recipe import ImageBatches
 from stagecost.train.setup import prepare
 
@@ -102,7 +102,7 @@ def calibrate(model: Any, trained: Trained, protocol: Protocol) -> None:
         )
 
 
-def routed(model: Any, trained: Trained, split: str, costs: "ExitCosts") -> tuple[float, int]:
+def routed(model: Any, trained: Trained, split: Split, costs: "ExitCosts") -> tuple[float, int]:
     """Return accuracy (percent) and mean MACs of a split, with each image leaving by itself."""
     from earlyon.core.thresholds import collect_head_logits, simulate_policy
 

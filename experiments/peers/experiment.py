@@ -41,17 +41,17 @@ from experiments.peers.protocol import Cost, Outcome, Protocol, cached, finetune
 from experiments.peers.twins import network_of_twin, plain_twin
 from experiments.records import Record, Row
 from experiments.runner import Context, Experiment, Tier
-from experiments.tables import accuracy, rows_of, table
+from experiments.tables import Columns, accuracy, rows_of, table
 from experiments.trainings import Run, Training, accuracy_row, trained_run
 from stagecost.cut import Cut
 from stagecost.macs import count_macs
 from stagecost.network import ResidualNetwork
 
 TEXT = """\
-What each arm is, and what is not comparable, is in [docs/peers.md](../docs/peers.md). One backbone, one schedule, the
-same number of epochs in all; the most accurate arm first. MACs of an image and MACs of training are parts of those of
-`plain_full`. `control_cut` is what `ours_cut` has to beat, and `plain_cut_finetuned` what `ours_finetuned` has to
-beat."""
+What each arm is, and what is not comparable, is in [docs/peers.md](../docs/peers.md). One backbone, one
+schedule, the same number of epochs in all; the most accurate arm first. MACs of an image and MACs of
+training are parts of those of `plain_full`. `control_cut` is what `ours_cut` has to beat, and
+`plain_cut_finetuned` what `ours_finetuned` has to beat."""
 
 
 def as_trained(protocol: Protocol, run: Run) -> list[Outcome]:
@@ -129,7 +129,9 @@ def run(context: Context) -> dict[str, Any]:
     arms = [arm for arm in ARMS if arm.package is None or is_installed(arm.package)]
     for arm in ARMS:
         if arm not in arms:
-            context.report(f"{arm.package} is left out: pip install 'stagecost[peers]' to compare with it")
+            context.report(
+                f"{arm.package} is left out: pip install 'stagecost[peers]' to compare with it"
+            )
     outcomes: dict[str, list[Outcome]] = {name: [] for arm in arms for name in arm.rows}
     for seed in context.seeds:
         for arm in arms:
@@ -147,7 +149,11 @@ def _outcomes(context: Context, protocol: Protocol, arm: Arm, seed: int) -> list
         return arm.after(protocol, done)
 
     version = None if arm.package is None else importlib.metadata.version(arm.package)
-    defining = {"data": context.images(context.dataset), "settings": training.to_json(), "protocol": asdict(protocol)}
+    defining = {
+        "data": context.images(context.dataset),
+        "settings": training.to_json(),
+        "protocol": asdict(protocol),
+    }
     folder = context.work / "outcomes"
     return cached(folder, arm.rows[0], seed, {**defining, "version": version}, make)
 
@@ -180,7 +186,7 @@ def section(records: Sequence[Record]) -> list[str]:
 
 def _table(record: Record) -> str:
     plain = next((row for row in record["rows"] if row["arm"] == "plain_full"), record["rows"][0])
-    columns = {
+    columns: Columns = {
         record.name: "{arm}",
         "test accuracy": accuracy,
         "validation": lambda row: f"{statistics.mean(row['val_accuracies']):.2f}",

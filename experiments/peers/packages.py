@@ -41,13 +41,13 @@ def prune_channels(
         if module_macs(model, images) <= target_macs:
             break
         pruner.step()
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model.to(memory_format=torch.channels_last)
 
 
 def halve_channels(model: nn.Sequential, images: Tensor) -> nn.Sequential:
     """Remove half the channels of every layer by Torch-Pruning, in place."""
     _pruner(model, images, False, ratio=0.5, steps=1).step()
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model.to(memory_format=torch.channels_last)
 
 
 def _pruner(

@@ -1,4 +1,4 @@
-"""What all arms share: backbone, images, optimiser, schedule, and the number of epochs; and their outcomes.
+"""What all arms share: backbone, images, optimiser, schedule, number of epochs; and their outcomes.
 
 Every arm gets E epochs in all. Where something is done after a first training, the first training gets
 70 % of them, with the whole of its schedule, and the rest belongs to what is done. Networks that are

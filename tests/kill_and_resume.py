@@ -1,6 +1,6 @@
 """Kill a training run at random moments, resume it each time, and compare its end with a run left alone.
 
-    python -m experiments.kill_and_resume --kills 20
+    python tests/kill_and_resume.py --kills 20
 
 Every step writes a checkpoint, and every second kill waits for the next file that is being written, so
 that it lands in the middle of it. The processes are forked from one that has imported everything: what
@@ -58,7 +58,8 @@ class Kill:
     def __str__(self) -> str:
         """Say it in a row of the table."""
         cut = "  a file was being written" if self.during_write else ""
-        return f"after {self.seconds:5.2f} s  saved so far: epoch {self.epoch + 1:2d}, batch {self.batch:2d}{cut}"
+        where = f"epoch {self.epoch + 1:2d}, batch {self.batch:2d}"
+        return f"after {self.seconds:5.2f} s  saved so far: {where}{cut}"
 
 
 def main() -> int:
