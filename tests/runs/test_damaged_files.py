@@ -1,5 +1,6 @@
-"""Runs and saved networks that are missing or damaged end with status 2 and one line."""
+"""Runs and saved networks that are missing or damaged are refused by every verb, in one line."""
 
+import functools
 import json
 import os
 import pickle
@@ -14,37 +15,54 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import stagecost as sc
-from conftest import Runs
-from helpers import contents
-from processes import CommandLine
+from runs.conftest import Trained
+from stagecost.errors import StageCostError
+from stagecost.models.catalogue import load
+from stagecost.runs.analysis import analyze
+from stagecost.runs.bound import bound
+from stagecost.runs.evaluation import evaluate
+from stagecost.runs.pruning import prune
+from stagecost.runs.reporting import report
+from stagecost.runs.training import train
 
 Tensors = dict[str, torch.Tensor]
 
 
-def verbs_on(cli: CommandLine, path: Path, runs: Runs, spare: Path) -> list[str]:
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def refusal(verb: Callable[[], object]) -> str:
+    """Return the one line with which a verb is refused."""
+    with pytest.raises(StageCostError) as caught:
+        verb()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def verbs_on(path: Path, trained: Trained, spare: Path) -> list[str]:
     """Return the lines with which all verbs that read a run refuse this one."""
-    commands: list[tuple[object, ...]] = [
-        ("analyze", path),
-        ("evaluate", path),
-        ("report", path),
-        ("prune", path, "--keep-blocks", 1, "--output", spare),
-        ("bound", path, "--sub", runs.two),
-        ("bound", runs.three, "--sub", path),
+    verbs: list[Callable[[], object]] = [
+        lambda: analyze(path),
+        lambda: evaluate(path),
+        lambda: report(path),
+        lambda: prune(path, spare, keep=1),
+        lambda: bound(path, [trained.two]),
+        lambda: bound(trained.three, [path]),
     ]
-    lines = [cli(*command).refusal for command in commands]
+    lines = [refusal(verb) for verb in verbs]
     assert not spare.exists()
     return lines
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "file"])
-def test_no_run(cli: CommandLine, runs: Runs, tmp_path: Path, kind: str) -> None:
+def test_no_run(trained: Trained, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "path"
     if kind == "empty":
         path.mkdir()
     elif kind == "file":
         path.write_text("x")
-    for line in verbs_on(cli, path, runs, tmp_path / "spare"):
+    for line in verbs_on(path, trained, tmp_path / "spare"):
         assert str(path) in line
 
 
@@ -102,7 +120,33 @@ def with_a_pickle(file: Path) -> None:
     file.write_bytes(pickle.dumps(Trap()))
 
 
+def with_a_number(value: float) -> Callable[[Path], None]:
+    def damage(file: Path) -> None:
+        def edit(tensors: Tensors, _: dict[str, str]) -> None:
+            tensors[weight(tensors, "network.blocks.0")].view(-1)[0] = value
+
+        change(file, edit)
+
+    return damage
+
+
+def of_other_settings(file: Path) -> None:
+    def edit(_: Tensors, metadata: dict[str, str]) -> None:
+        settings = {**json.loads(metadata["settings"]), "lr": 0.123}
+        metadata["settings"] = json.dumps(settings)
+
+    change(file, edit)
+
+
+def without_settings(file: Path) -> None:
+    change(file, lambda tensors, metadata: metadata.pop("settings"))
+
+
 DAMAGES = {
+    "a weight that is no number": with_a_number(float("nan")),
+    "an infinite weight": with_a_number(float("inf")),
+    "other settings": of_other_settings,
+    "no settings": without_settings,
     "truncated": truncate,
     "random bytes": lambda file: file.write_bytes(np.random.default_rng(0).bytes(5000)),
     "empty": lambda file: file.write_bytes(b""),
@@ -118,28 +162,31 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_checkpoints(cli: CommandLine, runs: Runs, tmp_path: Path, damage: str) -> None:
+def test_damaged_checkpoints(trained: Trained, tmp_path: Path, damage: str) -> None:
     run = tmp_path / "run"
-    shutil.copytree(runs.three, run)
+    shutil.copytree(trained.three, run)
     DAMAGES[damage](run / "last.safetensors")
-    for line in verbs_on(cli, run, runs, tmp_path / "spare"):
+    for line in verbs_on(run, trained, tmp_path / "spare"):
         if damage != "no image format":
-            assert str(run) in line
+            assert str(run) in line, line
     assert not (tmp_path / "executed").exists()
 
 
-RESUMING = ["truncated", "random bytes", "empty", "another format", "a tensor missing", "a pickle"]
+RESUMING = [
+    *("a weight that is no number", "an infinite weight", "no settings"),
+    *("truncated", "random bytes", "empty", "another format", "a tensor missing", "a pickle"),
+]
 
 
 @pytest.mark.parametrize("damage", [*RESUMING, "a counter missing", "another shape"])
 def test_resuming_from_a_damaged_checkpoint(
-    cli: CommandLine, runs: Runs, tmp_path: Path, damage: str
+    trained: Trained, tmp_path: Path, damage: str
 ) -> None:
     run = tmp_path / "run"
-    shutil.copytree(runs.three, run)
+    shutil.copytree(trained.three, run)
     DAMAGES[damage](run / "last.safetensors")
     before = contents(run)
-    line = cli("train", "--resume", "--output", run).refusal
+    line = refusal(lambda: train({}, run, resume=True))
     assert "last.safetensors" in line
     assert contents(run) == before
     assert not (tmp_path / "executed").exists()
@@ -160,24 +207,24 @@ def no_progress(tensors: Tensors, metadata: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("edit", [no_rng, other_momentum, no_progress])
 def test_resuming_without_a_part(
-    cli: CommandLine, runs: Runs, tmp_path: Path, edit: Callable[[Tensors, dict[str, str]], None]
+    trained: Trained, tmp_path: Path, edit: Callable[[Tensors, dict[str, str]], None]
 ) -> None:
     run = tmp_path / "run"
-    shutil.copytree(runs.three, run)
+    shutil.copytree(trained.three, run)
     change(run / "last.safetensors", edit)
-    assert "last.safetensors" in cli("train", "--resume", "--output", run).refusal
+    assert "last.safetensors" in refusal(lambda: train({}, run, resume=True))
 
 
 CORRUPT = [b"a: [1", b"- 1\n", b"", b"epoks: 3\n", b"data: digits\nnum_blocks: x\n", b"\x00\xff"]
 
 
 @pytest.mark.parametrize("content", CORRUPT, ids=str)
-def test_damaged_settings_of_a_run(cli: CommandLine, runs: Runs, tmp_path: Path, content: bytes) -> None:
+def test_damaged_settings_of_a_run(trained: Trained, tmp_path: Path, content: bytes) -> None:
     run = tmp_path / "run"
-    shutil.copytree(runs.three, run)
+    shutil.copytree(trained.three, run)
     (run / "config.yaml").write_bytes(content)
-    verbs_on(cli, run, runs, tmp_path / "spare")
-    assert cli("train", "--resume", "--output", run).refusal
+    verbs_on(run, trained, tmp_path / "spare")
+    assert refusal(lambda: train({}, run, resume=True))
 
 
 def edit_config(folder: Path, **changes: object) -> None:
@@ -232,7 +279,15 @@ SAVED: dict[str, Callable[[Path], object]] = {
     "impossible arguments": changed(arguments={"num_blocks": -1, "width": 6, "num_classes": 10}),
     "no arguments": changed(arguments=None),
 }
+def no_number(folder: Path) -> None:
+    def edit(tensors: Tensors, _: dict[str, str]) -> None:
+        tensors["head.linear.weight"][0, 0] = float("nan")
+
+    change(folder / "model.safetensors", edit)
+
+
 SAVED_IMAGES: dict[str, Callable[[Path], object]] = {
+    "a weight that is no number": no_number,
     "no settings": changed(settings=None),
     "settings of another type": changed(settings="digits"),
     "unknown entry": changed(settings={"zzz": 1}),
@@ -244,13 +299,12 @@ SAVED_IMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", SAVED | SAVED_IMAGES)
-def test_damaged_saved_networks(cli: CommandLine, runs: Runs, tmp_path: Path, damage: str) -> None:
+def test_damaged_saved_networks(trained: Trained, tmp_path: Path, damage: str) -> None:
     small = tmp_path / "small"
-    shutil.copytree(runs.saved, small)
+    shutil.copytree(trained.saved, small)
     (SAVED | SAVED_IMAGES)[damage](small)
-    for verb in ("evaluate", "analyze"):
-        assert cli(verb, small).refusal
+    for verb in (evaluate, analyze):
+        assert refusal(functools.partial(verb, small))
     if damage in SAVED:
-        with pytest.raises(sc.StageCostError):
-            sc.load(small)
+        assert refusal(lambda: load(small))
     assert not (tmp_path / "executed").exists()
