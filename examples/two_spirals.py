@@ -17,15 +17,14 @@ import torch
 from torch import Tensor, nn
 
 import stagecost as sc
-from stagecost.report.canvas import draw_curve, make_panel, scale_values, write_text
-from stagecost.report.svg import to_svg
+from stagecost.report.charts import Axis, Series, line_chart
 from stagecost.trajectory import Trajectory
 
 NUM_BLOCKS, WIDTH, HIDDEN = 20, 8, 32
 WEIGHT_DECAY = 1e-4  # lambda
 STAGE_SHARE = 1.0  # c = gamma·N
 TOLERANCE = 0.5
-STYLES = {"plain": ("muted", (4.0, 2.0)), "stage cost": ("accent", None)}
+COLOURS = {"plain": "muted", "stage cost": "accent"}
 
 
 class PointHead(nn.Module):
@@ -101,16 +100,17 @@ def figures(found: Mapping[str, Trajectory]) -> dict[str, str]:
 
 
 def _figure(curves: Mapping[str, tuple[float, ...]], value_name: str, name: str) -> str:
-    longest = max(map(len, curves.values()))
-    panel = make_panel(value_name, longest)
-    scale_values(panel.axes, list(curves.values()), logarithmic=True)
-    for place, (training, values) in enumerate(curves.items()):
-        colour, dashes = STYLES[training]
-        draw_curve(panel.axes, range(len(values)), values, colour=colour, dashes=dashes)
-        height = 0.93 - 0.075 * place
-        write_text(panel.axes, 0.97, height, f"● {training}", ha="right", colour=colour)
-    summary = f"{value_name} over k on two spirals: {', '.join(curves)}"
-    return to_svg(panel.figure, f"two-spirals-{name}", summary)
+    series = [
+        Series(training, list(enumerate(values)), colour=COLOURS[training])
+        for training, values in curves.items()
+    ]
+    chart = line_chart(
+        series,
+        x=Axis("depth k (blocks in use)"),
+        y=Axis(value_name, log=True),
+        summary=f"{value_name} over k on two spirals: {', '.join(curves)}",
+    )
+    return chart.svg(f"two-spirals-{name}")
 
 
 def main() -> None:
