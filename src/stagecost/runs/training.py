@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import torch
 
+from stagecost.data.fingerprint import check_fingerprint, fingerprint
 from stagecost.data.loading import load_data
 from stagecost.errors import StageCostError
 from stagecost.objective import StageCost
@@ -16,7 +17,7 @@ from stagecost.runs.certainty import Interval, wilson
 from stagecost.runs.folder import RunFolder, settings_for, write_config, write_metrics
 from stagecost.runs.lock import FolderLock, locked
 from stagecost.runs.results import Result
-from stagecost.storage import remove_leftovers
+from stagecost.storage import remove_leftovers, write_atomically
 from stagecost.train.checkpoint import read_checkpoint, save_checkpoint
 from stagecost.train.cutting import cut_network
 from stagecost.train.devices import is_first_process
@@ -101,6 +102,7 @@ def train(
     flat = given.to_flat() if isinstance(given, RunSettings) else given
     with _claimed(run, flat, resume=resume) as (settings, lock):
         setup = _prepare(run, settings)
+        _check_images(run, setup)
         checkpoint = read_checkpoint(run.last) if run.last.is_file() else None
         files = RunFiles(run, lock, setup)
         files.begin(afresh=checkpoint is None)
@@ -109,6 +111,7 @@ def train(
             TrainingDisplay(label, settings.training.epochs, quiet=lock is None) as display,
             interruption() as interrupted,
         ):
+            display.say(replace(setup.data, warnings=()).summary())
             stop = Stop(files, interrupted)
 
             def step_done(state: State, step: Step) -> None:
@@ -146,6 +149,22 @@ def _prepare(run: RunFolder, settings: RunSettings) -> Setup:
     return prepare(settings, data, loggers=_loggers(settings, run))
 
 
+def _check_images(run: RunFolder, setup: Setup) -> None:
+    """Refuse to go on with a run on other images than it began with.
+
+    Raises:
+        StageCostError: says which split has changed.
+    """
+    if not (run.last.is_file() and run.fingerprint.is_file()):
+        return
+    changes = check_fingerprint(run.fingerprint.read_text(errors="replace"), setup.data, "train")
+    if changes:
+        raise StageCostError(
+            f"{changes[0]}: a run goes on with the images that it began with; restore them, or train "
+            "anew into another --output"
+        )
+
+
 def _loggers(settings: RunSettings, run: RunFolder) -> list[Any]:
     if not settings.training.tensorboard:
         return []
@@ -181,6 +200,8 @@ class RunFiles:
             for name in (self.run.best.name, "metrics.csv", "trajectory.csv"):
                 (self.run.path / name).unlink(missing_ok=True)
         write_config(self.run, self.setup.settings)
+        if afresh:
+            write_atomically(self.run.fingerprint, fingerprint(self.setup.data))
 
     def save(self, state: State, path: Path) -> None:
         """Write a checkpoint.
