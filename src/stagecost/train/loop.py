@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stagecost.train.drop_path import draw_branch_scales, drop_rates
 from stagecost.errors import StageCostError
 from stagecost.objective import ObjectiveTerms, StageCost
 from stagecost.random_streams import Stream, torch_generator
+from stagecost.train.drop_path import draw_branch_scales, drop_rates
 from stagecost.train.history import Sums
 from stagecost.train.recipe import Batches, Moment, Recipe
 from stagecost.train.stage_cost import StageCostRule, acting_gamma, after_cuts

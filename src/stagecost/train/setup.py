@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stagecost.data.batches import check_shares, eval_batches
+from stagecost.data.batches import check_shares, eval_batches, sample_batches
 from stagecost.data.loading import DataBundle
 from stagecost.fast.reading import check_compiler
 from stagecost.models.catalogue import create_model
@@ -19,7 +19,7 @@ from stagecost.train.recipe import ImageBatches, Recipe
 from stagecost.train.settings import RunSettings
 from stagecost.train.stage_cost import loss_of, stage_cost_of
 from stagecost.train.state import State, check_batch, start
-from stagecost.train.validation import RandomImages, Validation
+from stagecost.train.validation import CALIBRATION_IMAGES, Validation
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -79,8 +79,12 @@ class Setup:
             if "val" in data.splits
             else None
         )
-        calibration = RandomImages(
-            data.splits["train"], data.format, seed=self.settings.training.seed, device=device
+        calibration = sample_batches(
+            data.splits["train"],
+            data.format,
+            count=CALIBRATION_IMAGES,
+            seed=self.settings.training.seed,
+            device=device,
         )
         return Validation(val, calibration, loss_of(self.settings.training.label_smoothing))
 
