@@ -179,9 +179,7 @@ RESUMING = [
 
 
 @pytest.mark.parametrize("damage", [*RESUMING, "a counter missing", "another shape"])
-def test_resuming_from_a_damaged_checkpoint(
-    trained: Trained, tmp_path: Path, damage: str
-) -> None:
+def test_resuming_from_a_damaged_checkpoint(trained: Trained, tmp_path: Path, damage: str) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained.three, run)
     DAMAGES[damage](run / "last.safetensors")
@@ -279,6 +277,8 @@ SAVED: dict[str, Callable[[Path], object]] = {
     "impossible arguments": changed(arguments={"num_blocks": -1, "width": 6, "num_classes": 10}),
     "no arguments": changed(arguments=None),
 }
+
+
 def no_number(folder: Path) -> None:
     def edit(tensors: Tensors, _: dict[str, str]) -> None:
         tensors["head.linear.weight"][0, 0] = float("nan")

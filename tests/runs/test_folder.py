@@ -79,9 +79,7 @@ def test_a_race_of_twenty_starts(tmp_path: Path) -> None:
 
 def test_a_race_of_twenty_runs_trains_one(tmp_path: Path) -> None:
     run, told = tmp_path / "run", [tmp_path / f"told-{i}" for i in range(20)]
-    processes = [
-        start(train, {**SMALL, "seed": seed}, run, told=told[seed]) for seed in range(20)
-    ]
+    processes = [start(train, {**SMALL, "seed": seed}, run, told=told[seed]) for seed in range(20)]
     for process in processes:
         process.join(120)
     codes = [process.exitcode for process in processes]

@@ -25,7 +25,7 @@ from stagecost.train.devices import is_first_process
 from stagecost.train.display import TrainingDisplay
 from stagecost.train.history import CutRecord, EpochRecord
 from stagecost.train.interruption import StoppedError, interruption
-from stagecost.train.loop import Epoch, OnStep, Step, fit
+from stagecost.train.loop import Epoch, OnStep, Step, check_weights, fit
 from stagecost.train.recipe import Moment
 from stagecost.train.settings import RunSettings
 from stagecost.train.setup import Setup, prepare
@@ -206,10 +206,11 @@ class RunFiles:
         """Write a checkpoint.
 
         Raises:
-            StageCostError: the folder is there no more.
+            StageCostError: the folder is there no more, or a weight is no finite number.
         """
         if self.lock is None:
             return
+        check_weights(state)
         self.lock.check()
         gamma = self.setup.settings.gamma(len(state.indices))
         details = {"image_format": self.setup.data.format.to_json(), "gamma": gamma}
