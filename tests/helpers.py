@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stagecost.head import OutputBatchNorm2d
-from stagecost.models import create_model
+from stagecost.models.catalogue import create_model
 from stagecost.network import ResidualNetwork
 
 # One entry a builder, small enough for every contract test; a new builder is entered here.
