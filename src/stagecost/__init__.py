@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, missing_extra
 
 if TYPE_CHECKING:
     from stagecost.calibration import calibrate_outputs, recalibrate
@@ -53,12 +53,42 @@ _HOMES = {
     "train": "runs.training",
 }
 
-__all__ = ["StageCostError", "__version__", *_HOMES]  # noqa: PLE0604 (names are the keys)
+__all__ = [
+    "Cut",
+    "OutputHead",
+    "Pass",
+    "PruningPlan",
+    "ResidualBlock",
+    "ResidualNetwork",
+    "StageCost",
+    "StageCostError",
+    "Trajectory",
+    "__version__",
+    "block_importance",
+    "calibrate_outputs",
+    "carry_optimizer",
+    "count_macs",
+    "count_parameters",
+    "create_model",
+    "list_models",
+    "load",
+    "loss_trajectory",
+    "needed_blocks",
+    "parameter_groups",
+    "plan_pruning",
+    "recalibrate",
+    "register_model",
+    "removal_cost",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(f"stagecost.{_HOMES[name]}"), name)
+        try:
+            return getattr(import_module(f"stagecost.{_HOMES[name]}"), name)
+        except ModuleNotFoundError as error:
+            raise missing_extra(error) from None
     raise AttributeError(f"module 'stagecost' has no attribute {name!r}")
 
 

@@ -1,8 +1,8 @@
 """`Cut`: which controls act.
 
-Block k computes x_{k+1} = S_k(x_k) + s_k·F_k(x_k). A cut is the vector s of zeros and ones, written as the
-positions of the blocks that act. Everything that is asked of a residual network is the terminal output of
-a cut:
+Block k computes x_{k+1} = S_k(x_k) + s_k·F_k(x_k). A cut is the vector s of zeros and ones, written as
+the positions of the blocks that act. Everything that is asked of a residual network is the terminal
+output of a cut:
 
 - the paper's y_k, which skips all blocks from k on, is `Cut.first(k)`;
 - the whole network, y_N, is `Cut.whole()`;
@@ -15,8 +15,7 @@ Theorem 3.1 is one sentence about cuts: the trained SubResNet-M, extended by zer
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 from stagecost.errors import StageCostError
 from stagecost.text import format_indices
@@ -34,11 +33,12 @@ class Cut:
     """Which blocks of a network act; all others are their skip connections.
 
     `Cut((0, 1, 4))` names the acting blocks by position. Two kinds of cut are named before a network is
-    known, and `among` turns them into positions: `whole` and `without` list what does *not* act, `stages`
-    counts blocks.
+    known, and `among` turns them into positions: `whole` and `without` list what does *not* act,
+    `stages` counts blocks.
 
     Attributes:
-        blocks: positions, ascending; of the blocks that act, or, with `complement`, of those that do not.
+        blocks: positions, ascending; of the blocks that act, or, with `complement`, of those that do
+            not.
         complement: whether `blocks` are those that do not act.
         per_stage: M_1, …, M_S, instead of positions; empty otherwise.
     """
@@ -46,6 +46,7 @@ class Cut:
     blocks: tuple[int, ...] = ()
     complement: bool = False
     per_stage: tuple[int, ...] = ()
+    _positions: ClassVar[frozenset[int]]
 
     def __post_init__(self) -> None:
         """Put the positions in order.
@@ -58,6 +59,8 @@ class Cut:
                 raise StageCostError(f"{number!r} in a cut is not a whole number of at least 0")
         object.__setattr__(self, "blocks", tuple(sorted(set(self.blocks))))
         object.__setattr__(self, "per_stage", tuple(self.per_stage))
+        # Not a cached property: that takes a lock, and a network that is being compiled cannot.
+        object.__setattr__(self, "_positions", frozenset(self.blocks))
 
     @classmethod
     def first(cls, count: int) -> "Cut":
@@ -122,7 +125,7 @@ class Cut:
 
     @property
     def depth(self) -> int:
-        """The position behind the last block that acts: k of y_k, and the row of the head's statistics."""
+        """The position behind the last acting block: k of y_k, and the row of head statistics."""
         assert self.is_resolved
         return self.blocks[-1] + 1 if self.blocks else 0
 
@@ -135,10 +138,6 @@ class Cut:
         """Tell whether the block at a position acts."""
         assert self.is_resolved
         return k in self._positions
-
-    @cached_property
-    def _positions(self) -> frozenset[int]:
-        return frozenset(self.blocks)
 
     def __le__(self, other: "Cut") -> bool:
         """Tell whether all blocks of this cut act in the other one, too: the nested order."""

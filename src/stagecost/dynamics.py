@@ -5,7 +5,8 @@ cuts in one pass that shares every common beginning of states:
 
     y_k = H(S_{N-1} ∘ … ∘ S_k (x_k))   is the output of Cut.first(k).
 
-A block is any module that maps x_k to x_{k+1} and has a `skip`, the block with its residual branch removed.
+A block is any module that maps x_k to x_{k+1} and has a `skip`, the block with its residual branch
+removed.
 """
 
 import math
@@ -16,6 +17,7 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -27,8 +29,8 @@ from stagecost.cut import Cut
 class ResidualBlock(nn.Module):
     """One step of the dynamics: x_{k+1} = S_k(x_k) + F_k(x_k).
 
-    Any module with `skip` can stand in its place; `residual`, where it is there, holds the weights of the
-    branch.
+    Any module with `skip` can stand in its place; `residual`, where it is there, holds the weights of
+    the branch.
     """
 
     def __init__(self, residual: nn.Module, skip: nn.Module | None = None) -> None:
@@ -44,18 +46,18 @@ class ResidualBlock(nn.Module):
 
 
 class StridedProjection(nn.Conv2d):
-    """S_k of a 1×1 convolution without bias on every few pixels, which are picked first.
+    """S_k where the width or the resolution changes: a stride picks pixels, then each meets one matrix.
 
-    The numbers are those of a convolution with a stride. On a CPU the weight gradient of that one writes
-    beyond its memory in torch 2.14, where it takes less than 8 channels.
+    In two steps, since some CPUs' strided convolutions of fewer than 8 channels write beyond their
+    memory when the gradient of the weights is computed (oneDNN in torch 2.14, channels last).
     """
 
     def __init__(self, width_in: int, width_out: int, stride: int) -> None:
-        """Create it."""
+        """Create it without bias."""
         super().__init__(width_in, width_out, 1, stride=stride, bias=False)
 
     def forward(self, state: Tensor) -> Tensor:
-        """Map (B, C_in, H, W) to (B, C_out, ⌈H/stride⌉, ⌈W/stride⌉)."""
+        """Map (B, C, H, W) to (B, C', ⌈H/stride⌉, ⌈W/stride⌉)."""
         vertical, horizontal = self.stride
         return F.conv2d(state[:, :, ::vertical, ::horizontal], self.weight)
 
@@ -125,11 +127,11 @@ class Pass:
 
     Attributes:
         checkpointing: keep about √N states for the gradient and compute the others again.
-        collapsed: send states through collapsed skip chains (`stagecost.fast.chains`), where the skips are
-            linear projections: equal up to rounding, and cheaper in staged networks.
-        compiled: in training, read intermediate outputs by compiled formulas that keep nothing of a state's
-            size (`stagecost.fast.reading`): equal up to rounding. They are compiled when they first meet a
-            shape.
+        collapsed: send states through collapsed skip chains (`stagecost.fast.chains`), where the skips
+            are linear projections: equal up to rounding, and cheaper in staged networks.
+        compiled: in training, read intermediate outputs by compiled formulas that keep nothing of a
+            state's size (`stagecost.fast.reading`): equal up to rounding. They are compiled when they
+            first meet a shape.
     """
 
     checkpointing: bool = False
@@ -161,9 +163,13 @@ class Path:
         return self.start + len(self.acts)
 
 
-@lru_cache(maxsize=256)
 def plan_paths(cuts: tuple[Cut, ...]) -> tuple[Path, ...]:
-    """Return the fewest paths that reach every cut: cuts with the same first blocks share their states."""
+    """Return the fewest paths that reach every cut: cuts that begin alike share their states."""
+    # The compiler traces the function itself, and warns of a cache in front of it.
+    return _planned(cuts) if torch.compiler.is_compiling() else _remembered(cuts)
+
+
+def _planned(cuts: tuple[Cut, ...]) -> tuple[Path, ...]:
     opened = [(0, tuple(range(len(cuts))))]
     paths: list[Path] = []
     for start, sharing in opened:  # grows on the way
@@ -174,9 +180,14 @@ def plan_paths(cuts: tuple[Cut, ...]) -> tuple[Path, ...]:
     return tuple(paths)
 
 
+_remembered = lru_cache(maxsize=256)(_planned)
+
+
 def _follow(
     cuts: tuple[Cut, ...], k: int, members: tuple[int, ...], next_path: int
-) -> tuple[tuple[bool, ...], dict[int, tuple[int, ...]], dict[int, int], list[tuple[int, tuple[int, ...]]]]:
+) -> tuple[
+    tuple[bool, ...], dict[int, tuple[int, ...]], dict[int, int], list[tuple[int, tuple[int, ...]]]
+]:
     """Go with the cuts in which the next block acts; return the paths of the others as well."""
     acts: list[bool] = []
     ends: dict[int, tuple[int, ...]] = {}
@@ -242,7 +253,8 @@ class Rollout:
             x_0: the first state.
             cuts: by the positions of their acting blocks. Blocks that none depends on are not computed.
         """
-        starts, outputs = {0: x_0}, dict[int, Tensor]()
+        starts: dict[int, Tensor] = {0: x_0}
+        outputs: dict[int, Tensor] = {}
         ends: list[_End] = []
 
         def read(end: _End) -> None:
@@ -338,7 +350,8 @@ class Rollout:
         names: list[tuple[dict[int, Tensor], int]] = []
 
         def segment(first: Tensor) -> tuple[Tensor, ...]:
-            left, read = dict[int, Tensor](), dict[int, Tensor]()
+            left: dict[int, Tensor] = {}
+            read: dict[int, Tensor] = {}
             last = self._run(path, k, stop, first, left, lambda end: read.update(self._read(end, cuts)))
             names[:] = [*((starts, name) for name in left), *((outputs, name) for name in read)]
             return last, *left.values(), *read.values()
@@ -363,14 +376,13 @@ class FrozenStatistics:
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         """Take the BatchNorms among the modules and their parts."""
         parts = (part for module in modules for part in module.modules())
-        self.norms = [
-            m for m in parts if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None
-        ]
+        norms = (part for part in parts if isinstance(part, _BatchNorm))
+        self.norms = [(norm, norm.num_batches_tracked) for norm in norms if norm.track_running_stats]
 
     def __enter__(self) -> None:
         """Stop tracking."""
-        self.before = [(n.momentum, n.num_batches_tracked.clone()) for n in self.norms]  # type: ignore[union-attr]
-        for norm in self.norms:
+        self.before = [(norm.momentum, _copy(count)) for norm, count in self.norms]
+        for norm, _ in self.norms:
             norm.momentum = 0.0
 
     def __exit__(
@@ -380,6 +392,11 @@ class FrozenStatistics:
         trace: TracebackType | None,
     ) -> None:
         """Track again."""
-        for norm, (momentum, count) in zip(self.norms, self.before, strict=True):
+        for (norm, count), (momentum, before) in zip(self.norms, self.before, strict=True):
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)  # type: ignore[union-attr]
+            if count is not None and before is not None:
+                count.copy_(before)
+
+
+def _copy(count: Tensor | None) -> Tensor | None:
+    return None if count is None else count.clone()

@@ -141,7 +141,7 @@ def possible_cuts(network: ResidualNetwork, limit: int = MAX_CUTS) -> list[Cut]:
 
 
 def can_be_made(network: ResidualNetwork, cut: Cut) -> bool:
-    """Tell whether a network of the acting blocks alone exists: it has a block and loses no projection."""
+    """Tell whether a network of the acting blocks alone exists: no projection is lost."""
     skips = enumerate(network.skips)
     return bool(cut.blocks) and all(cut.acts(k) for k, skip in skips if not is_identity(skip))
 
@@ -205,9 +205,7 @@ def choose(
     return max(candidates, key=lambda one: (one.accuracy, -one.loss))
 
 
-def _plan(
-    network: ResidualNetwork, before: Score, chosen: Score, macs: Sequence[int]
-) -> PruningPlan:
+def _plan(network: ResidualNetwork, before: Score, chosen: Score, macs: Sequence[int]) -> PruningPlan:
     blocks = list(network.blocks.values())
     gone = [k for k in range(network.num_blocks) if not chosen.cut.acts(k)]
     parameters = count_parameters(network)

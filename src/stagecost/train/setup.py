@@ -8,6 +8,7 @@ import torch
 
 from stagecost.data.batches import check_shares, eval_batches
 from stagecost.data.loading import DataBundle
+from stagecost.fast.reading import check_compiler
 from stagecost.models.catalogue import create_model
 from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost
@@ -125,6 +126,8 @@ def prepare(
     training, images = settings.training, len(data.splits["train"])
     check_shares(images, training.batch_size, training.num_processes)
     fabric = make_fabric(training.device, training.precision, training.num_processes, loggers)
+    if training.compile:
+        check_compiler(fabric.device.type)
     torch.manual_seed(training.seed)
     if network is None:
         network = create_network(settings, data)

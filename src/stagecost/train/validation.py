@@ -45,7 +45,7 @@ class RandomImages:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images, targets)."""
-        order = torch.randperm(len(self.split), generator=torch_generator(self.seed, Stream.CALIBRATION))
+        order = torch.randperm(len(self.split), generator=torch_generator(self.seed, Stream.SAMPLE))
         rows = order[: self.count].to(self.split.images.device)
         edges = list(range(0, len(rows), self.batch_size))
         if len(edges) > 1 and len(rows) - edges[-1] == 1:
