@@ -238,7 +238,8 @@ class Rollout:
                 else:
                     emit = ends.append if self.training else read
                     state = self._run(path, k, stop, state, starts, emit)
-        for end in ends:
+        # The terminal output comes first: random numbers of the head, too, are those of a plain pass.
+        for end in sorted(ends, key=lambda end: not (end.whole and end.k == len(self.blocks))):
             read(end)
         return [outputs[number] for number in range(len(cuts))]
 
