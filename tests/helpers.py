@@ -1,13 +1,15 @@
 """Small things that several test files share."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stagecost.head import OutputBatchNorm2d
-from stagecost.models import create_model
+from stagecost.models.catalogue import create_model
 from stagecost.network import ResidualNetwork
+from stagecost.objective import ObjectiveTerms, StageCost
 
 # One entry a builder, small enough for every contract test; a new builder is entered here.
 BUILDERS: dict[str, dict[str, object]] = {
@@ -48,6 +50,12 @@ def loader(batches: int = 3, count: int = 5, size: int = 16) -> list[tuple[Tenso
     """Return batches whose last one is shorter."""
     sizes = [count] * (batches - 1) + [count - 2]
     return [(images(n, size, seed=i), labels(n, seed=i)) for i, n in enumerate(sizes)]
+
+
+def objective(outputs: Tensor, targets: Tensor, gamma: float, **options: Any) -> ObjectiveTerms:
+    """Return the terms of a uniform stage cost on y_0 … y_N."""
+    stage_cost = StageCost.uniform(len(outputs) - 1, gamma, **options)
+    return stage_cost(outputs[-len(stage_cost.outputs) :], targets)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -53,7 +53,34 @@ _HOMES = {
     "train": "runs.training",
 }
 
-__all__ = ["StageCostError", "__version__", *_HOMES]  # noqa: PLE0604 (names are the keys)
+__all__ = [
+    "Cut",
+    "OutputHead",
+    "Pass",
+    "PruningPlan",
+    "ResidualBlock",
+    "ResidualNetwork",
+    "StageCost",
+    "StageCostError",
+    "Trajectory",
+    "__version__",
+    "block_importance",
+    "calibrate_outputs",
+    "carry_optimizer",
+    "count_macs",
+    "count_parameters",
+    "create_model",
+    "list_models",
+    "load",
+    "loss_trajectory",
+    "needed_blocks",
+    "parameter_groups",
+    "plan_pruning",
+    "recalibrate",
+    "register_model",
+    "removal_cost",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
 """`Cut`: which controls act.
 
-Block k computes x_{k+1} = S_k(x_k) + s_k·F_k(x_k). A cut is the vector s of zeros and ones, written as the
-positions of the blocks that act. Everything that is asked of a residual network is the terminal output of
-a cut:
+Block k computes x_{k+1} = S_k(x_k) + s_k·F_k(x_k). A cut is the vector s of zeros and ones, written as
+the positions of the blocks that act. Everything that is asked of a residual network is the terminal
+output of a cut:
 
 - the paper's y_k, which skips all blocks from k on, is `Cut.first(k)`;
 - the whole network, y_N, is `Cut.whole()`;
@@ -34,11 +34,12 @@ class Cut:
     """Which blocks of a network act; all others are their skip connections.
 
     `Cut((0, 1, 4))` names the acting blocks by position. Two kinds of cut are named before a network is
-    known, and `among` turns them into positions: `whole` and `without` list what does *not* act, `stages`
-    counts blocks.
+    known, and `among` turns them into positions: `whole` and `without` list what does *not* act,
+    `stages` counts blocks.
 
     Attributes:
-        blocks: positions, ascending; of the blocks that act, or, with `complement`, of those that do not.
+        blocks: positions, ascending; of the blocks that act, or, with `complement`, of those that do
+            not.
         complement: whether `blocks` are those that do not act.
         per_stage: M_1, …, M_S, instead of positions; empty otherwise.
     """
@@ -122,7 +123,7 @@ class Cut:
 
     @property
     def depth(self) -> int:
-        """The position behind the last block that acts: k of y_k, and the row of the head's statistics."""
+        """The position behind the last acting block: k of y_k, and the row of head statistics."""
         assert self.is_resolved
         return self.blocks[-1] + 1 if self.blocks else 0
 

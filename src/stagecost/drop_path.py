@@ -10,9 +10,7 @@ rates; the scale in training instead of in use, and samples instead of batches, 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-
-from stagecost.block import ResidualBlock
+from torch import Tensor
 
 
 def drop_rates(rate: float, num_blocks: int) -> list[float]:
@@ -31,17 +29,3 @@ def draw_branch_scales(rates: Sequence[float], samples: int, generator: torch.Ge
     dropped = torch.tensor(rates)[:, None]
     kept = torch.rand(len(rates), samples, generator=generator) >= dropped
     return kept / (1 - dropped)
-
-
-def scaled_step(block: nn.Module, state: Tensor, scale: Tensor) -> Tensor:
-    """Compute x_{k+1} = S_k(x_k) + s_k·F_k(x_k).
-
-    Args:
-        block: block k; F_k of one that is no `ResidualBlock` is what it adds to its skip path.
-        state: x_k, (B, …).
-        scale: s_k of each sample, (B,).
-    """
-    skipped: Tensor = block.get_submodule("skip")(state)
-    control = block.residual(state) if type(block) is ResidualBlock else block(state) - skipped
-    following: Tensor = skipped + scale.to(control.dtype).view(-1, *[1] * (control.dim() - 1)) * control
-    return following

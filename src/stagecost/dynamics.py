@@ -5,7 +5,8 @@ cuts in one pass that shares every common beginning of states:
 
     y_k = H(S_{N-1} ∘ … ∘ S_k (x_k))   is the output of Cut.first(k).
 
-A block is any module that maps x_k to x_{k+1} and has a `skip`, the block with its residual branch removed.
+A block is any module that maps x_k to x_{k+1} and has a `skip`, the block with its residual branch
+removed.
 """
 
 import math
@@ -16,6 +17,7 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Protocol
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -26,8 +28,8 @@ from stagecost.cut import Cut
 class ResidualBlock(nn.Module):
     """One step of the dynamics: x_{k+1} = S_k(x_k) + F_k(x_k).
 
-    Any module with `skip` can stand in its place; `residual`, where it is there, holds the weights of the
-    branch.
+    Any module with `skip` can stand in its place; `residual`, where it is there, holds the weights of
+    the branch.
     """
 
     def __init__(self, residual: nn.Module, skip: nn.Module | None = None) -> None:
@@ -40,6 +42,23 @@ class ResidualBlock(nn.Module):
         """Map x_k, (B, C, H, W), to x_{k+1}."""
         following: Tensor = self.skip(state) + self.residual(state)
         return following
+
+
+class StridedProjection(nn.Conv2d):
+    """S_k where the width or the resolution changes: a stride picks pixels, then each meets one matrix.
+
+    In two steps, since some CPUs' strided convolutions of fewer than 8 channels write beyond their
+    memory when the gradient of the weights is computed (oneDNN in torch 2.14, channels last).
+    """
+
+    def __init__(self, width_in: int, width_out: int, stride: int) -> None:
+        """Create it without bias."""
+        super().__init__(width_in, width_out, 1, stride=stride, bias=False)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', ⌈H/stride⌉, ⌈W/stride⌉)."""
+        vertical, horizontal = self.stride
+        return F.conv2d(state[:, :, ::vertical, ::horizontal], self.weight)
 
 
 def skip_of(block: nn.Module) -> nn.Module:
@@ -107,11 +126,11 @@ class Pass:
 
     Attributes:
         checkpointing: keep about √N states for the gradient and compute the others again.
-        collapsed: send states through collapsed skip chains (`stagecost.fast.chains`), where the skips are
-            linear projections: equal up to rounding, and cheaper in staged networks.
-        compiled: in training, read intermediate outputs by compiled formulas that keep nothing of a state's
-            size (`stagecost.fast.reading`): equal up to rounding. They are compiled when they first meet a
-            shape.
+        collapsed: send states through collapsed skip chains (`stagecost.fast.chains`), where the skips
+            are linear projections: equal up to rounding, and cheaper in staged networks.
+        compiled: in training, read intermediate outputs by compiled formulas that keep nothing of a
+            state's size (`stagecost.fast.reading`): equal up to rounding. They are compiled when they
+            first meet a shape.
     """
 
     checkpointing: bool = False
@@ -145,7 +164,7 @@ class Path:
 
 @lru_cache(maxsize=256)
 def plan_paths(cuts: tuple[Cut, ...]) -> tuple[Path, ...]:
-    """Return the fewest paths that reach every cut: cuts with the same first blocks share their states."""
+    """Return the fewest paths that reach every cut: cuts that begin alike share their states."""
     opened = [(0, tuple(range(len(cuts))))]
     paths: list[Path] = []
     for start, sharing in opened:  # grows on the way
@@ -158,7 +177,9 @@ def plan_paths(cuts: tuple[Cut, ...]) -> tuple[Path, ...]:
 
 def _follow(
     cuts: tuple[Cut, ...], k: int, members: tuple[int, ...], next_path: int
-) -> tuple[tuple[bool, ...], dict[int, tuple[int, ...]], dict[int, int], list[tuple[int, tuple[int, ...]]]]:
+) -> tuple[
+    tuple[bool, ...], dict[int, tuple[int, ...]], dict[int, int], list[tuple[int, tuple[int, ...]]]
+]:
     """Go with the cuts in which the next block acts; return the paths of the others as well."""
     acts: list[bool] = []
     ends: dict[int, tuple[int, ...]] = {}
@@ -346,14 +367,13 @@ class FrozenStatistics:
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         """Take the BatchNorms among the modules and their parts."""
         parts = (part for module in modules for part in module.modules())
-        self.norms = [
-            m for m in parts if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None
-        ]
+        norms = (part for part in parts if isinstance(part, _BatchNorm))
+        self.norms = [(norm, norm.num_batches_tracked) for norm in norms if norm.track_running_stats]
 
     def __enter__(self) -> None:
         """Stop tracking."""
-        self.before = [(n.momentum, n.num_batches_tracked.clone()) for n in self.norms]  # type: ignore[union-attr]
-        for norm in self.norms:
+        self.before = [(norm.momentum, _copy(count)) for norm, count in self.norms]
+        for norm, _ in self.norms:
             norm.momentum = 0.0
 
     def __exit__(
@@ -363,6 +383,11 @@ class FrozenStatistics:
         trace: TracebackType | None,
     ) -> None:
         """Track again."""
-        for norm, (momentum, count) in zip(self.norms, self.before, strict=True):
+        for (norm, count), (momentum, before) in zip(self.norms, self.before, strict=True):
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)  # type: ignore[union-attr]
+            if count is not None and before is not None:
+                count.copy_(before)
+
+
+def _copy(count: Tensor | None) -> Tensor | None:
+    return None if count is None else count.clone()

@@ -91,8 +91,8 @@ class ResidualNetwork(nn.Module):
             cuts: one cut, or several; None is the whole network.
             depths: the paper's y_k instead of cuts: k, several of them, or "all" for y_0 … y_N.
             how: the pass is done; nothing is computed differently by default.
-            scales: (N,) or (N, B), s_k of x_{k+1} = S_k(x_k) + s_k·F_k(x_k) where block k acts; None is 1,
-                to the last bit.
+            scales: (N,) or (N, B), s_k of x_{k+1} = S_k(x_k) + s_k·F_k(x_k) where block k acts; None is
+                1, to the last bit.
             observe: is shown k, x_k and x_{k+1} of the whole network on the way.
 
         Returns:
@@ -184,8 +184,8 @@ class ResidualNetwork(nn.Module):
     def keep(self, cut: Cut) -> "ResidualNetwork":
         """Return a copy of which only the acting blocks of a cut are left; this network stays whole.
 
-        Its state behind block k takes along the head statistics of output k+1, so a truncated homogeneous
-        network computes y_M of the whole one, bit for bit.
+        Its state behind block k takes along the head statistics of output k+1, so a truncated
+        homogeneous network computes y_M of the whole one, bit for bit.
 
         Raises:
             StageCostError: no block acts, or a projection would be lost.

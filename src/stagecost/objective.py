@@ -3,8 +3,8 @@
     J_N = Σ_{k<N} gamma·L_k + L_N + (lambda/2)·Σ_{k<N} ‖w_F,k‖²
 
 `StageCost` holds the weights of the losses L_k: uniform, gamma, in the paper; or a few target cuts, or a
-sampled subset with unbiased weights. The weight-decay term is left to the optimiser: SGD's `weight_decay`
-on the group of residual branches is exactly its gradient (`parameter_groups`).
+sampled subset with unbiased weights. The weight-decay term is left to the optimiser: SGD's
+`weight_decay` on the group of residual branches is exactly its gradient (`parameter_groups`).
 
 In a loop of your own, two lines change::
 
@@ -41,7 +41,8 @@ class ObjectiveTerms:
     """The parts of J_N without weight decay.
 
     Attributes:
-        total: the scalar to minimise: stage + terminal, divided by the weight of all losses if normalised.
+        total: the scalar to minimise: stage + terminal, divided by the weight of all losses if
+            normalised.
         stage: Σ w_i·L_i over the cuts of the stage cost.
         terminal: the terminal loss L_N, times its weight.
         losses: (number of outputs,), L of every output given, detached; the last is L_N.
@@ -114,7 +115,7 @@ class StageCost:
 
     @property
     def outputs(self) -> tuple[Cut, ...]:
-        """The cuts whose outputs the objective needs: those that bear a stage cost, and the whole network."""
+        """The cuts whose outputs the objective needs: its own, and the whole network."""
         return (*self.cuts, Cut.whole())
 
     @property
@@ -140,9 +141,9 @@ class StageCost:
     def sampled(self, samples: int, generator: torch.Generator) -> "StageCost":
         """Return a few of its cuts, drawn with weights such that the mean over draws is the whole.
 
-        The cuts are parted into as many runs of neighbours as cuts are wanted, and one is drawn from each
-        run, with its weight times the run's length. As neighbouring outputs have similar losses, the sum
-        varies less than by free drawing.
+        The cuts are parted into as many runs of neighbours as cuts are wanted, and one is drawn from
+        each run, with its weight times the run's length. As neighbouring outputs have similar losses,
+        the sum varies less than by free drawing.
 
         Args:
             samples: how many cuts; all of them if there are no more.
@@ -208,13 +209,14 @@ class StageCost:
     def _check(self, outputs: Tensor, targets: Tensor) -> None:
         if len(outputs) != len(self.cuts) + 1:
             raise StageCostError(
-                f"outputs {tuple(outputs.shape)} of {len(outputs)} cuts, but {len(self.cuts)} bear a stage "
-                "cost: give net(images, stage_cost.outputs)"
+                f"outputs {tuple(outputs.shape)} of {len(outputs)} cuts, but {len(self.cuts)} bear a "
+                "stage cost: give net(images, stage_cost.outputs)"
             )
         if targets.dim() > 0 and outputs.dim() > 1 and outputs.shape[1] != targets.shape[0]:
             raise StageCostError(
                 f"outputs {tuple(outputs.shape)} hold {outputs.shape[1]} samples but targets "
-                f"{tuple(targets.shape)} hold {targets.shape[0]}: give outputs (N+1, B, …), targets (B, …)"
+                f"{tuple(targets.shape)} hold {targets.shape[0]}: give outputs (N+1, B, …) and "
+                "targets (B, …)"
             )
 
 

@@ -115,7 +115,7 @@ def plan_pruning(
     candidates = _candidates(network, trajectory, keep, loader, loss)
     macs = macs_by_part(network, trajectory.image_shape)
     before = trajectory.whole
-    chosen = _choose(candidates, macs, before.accuracy, max_drop)
+    chosen = choose(candidates, macs, before.accuracy, max_drop)
     if max_drop is not None and before.accuracy - chosen.accuracy > max_drop + 1e-9:
         counts = stage_counts(chosen.cut, network.stage_positions)
         raise StageCostError(
@@ -141,7 +141,7 @@ def possible_cuts(network: ResidualNetwork, limit: int = MAX_CUTS) -> list[Cut]:
 
 
 def can_be_made(network: ResidualNetwork, cut: Cut) -> bool:
-    """Tell whether a network of the acting blocks alone exists: it has a block and loses no projection."""
+    """Tell whether a network of the acting blocks alone exists: no projection is lost."""
     skips = enumerate(network.skips)
     return bool(cut.blocks) and all(cut.acts(k) for k, skip in skips if not is_identity(skip))
 
@@ -157,7 +157,7 @@ def _candidates(
     if isinstance(keep, int):
         _check_count(network, keep)
     known = [row for row in trajectory.rows if can_be_made(network, row.cut)]
-    wanted = possible_cuts(network)
+    wanted = list(dict.fromkeys([*possible_cuts(network), *(row.cut for row in known)]))
     if isinstance(keep, Cut):
         wanted = [network.resolve(keep)]
         network.keep(wanted[0])  # or say that it is impossible
@@ -183,10 +183,17 @@ def _check_count(network: ResidualNetwork, count: int) -> None:
         )
 
 
-def _choose(
+def choose(
     candidates: Sequence[Score], macs: Sequence[int], accuracy_before: float, max_drop: float | None
 ) -> Score:
-    """Choose the cheapest cut within `max_drop`; failing that, the best one."""
+    """Choose the cheapest cut within `max_drop`; failing that, the best one.
+
+    Args:
+        candidates: cuts that can be made.
+        macs: of the stem, of each block, and of the head (`macs_by_part`).
+        accuracy_before: percent, of the whole network.
+        max_drop: points of accuracy that may be lost; None is no limit, for the best.
+    """
 
     def cost(score: Score) -> int:
         return sum(macs[1 + k] for k in score.cut.blocks)
@@ -198,9 +205,7 @@ def _choose(
     return max(candidates, key=lambda one: (one.accuracy, -one.loss))
 
 
-def _plan(
-    network: ResidualNetwork, before: Score, chosen: Score, macs: Sequence[int]
-) -> PruningPlan:
+def _plan(network: ResidualNetwork, before: Score, chosen: Score, macs: Sequence[int]) -> PruningPlan:
     blocks = list(network.blocks.values())
     gone = [k for k in range(network.num_blocks) if not chosen.cut.acts(k)]
     parameters = count_parameters(network)

@@ -1,8 +1,9 @@
 """The loss trajectory: loss and accuracy of every output y_0 … y_N on a data set, in one pass.
 
 In a homogeneous network y_M of the full network is exactly the output of its first M blocks, so the
-trajectory tells the accuracy of every candidate depth before anything is cut. In a staged network the y_k
-skip later stages whole; the cuts that can be made there, the first blocks of each stage, are further rows.
+trajectory tells the accuracy of every candidate depth before anything is cut. In a staged network the
+y_k skip later stages whole; the cuts that can be made there, the first blocks of each stage, are further
+rows.
 """
 
 import math
@@ -50,8 +51,8 @@ class Trajectory:
     Attributes:
         rows: the scores of y_0 … y_N, then of the further cuts that were asked for.
         residual_ratios: mean of ‖F_k(x_k)‖/‖x_k‖, k = 0 … N-1.
-        weight_norms: ‖w_F,k‖, k = 0 … N-1. Alone they mislead: a convolution that feeds a BatchNorm can be
-            scaled down a hundredfold and change the block by a tenth.
+        weight_norms: ‖w_F,k‖, k = 0 … N-1. Alone they mislead: a convolution that feeds a BatchNorm can
+            be scaled down a hundredfold and change the block by a tenth.
         stage_starts: positions of the blocks that begin a stage; (0,) if homogeneous.
         image_shape: (C, H, W) of the images.
     """
@@ -238,7 +239,8 @@ def evaluate_cuts(
     if num_samples == 0:
         raise StageCostError("the data set is empty: give at least one image")
     means, accuracies = (losses / num_samples).tolist(), (100 * correct / num_samples).tolist()
-    return [Score(cut, *values, num_samples) for cut, *values in zip(resolved, means, accuracies)]
+    rows = zip(resolved, means, accuracies, strict=True)
+    return [Score(cut, mean, accuracy, num_samples) for cut, mean, accuracy in rows]
 
 
 def count_correct(outputs: Tensor, targets: Tensor) -> Tensor:

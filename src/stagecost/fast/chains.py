@@ -8,12 +8,13 @@ pixels, two projections away from the head, needs 64 of its 1024 pixels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stagecost.dynamics import is_identity, skip_of
+from stagecost.dynamics import StridedProjection, is_identity, skip_of
 
 
 @dataclass(frozen=True)
@@ -80,18 +81,15 @@ def _precede(chain: CollapsedChain, skip: nn.Module) -> CollapsedChain | None:
         return replace(projected, pools=(skip[0], *projected.pools))
     if not _is_projection(skip):
         return None
-    assert isinstance(skip, nn.Conv2d)
     stride = (chain.stride[0] * skip.stride[0], chain.stride[1] * skip.stride[1])
     return replace(chain, stride=stride, matrix=_product(chain.matrix, skip.weight))
 
 
-def _is_projection(skip: nn.Module) -> bool:
+def _is_projection(skip: nn.Module) -> TypeGuard[nn.Conv2d]:
+    if not isinstance(skip, nn.Conv2d) or type(skip) not in (nn.Conv2d, StridedProjection):
+        return False
     return (
-        type(skip) is nn.Conv2d
-        and skip.kernel_size == (1, 1)
-        and skip.padding == (0, 0)
-        and skip.groups == 1
-        and skip.bias is None
+        skip.kernel_size == (1, 1) and skip.padding == (0, 0) and skip.groups == 1 and skip.bias is None
     )
 
 

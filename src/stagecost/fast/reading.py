@@ -1,8 +1,8 @@
 """The head's pooling of a state, compiled: Σ_pixels relu(w·x̂ + b), x̂ = (x − mean)/√(variance + eps).
 
-In training the literal head keeps a tensor of the state's size for each output that it reads. Here nothing
-of that size is kept: the gradient is computed from x_k, which the next block keeps anyway. `torch.compile`
-makes a loop or two over the pixels of each formula, at the first call with a new shape.
+In training the literal head keeps a tensor of the state's size for each output that it reads. Here
+nothing of that size is kept: the gradient is computed from x_k, which the next block keeps anyway.
+`torch.compile` makes a loop or two over the pixels of each formula, at the first call with a new shape.
 """
 
 import functools
@@ -17,74 +17,24 @@ from stagecost.errors import StageCostError
 from stagecost.head import OutputHead
 
 
-def pool(state: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
-    """Compute Σ_pixels relu(w·x̂ + b) by the statistics of the batch.
-
-    Args:
-        state: x, (B, C, H, W).
-        weight: w, (C,).
-        bias: b, (C,).
-        eps: of the norm.
-
-    Returns:
-        The sums, (B, C); over the pixels where the ReLU is open, their number and Σ x̂, (B, C); mean and
-        biased variance, (C,).
-    """
-    state = state.float()
-    samples = state.numel() // state.shape[1]
-    mean = state.sum((2, 3)).sum(0) / samples
-    variance = (state - _per_channel(mean)).square().sum((2, 3)).sum(0) / samples
-    standardised = _standardised(state, mean, variance, eps)
-    affine = standardised * _per_channel(weight) + _per_channel(bias)
-    count = (affine > 0).sum((2, 3), dtype=torch.float32)
-    moment = torch.where(affine > 0, standardised, 0.0).sum((2, 3))
-    return weight * moment + bias * count, count, moment, mean, variance
+def moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute mean and biased variance, (C,), of (B, P, C)."""
+    variance, mean = torch.var_mean(pixels, (0, 1), correction=0)
+    return mean, variance
 
 
-def pool_gradient(
-    state: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    grad: Tensor,
-    count: Tensor,
-    moment: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Differentiate `pool`: the gradient is the same for all open pixels, so its sums are there already.
-
-    Args:
-        state: x, (B, C, H, W).
-        mean: of the batch, (C,).
-        variance: of the batch, biased, (C,).
-        weight: w, (C,).
-        bias: b, (C,).
-        eps: of the norm.
-        grad: (B, C), the gradient with respect to the sums.
-        count: (B, C), number of open pixels.
-        moment: (B, C), Σ x̂ over these.
-
-    Returns:
-        The gradients with respect to x, weight and bias.
-    """
-    dtype, state, grad = state.dtype, state.float(), grad.float()
-    samples = state.numel() // state.shape[1]
-    grad_bias, grad_weight = (grad * count).sum(0), (grad * moment).sum(0)
-    standardised = _standardised(state, mean, variance, eps)
-    affine = standardised * _per_channel(weight) + _per_channel(bias)
-    spread = torch.where(affine > 0, (grad * weight)[:, :, None, None], 0.0)
-    centred = spread - _per_channel(weight * grad_bias / samples)
-    centred = centred - standardised * _per_channel(weight * grad_weight / samples)
-    return (centred * _per_channel((variance + eps).rsqrt())).to(dtype), grad_weight, grad_bias
+def open_pixels(pixels: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute number and sum, (B, C), of the pixels (B, P, C) where scale·x + shift > 0."""
+    opens = pixels * scale + shift > 0
+    return opens.sum(1, dtype=torch.float32), torch.where(opens, pixels, 0.0).sum(1)
 
 
-def _standardised(state: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
-    return (state - _per_channel(mean)) * _per_channel((variance + eps).rsqrt())
-
-
-def _per_channel(values: Tensor) -> Tensor:
-    return values[None, :, None, None]
+def spread(
+    pixels: Tensor, scale: Tensor, shift: Tensor, grad: Tensor, constant: Tensor, slope: Tensor
+) -> Tensor:
+    """Compute grad (B, C) on the open pixels (B, P, C), plus constant + slope·x, (C,), on all."""
+    opens = pixels * scale + shift > 0
+    return torch.where(opens, grad[:, None], 0.0) + constant + slope * pixels
 
 
 @functools.cache
@@ -130,29 +80,49 @@ class CompiledHead(nn.Module):
 
 
 def compiled_head(head: nn.Module) -> nn.Module:
-    """Return the compiled stand-in of a head, or the head itself where it is another one or is watched."""
+    """Return the compiled stand-in of a head, or the head itself where another one, or a hook, is."""
     watched = any(part._forward_hooks or part._forward_pre_hooks for part in head.modules())
     return head if type(head) is not OutputHead or watched else CompiledHead(head)
 
 
 class _Pool(torch.autograd.Function):
-    """`pool` with its gradient: (sums, mean, variance) from state, weight, bias, eps."""
+    """Σ_pixels relu(w·x̂ + b) by the statistics of the batch, which are returned as well.
+
+    Inputs: state (B, C, H, W), weight and bias (C,), eps. Outputs: the sums, (B, C); mean and biased
+    variance, (C,), without gradients.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, state: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         # Detached, as the compiler looks into the history of what it is given, and there is none here.
-        given = (state.detach(), weight.detach(), bias.detach(), eps)
-        summed, count, moment, mean, variance = compiled(pool)(*given)
-        ctx.eps = eps
-        ctx.save_for_backward(state, weight, bias, mean, variance, count, moment)
+        pixels, weight, bias = _pixels(state.detach()), weight.detach(), bias.detach()
+        mean, variance = compiled(moments)(pixels)
+        inverse = (variance + eps).rsqrt()
+        scale = weight * inverse
+        shift = bias - mean * scale
+        count, total = compiled(open_pixels)(pixels, scale, shift)
+        ctx.save_for_backward(state, scale, shift, mean, inverse, count, total)
         ctx.mark_non_differentiable(mean, variance)
-        return summed, mean, variance
+        return scale * total + shift * count, mean, variance
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        state, weight, bias, mean, variance, count, moment = (t.detach() for t in ctx.saved_tensors)
-        given = (state, mean, variance, weight, bias, ctx.eps, grad, count, moment)
-        return *compiled(pool_gradient)(*given), None
+        state, scale, shift, mean, inverse, count, total = ctx.saved_tensors
+        pixels, grad = _pixels(state.detach()), grad.float()
+        # The gradient is the same for all open pixels, so sums over them are there already.
+        grad_bias = (grad * count).sum(0)
+        grad_weight = (grad * (total - mean * count)).sum(0) * inverse
+        samples = pixels.shape[0] * pixels.shape[1]
+        slope = -scale * inverse * grad_weight / samples
+        constant = -scale * grad_bias / samples - mean * slope
+        of_pixels = compiled(spread)(pixels, scale, shift, grad * scale, constant, slope)
+        of_state = of_pixels.to(state.dtype).unflatten(1, state.shape[2:]).permute(0, 3, 1, 2)
+        return of_state, grad_weight, grad_bias, None
+
+
+def _pixels(state: Tensor) -> Tensor:
+    """View (B, C, H, W) as (B, H·W, C) in single precision: no copy where channels come last."""
+    return state.float().permute(0, 2, 3, 1).flatten(1, 2).contiguous()

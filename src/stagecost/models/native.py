@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from stagecost.dynamics import ResidualBlock
+from stagecost.dynamics import ResidualBlock, StridedProjection
 from stagecost.errors import StageCostError
 from stagecost.head import OutputHead, StatisticsPolicy
 from stagecost.models.initial_weights import draw_seed, initialise
@@ -74,7 +74,7 @@ def residual_block(
         pooling = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
         skip = nn.Sequential(pooling, nn.Conv2d(width_in, width_out, 1, bias=False))
     elif stride != 1 or width_in != width_out:
-        skip = nn.Conv2d(width_in, width_out, 1, stride=stride, bias=False)
+        skip = StridedProjection(width_in, width_out, stride)
     return ResidualBlock(branch(width_in, width_out, stride), skip)
 
 

@@ -1,0 +1,173 @@
+"""`stagecost analyze`: loss and accuracy over depth, and how many blocks are needed.
+
+What is needed is said of cuts that can be made, by the rule of `stagecost prune`: the cheapest cut within
+the tolerance. In a homogeneous network these are the y_k; in a staged one some are measured beside them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stagecost.cut import stage_counts
+from stagecost.macs import macs_by_part
+from stagecost.network import ResidualNetwork
+from stagecost.prune import can_be_made, choose, possible_cuts
+from stagecost.runs.certainty import Interval, warnings_on, wilson
+from stagecost.runs.results import Result
+from stagecost.runs.trained import CheckpointName, Judged, Split, Trained, open_trained
+from stagecost.trajectory import Score, Trajectory, loss_trajectory, needed_blocks
+
+MEASURED_CUTS = 27
+"""How many cuts of a staged network are measured: all of three numbers of blocks in each of three stages."""
+
+
+@dataclass(frozen=True)
+class CutScore:
+    """A cut that can be made.
+
+    Attributes:
+        cut: as printed: 4, or 3+3+4 by stages.
+        kept_blocks: the paper's indices k of the blocks that stay.
+        loss: of the network without the others, as it is.
+        accuracy: percent.
+        interval: Wilson's, of the accuracy.
+        macs: for one image.
+    """
+
+    cut: str
+    kept_blocks: tuple[int, ...]
+    loss: float
+    accuracy: float
+    interval: Interval | None
+    macs: int
+
+
+@dataclass(frozen=True)
+class Analysis(Result):
+    """Loss and accuracy over depth.
+
+    Attributes:
+        num_blocks: N.
+        split: the images.
+        num_samples: how many.
+        num_images: the same, by the name that every result has.
+        losses: L_0 … L_N.
+        accuracies: percent, of y_0 … y_N.
+        intervals: Wilson's, of these.
+        residual_ratios: mean of ‖F_k(x_k)‖/‖x_k‖, k = 0 … N-1.
+        weight_norms: ‖w_F,k‖, k = 0 … N-1.
+        stage_starts: positions of the blocks that begin a stage.
+        tolerance: points of accuracy that may be missing.
+        needed_blocks: blocks of the cheapest measured cut within the tolerance.
+        needed_cut: this cut, as printed.
+        cuts: that can be made and were measured.
+        warnings: what makes the needed blocks doubtful.
+    """
+
+    num_blocks: int
+    split: Split
+    num_samples: int
+    num_images: int
+    losses: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    intervals: tuple[Interval | None, ...]
+    residual_ratios: tuple[float, ...]
+    weight_norms: tuple[float, ...]
+    stage_starts: tuple[int, ...]
+    tolerance: float
+    needed_blocks: int
+    needed_cut: str
+    cuts: tuple[CutScore, ...]
+    warnings: tuple[str, ...]
+
+
+def analyze(
+    path: str | Path,
+    *,
+    split: Split = "val",
+    tolerance: float = 0.5,
+    checkpoint: CheckpointName = "last",
+    device: str = "auto",
+    data: str | None = None,
+) -> Analysis:
+    """Show loss and accuracy over depth, and how many blocks are needed.
+
+    Args:
+        path: of a run or a saved network.
+        split: the images; choose depths on val, never on test.
+        tolerance: points of accuracy that may be missing to the full depth.
+        checkpoint: of a run.
+        device: where to compute.
+        data: other images, or where those of the training are now.
+
+    Raises:
+        StageCostError: an impossible tolerance, nothing trained, or no such images.
+    """
+    needed_blocks((0.0, 0.0), tolerance)  # refuse an impossible tolerance before the long work
+    trained = open_trained(path, checkpoint=checkpoint, device=device)
+    return analysis_of(trained, split, tolerance, data)
+
+
+def analysis_of(
+    trained: Trained, split: Split, tolerance: float, data: str | None = None
+) -> Analysis:
+    """Analyse an opened network."""
+    images = trained.judged(split, data)
+    return summarise(trained, measure(trained, images), images, split, tolerance)
+
+
+def measure(trained: Trained, images: Judged) -> Trajectory:
+    """Measure the trajectory of a network, and some cuts that can be made."""
+    network = trained.network
+    cuts = possible_cuts(network, limit=MEASURED_CUTS) if len(network.stages) > 1 else ()
+    return loss_trajectory(network, images.batches, cuts=cuts, loss=trained.loss)
+
+
+def summarise(
+    trained: Trained, trajectory: Trajectory, images: Judged, split: Split, tolerance: float
+) -> Analysis:
+    """Say what a trajectory tells."""
+    network, count = trained.network, trajectory.num_samples
+    macs = macs_by_part(network, trained.image_shape)
+    possible = makeable(network, trajectory)
+    needed = choose(possible, macs, trajectory.whole.accuracy, tolerance)
+    return Analysis(
+        num_blocks=trajectory.num_blocks,
+        split=split,
+        num_samples=count,
+        num_images=count,
+        losses=trajectory.losses,
+        accuracies=trajectory.accuracies,
+        intervals=tuple(wilson(accuracy, count) for accuracy in trajectory.accuracies),
+        residual_ratios=trajectory.residual_ratios,
+        weight_norms=trajectory.weight_norms,
+        stage_starts=trajectory.stage_starts,
+        tolerance=tolerance,
+        needed_blocks=len(needed.cut.blocks),
+        needed_cut=printed(network, needed),
+        cuts=tuple(_cut_score(network, row, macs) for row in possible),
+        warnings=warnings_on(trajectory.whole.accuracy, count, images.chance, tolerance),
+    )
+
+
+def makeable(network: ResidualNetwork, trajectory: Trajectory) -> list[Score]:
+    """Return the rows of cuts that can be made, each once."""
+    rows = {row.cut: row for row in trajectory.rows if can_be_made(network, row.cut)}
+    return list(rows.values())
+
+
+def printed(network: ResidualNetwork, row: Score) -> str:
+    """Print a cut: by the blocks of each stage, where it takes the first ones."""
+    counts = stage_counts(row.cut, network.stage_positions)
+    return str(row.cut) if counts is None else "+".join(map(str, counts))
+
+
+def _cut_score(network: ResidualNetwork, row: Score, macs: Sequence[int]) -> CutScore:
+    return CutScore(
+        cut=printed(network, row),
+        kept_blocks=row.cut.remaining(network.block_indices),
+        loss=row.loss,
+        accuracy=row.accuracy,
+        interval=wilson(row.accuracy, row.num_samples),
+        macs=macs[0] + sum(macs[1 + k] for k in row.cut.blocks) + macs[-1],
+    )

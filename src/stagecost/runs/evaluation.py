@@ -1,0 +1,74 @@
+"""`stagecost evaluate`: how a trained network does on images, as it is."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from stagecost.macs import count_macs, count_parameters
+from stagecost.runs.certainty import Interval, wilson
+from stagecost.runs.results import Result
+from stagecost.runs.trained import CheckpointName, Split, Trained, open_trained
+from stagecost.trajectory import terminal_score
+
+
+@dataclass(frozen=True)
+class Evaluation(Result):
+    """How a network does.
+
+    Attributes:
+        accuracy: percent.
+        loss: that of its training.
+        num_blocks: that it has.
+        parameters: trainable numbers.
+        macs: multiply-accumulate operations for one image.
+        split: the images.
+        num_images: how many.
+        interval: Wilson's, of the accuracy.
+    """
+
+    accuracy: float
+    loss: float
+    num_blocks: int
+    parameters: int
+    macs: int
+    split: Split
+    num_images: int
+    interval: Interval | None
+
+
+def evaluate(
+    path: str | Path,
+    *,
+    split: Split = "test",
+    data: str | None = None,
+    checkpoint: CheckpointName = "last",
+    device: str = "auto",
+) -> Evaluation:
+    """Measure the network of a run, or a saved one.
+
+    Args:
+        path: of a run or a saved network.
+        split: train, val or test, or all of them together.
+        data: other images, or where those of the training are now.
+        checkpoint: of a run.
+        device: where to compute.
+
+    Raises:
+        StageCostError: nothing trained is there, or no such images.
+    """
+    return evaluation_of(open_trained(path, checkpoint=checkpoint, device=device), split, data)
+
+
+def evaluation_of(trained: Trained, split: Split = "test", data: str | None = None) -> Evaluation:
+    """Measure an opened network."""
+    images = trained.judged(split, data)
+    score = terminal_score(trained.network, images.batches, loss=trained.loss)
+    return Evaluation(
+        accuracy=score.accuracy,
+        loss=score.loss,
+        num_blocks=trained.network.num_blocks,
+        parameters=count_parameters(trained.network),
+        macs=count_macs(trained.network, trained.image_shape),
+        split=split,
+        num_images=score.num_samples,
+        interval=wilson(score.accuracy, score.num_samples),
+    )

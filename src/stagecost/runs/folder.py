@@ -1,0 +1,205 @@
+"""The folder of a training run: what is in it, whose settings these are, and its tables.
+
+config.yaml        all settings, merged           last.safetensors   the newest checkpoint
+metrics.csv        one row an epoch               best.safetensors   the best on validation data
+trajectory.csv     loss and accuracy, one row for each epoch and depth
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stagecost.data.known import KNOWN_NAMES
+from stagecost.errors import StageCostError
+from stagecost.storage import write_atomically
+from stagecost.train.history import EpochRecord
+from stagecost.train.parsing import parse_settings
+from stagecost.train.settings import FREE_ON_RESUME, RunSettings, flag
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of a run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """All settings, merged."""
+        return self.path / "config.yaml"
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.path / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the epoch with the best validation accuracy."""
+        return self.path / "best.safetensors"
+
+    @property
+    def pruning(self) -> Path:
+        """The outcome of the latest pruning."""
+        return self.path / "pruning.json"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.path / "report.html"
+
+    def settings(self) -> RunSettings:
+        """Read the settings of the run.
+
+        Raises:
+            StageCostError: this is no run, or its configuration is damaged.
+        """
+        if not self.config.is_file():
+            raise StageCostError(f"{self.path} holds no run: give a folder that `stagecost train` wrote")
+        try:
+            return parse_settings(read_yaml(self.config))
+        except StageCostError as error:
+            raise StageCostError(f"{self.config}: {error}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a mapping of settings.
+
+    Raises:
+        StageCostError: the file is missing or holds something else.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise StageCostError(f"configuration {path} does not exist: check the path") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise StageCostError(f"configuration {path} is not valid YAML ({reason}): correct it") from None
+    if not isinstance(content, dict):
+        raise StageCostError(f"configuration {path} is no mapping of settings to values: rewrite it")
+    return content
+
+
+def settings_for(folder: RunFolder, given: Mapping[str, Any], *, resume: bool) -> RunSettings:
+    """Return the settings of the run that is to go on in a folder, or to start there.
+
+    A folder with settings and no checkpoint holds nothing yet: a run may start there anew, with others.
+
+    Args:
+        folder: held by this process.
+        given: settings that the user gave, by flag name.
+        resume: go on with the run in the folder; where it holds none, start one.
+
+    Raises:
+        StageCostError: the settings are impossible, or the folder holds a run, or another one.
+    """
+    given = _located(given)
+    if (folder.last.is_file() or folder.best.is_file()) and not resume:
+        raise StageCostError(
+            f"{folder.path} already holds a run: go on with it by --resume, or give another --output"
+        )
+    if folder.last.is_file():
+        settings = _merged(folder, given)
+    elif resume and folder.config.is_file():
+        settings = parse_settings({**folder.settings().to_flat(), **given})
+    else:
+        settings = parse_settings(given)
+    settings.check()
+    return settings
+
+
+def _located(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the path of a local folder absolute, so that the run can be used from anywhere."""
+    data = str(given.get("data") or "")
+    if data in ("", *KNOWN_NAMES) or not Path(data).expanduser().exists():
+        return dict(given)
+    return {**given, "data": str(Path(data).expanduser().resolve())}
+
+
+def _merged(folder: RunFolder, given: Mapping[str, Any]) -> RunSettings:
+    stored = _stored(folder)
+    wanted = parse_settings({**stored.to_flat(), **given})
+    check_same(stored, wanted, folder.path)
+    return wanted
+
+
+def _stored(folder: RunFolder) -> RunSettings:
+    """Return the settings of the run in a folder; its checkpoint knows them, too."""
+    from stagecost.train.checkpoint import read_checkpoint
+
+    checkpoint = read_checkpoint(folder.last)
+    if folder.config.is_file():
+        check_same(checkpoint.settings, folder.settings(), folder.path)
+        return folder.settings()
+    return checkpoint.settings
+
+
+def check_same(stored: RunSettings, wanted: RunSettings, path: Path) -> None:
+    """Refuse settings that are not those of a run.
+
+    Free are those that the result does not depend on; and where the images are, if they moved.
+
+    Raises:
+        StageCostError: names the first that differs.
+    """
+    before, after = stored.to_flat(), wanted.to_flat()
+    if has_moved(before["data"]):
+        before["data"] = after["data"]
+    for name, value in after.items():
+        if value != before[name] and name not in FREE_ON_RESUME:
+            raise StageCostError(
+                f"{flag(name)} is {before[name]} in {path}, not {value}: leave it out to go on with that "
+                "run, or give another --output"
+            )
+
+
+def has_moved(data: str | None) -> bool:
+    """Tell whether images were in a local folder that is there no more."""
+    return data is not None and Path(data).is_absolute() and not Path(data).exists()
+
+
+def write_config(folder: RunFolder, settings: RunSettings) -> None:
+    """Write the merged settings."""
+    write_atomically(folder.config, yaml.safe_dump(settings.to_flat(), sort_keys=False))
+
+
+METRICS = (
+    "epoch",
+    "seconds",
+    "learning_rate",
+    "train_objective",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "num_blocks",
+    "gamma",
+)
+
+
+def write_metrics(folder: RunFolder, history: Sequence[EpochRecord]) -> None:
+    """Write the CSV files anew from the history, so that they agree with the checkpoint after a kill."""
+    rows = [[getattr(entry, name) for name in METRICS] for entry in history]
+    write_atomically(folder.path / "metrics.csv", _csv(METRICS, rows))
+    points = [
+        (entry.epoch, depth, loss, accuracy)
+        for entry in history
+        for depth, (loss, accuracy) in enumerate(
+            zip(entry.val_losses or (), entry.val_accuracies or (), strict=True)
+        )
+    ]
+    names = ("epoch", "depth", "val_loss", "val_accuracy")
+    write_atomically(folder.path / "trajectory.csv", _csv(names, points))
+
+
+def _csv(names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,273 @@
+"""`stagecost prune`: from a run to a small saved network, with everything that lies between."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from stagecost.calibration import recalibrate
+from stagecost.cut import Cut
+from stagecost.data.loading import DataBundle
+from stagecost.errors import StageCostError
+from stagecost.network import CONFIG_FILE, ResidualNetwork
+from stagecost.objective import StageCost
+from stagecost.prune import PruningPlan, carry_optimizer, plan_pruning
+from stagecost.runs.analysis import measure
+from stagecost.runs.certainty import Interval, paired_drop, warnings_on, wilson
+from stagecost.runs.folder import RunFolder
+from stagecost.runs.lock import locked
+from stagecost.runs.results import Result
+from stagecost.runs.trained import CheckpointName, Judged, Trained, open_trained
+from stagecost.storage import write_json
+from stagecost.train.checkpoint import load_optimizer_tensors
+from stagecost.train.display import TrainingDisplay
+from stagecost.train.loop import Epoch, fit
+from stagecost.train.settings import RunSettings, StageCostSettings
+from stagecost.train.setup import Setup, prepare
+from stagecost.train.state import State, make_optimizer
+from stagecost.trajectory import device_of, evaluation_mode, terminal_score
+
+RECALIBRATION_IMAGES = 8192
+FINETUNE_LR_FACTOR = 0.1
+
+
+@dataclass(frozen=True)
+class Pruning(Result):
+    """What a pruning did.
+
+    Attributes:
+        kept_blocks: the paper's indices k of the blocks that stay.
+        num_blocks_before: N, of the run's network.
+        accuracy_before: percent on validation images, of the whole network.
+        accuracy_predicted: of the network without the other blocks, before anything was done to it.
+        accuracy_after: of the network that is saved.
+        parameters_before: trainable numbers.
+        parameters_after: the same of the network that is saved.
+        macs_before: multiply-accumulate operations for one image.
+        macs_after: the same of the network that is saved.
+        path: of the saved network.
+        finetune_epochs: that it was trained after the cut.
+        num_images: validation images.
+        interval: Wilson's, of the accuracy after it.
+        drop_interval: of the drop, in points, from the same images before and after.
+        warnings: what makes the choice doubtful.
+    """
+
+    kept_blocks: tuple[int, ...]
+    num_blocks_before: int
+    accuracy_before: float
+    accuracy_predicted: float
+    accuracy_after: float
+    parameters_before: int
+    parameters_after: int
+    macs_before: int
+    macs_after: int
+    path: str
+    finetune_epochs: int
+    num_images: int
+    interval: Interval | None
+    drop_interval: Interval
+    warnings: tuple[str, ...]
+
+
+def prune(
+    run: str | Path,
+    output: str | Path,
+    *,
+    max_drop: float | None = None,
+    keep: Cut | int | None = None,
+    finetune_epochs: int = 0,
+    checkpoint: CheckpointName = "last",
+    device: str = "auto",
+    data: str | None = None,
+) -> Pruning:
+    """Plan on validation data, cut, recalibrate or fine-tune if asked for, measure, save.
+
+    Args:
+        run: folder of the run.
+        output: folder of the small network.
+        max_drop: points of validation accuracy that may be lost; alone, the cheapest such cut is made.
+        keep: a cut, such as `Cut.stages(3, 2, 4)`, or how many blocks stay.
+        finetune_epochs: epochs of training after the cut, at a tenth of the learning rate.
+        checkpoint: of the run.
+        device: where to compute.
+        data: where the images of the training are now, if they moved.
+
+    Raises:
+        StageCostError: an impossible cut, or more accuracy lost than `max_drop` allows; nothing is
+            saved then.
+    """
+    target = Path(output)
+    if finetune_epochs < 0:
+        raise StageCostError(f"--finetune-epochs is {finetune_epochs}: give a number of at least 0")
+    with locked(target, "is being written"):
+        check_new_folder(target)
+        trained = open_trained(run, checkpoint=checkpoint, device=device)
+        if trained.checkpoint is None:
+            raise StageCostError(f"{run} is a saved network: give the run that it was pruned from")
+        bundle = trained.load("train", "val", data=data)
+        val = trained.judged_on([bundle.splits["val"]])
+        plan = _plan(trained, val, max_drop, keep)
+        pruned = _recalibrated(trained, plan, bundle, val)
+        if finetune_epochs:
+            pruned = finetune(trained, pruned, bundle, finetune_epochs)
+        pruning = _compare(trained, plan, pruned, val, target, finetune_epochs, max_drop)
+        _check_drop(pruning, max_drop)
+        content = pruning.to_json()
+        pruned.save_pretrained(target, **trained.details(), pruning=content)
+        write_json(RunFolder(trained.path).pruning, content)
+    return pruning
+
+
+def check_new_folder(path: Path) -> None:
+    """Refuse a folder in which a saved network would meet another one, or a run.
+
+    Raises:
+        StageCostError: as described.
+    """
+    if (path / CONFIG_FILE).exists() or (path / "config.yaml").exists():
+        raise StageCostError(f"{path} holds a network or a run already: give another --output")
+
+
+def _plan(
+    trained: Trained, val: Judged, max_drop: float | None, keep: Cut | int | None
+) -> PruningPlan:
+    return plan_pruning(
+        trained.network,
+        measure(trained, val),
+        max_drop=max_drop,
+        keep=keep,
+        loader=val.batches,
+        loss=trained.loss,
+    )
+
+
+def _recalibrated(
+    trained: Trained, plan: PruningPlan, bundle: DataBundle, val: Judged
+) -> ResidualNetwork:
+    """Apply the plan; in a staged network, estimate BatchNorm anew if that helps on validation data.
+
+    Truncation changes no state that is left, so a homogeneous network needs no recalibration.
+    """
+    pruned = plan.apply(trained.network)
+    if len(trained.network.stages) == 1:
+        return pruned
+    anew = plan.apply(trained.network)
+    recalibrate(anew, trained.random_images(bundle, RECALIBRATION_IMAGES))
+    scores = [terminal_score(network, val.batches, loss=trained.loss) for network in (anew, pruned)]
+    return anew.eval() if scores[0].accuracy >= scores[1].accuracy else pruned
+
+
+def _compare(
+    trained: Trained,
+    plan: PruningPlan,
+    pruned: ResidualNetwork,
+    val: Judged,
+    target: Path,
+    finetune_epochs: int,
+    max_drop: float | None,
+) -> Pruning:
+    before, after = (right_answers(network, val.batches) for network in (trained.network, pruned))
+    accuracy = 100 * float(after.double().mean())
+    lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
+    return Pruning(
+        kept_blocks=plan.kept_blocks,
+        num_blocks_before=plan.num_blocks,
+        accuracy_before=plan.accuracy_before,
+        accuracy_predicted=plan.accuracy_predicted,
+        accuracy_after=accuracy,
+        parameters_before=plan.parameters_before,
+        parameters_after=plan.parameters_after,
+        macs_before=plan.macs_before,
+        macs_after=plan.macs_after,
+        path=str(target),
+        finetune_epochs=finetune_epochs,
+        num_images=val.num_images,
+        interval=wilson(accuracy, val.num_images),
+        drop_interval=paired_drop(lost, gained, val.num_images),
+        warnings=warnings_on(plan.accuracy_before, val.num_images, val.chance, max_drop),
+    )
+
+
+def right_answers(network: ResidualNetwork, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Tell for each image whether a network gets it right, in eval mode, (n,) bool on the CPU."""
+    device = device_of(network)
+    with evaluation_mode(network):
+        answers = [
+            (network(images.to(device)).argmax(dim=1) == targets.to(device)).cpu()
+            for images, targets in batches
+        ]
+    return torch.cat(answers)
+
+
+def _check_drop(pruning: Pruning, max_drop: float | None) -> None:
+    before, after = pruning.accuracy_before, pruning.accuracy_after
+    if max_drop is not None and before - after > max_drop + 1e-9:
+        raise StageCostError(
+            f"the pruned network has {after:.2f} % on validation data, more than --max-drop {max_drop} "
+            f"below {before:.2f} %: keep more blocks or allow a larger drop"
+        )
+
+
+def finetune(
+    trained: Trained, pruned: ResidualNetwork, bundle: DataBundle, epochs: int
+) -> ResidualNetwork:
+    """Train a pruned network a little longer, for its terminal output, with the optimiser's old state.
+
+    The learning rate starts at a tenth of the run's and falls to zero; nothing is written.
+    """
+    setup = prepare(finetune_settings(trained, epochs), bundle, network=pruned)
+    state = setup.start()
+    carried = carry_optimizer(_optimizer_of_run(trained), trained.network, pruned)
+    for parameter, values in carried.state.items():
+        state.optimizer.state[parameter] = values
+    return train_in_memory(setup, state, "fine-tune")
+
+
+def train_in_memory(setup: Setup, state: State, label: str) -> ResidualNetwork:
+    """Do all epochs of a training that writes nothing, and return its network, in eval mode."""
+    with TrainingDisplay(label, setup.settings.training.epochs) as display:
+
+        def epoch_done(state: State, epoch: Epoch) -> None:
+            display.epoch_ends(setup.validation.record(state, epoch, setup.recipe))
+
+        fit(state, setup.batches, setup.stage_cost, setup.recipe, on_step=display.step_done, on_epoch=epoch_done)
+    return state.evaluated.eval()
+
+
+def finetune_settings(
+    trained: Trained, epochs: int, lr_factor: float = FINETUNE_LR_FACTOR
+) -> RunSettings:
+    """Return the settings of epochs after a cut, from those of the run that trained the network."""
+    # What is left is trained for its own output, and stays as it is.
+    plain = replace(trained.settings, stage=StageCostSettings())
+    return plain.with_training(
+        gamma=0.0,
+        epochs=epochs,
+        lr=lr_factor * trained.settings.training.peak_lr,
+        weight_decay=_decay_of_run(trained),
+        normalize_objective=False,
+        warmup_epochs=0.0,
+        ema_decay=0.0,
+        num_processes=1,
+    )
+
+
+def _decay_of_run(trained: Trained) -> float:
+    """Return the decay that the optimiser of a run had.
+
+    A normalised objective divides lambda by the weight of all losses. Without the stage cost nothing would
+    divide it any more, and a lambda that was raised to make up for it would be as many times too large.
+    """
+    assert trained.checkpoint is not None
+    return trained.checkpoint.weight_decay
+
+
+def _optimizer_of_run(trained: Trained) -> Optimizer:
+    assert trained.checkpoint is not None
+    optimizer = make_optimizer(trained.network, trained.settings.training, weight_decay=0.0)
+    load_optimizer_tensors(optimizer, trained.network, trained.checkpoint.part("optimizer"))
+    return optimizer

@@ -1,0 +1,91 @@
+"""`stagecost report`: report.html in a run folder, from its analysis, its history and its latest pruning."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stagecost import __version__
+from stagecost.errors import StageCostError
+from stagecost.report.content import ReportData
+from stagecost.report.page import write_report
+from stagecost.runs.analysis import Analysis, analysis_of
+from stagecost.runs.evaluation import Evaluation
+from stagecost.runs.folder import RunFolder
+from stagecost.runs.results import Result
+from stagecost.runs.trained import CheckpointName, Trained, open_trained
+from stagecost.storage import read_json
+from stagecost.trajectory import needed_blocks
+
+
+@dataclass(frozen=True)
+class Report(Result):
+    """Where a report is.
+
+    Attributes:
+        run: that it is on.
+        report: the page.
+        needed_blocks: that it tells of.
+    """
+
+    run: str
+    report: str
+    needed_blocks: int
+
+
+@dataclass(frozen=True)
+class NamedEvaluation(Evaluation):
+    """An evaluation in a row of several.
+
+    Attributes:
+        name: of the network.
+    """
+
+    name: str
+
+
+def report(
+    run: str | Path,
+    *,
+    tolerance: float = 0.5,
+    checkpoint: CheckpointName = "last",
+    device: str = "auto",
+    data: str | None = None,
+) -> Report:
+    """Write report.html into a run folder: figures, tables, and how to use the result.
+
+    Args:
+        run: its folder.
+        tolerance: points of accuracy that may be missing to the full depth.
+        checkpoint: of the run.
+        device: where to compute.
+        data: where the images of the training are now, if they moved.
+
+    Raises:
+        StageCostError: nothing trained is there, or its images are not.
+    """
+    needed_blocks((0.0, 0.0), tolerance)  # refuse an impossible tolerance before the long work
+    trained = open_trained(run, checkpoint=checkpoint, device=device)
+    # Without a validation split the training images stand in; the report says which split it shows.
+    split = "val" if trained.settings.data.val_fraction > 0 else "train"
+    return write_run_report(trained, analysis_of(trained, split, tolerance, data))
+
+
+def write_run_report(
+    trained: Trained, analysis: Analysis, test: Sequence[NamedEvaluation] = ()
+) -> Report:
+    """Write the report of an opened run."""
+    checkpoint, run = trained.checkpoint, RunFolder(trained.path)
+    if checkpoint is None:
+        raise StageCostError(f"{trained.path} is a saved network: give the run that it was pruned from")
+    settings = {**trained.settings.to_flat(), "gamma": checkpoint.gamma}
+    data = ReportData(
+        run=str(run.path),
+        settings={**settings, "num_blocks": analysis.num_blocks},
+        analysis=analysis.to_json(),
+        history=[entry.to_json() for entry in checkpoint.progress.history],
+        pruning=read_json(run.pruning) if run.pruning.is_file() else None,
+        test=[row.to_json() for row in test],
+        version=__version__,
+    )
+    write_report(data, run.report)
+    return Report(str(run.path), str(run.report), analysis.needed_blocks)

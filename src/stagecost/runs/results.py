@@ -1,0 +1,26 @@
+"""Typed results of the verbs, and their JSON: the one place where they become plain values."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a verb tells; every field is a key of its JSON object."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain types for JSON; a number that is not finite is null there."""
+        return {key: plain(value) for key, value in asdict(self).items()}
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON holds it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value

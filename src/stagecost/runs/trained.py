@@ -1,0 +1,223 @@
+"""Opening what was trained: a run folder, or the folder of a saved network, with its images."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from stagecost.data.batches import eval_batches
+from stagecost.data.images import ImageFormat, ImageSplit
+from stagecost.data.loading import DataBundle, load_data
+from stagecost.errors import StageCostError
+from stagecost.models.catalogue import load
+from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, ResidualNetwork
+from stagecost.objective import LossFunction
+from stagecost.runs.certainty import chance_of
+from stagecost.runs.folder import RunFolder, check_same, has_moved
+from stagecost.storage import read_json
+from stagecost.train.checkpoint import Checkpoint, check_finite, read_checkpoint
+from stagecost.train.devices import select_device
+from stagecost.train.parsing import parse_settings
+from stagecost.train.settings import RunSettings
+from stagecost.train.stage_cost import loss_of
+from stagecost.train.validation import RandomImages
+
+CheckpointName = Literal["last", "best"]
+Split = Literal["train", "val", "test", "all"]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Images that a network is judged on.
+
+    Attributes:
+        batches: in order, without augmentation.
+        num_images: how many.
+        chance: accuracy of always guessing the most frequent class, percent.
+    """
+
+    batches: Iterable[tuple[Tensor, Tensor]]
+    num_images: int
+    chance: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network and what is needed to judge it.
+
+    Attributes:
+        path: of the run or the saved network.
+        network: in eval mode, on `device`.
+        settings: of the run that trained it.
+        image_format: how its images are prepared.
+        device: where it is.
+        checkpoint: the run's checkpoint; None for a saved network.
+    """
+
+    path: Path
+    network: ResidualNetwork
+    settings: RunSettings
+    image_format: ImageFormat
+    device: torch.device
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def loss(self) -> LossFunction:
+        """The loss of its training."""
+        return loss_of(self.settings.training.label_smoothing)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of its images."""
+        return self.image_format.channels, self.image_format.size, self.image_format.size
+
+    def load(self, *splits: str, data: str | None = None) -> DataBundle:
+        """Load splits of the images that it was trained on, or of other data prepared alike.
+
+        Args:
+            splits: train, val, test; none of them is all that there are.
+            data: other images, or where those of the training are now.
+
+        Raises:
+            StageCostError: there is no such split, or the other data has other classes.
+        """
+        config = self.settings.data if data is None else replace(self.settings.data, data=data)
+        if data is None and has_moved(config.data):
+            raise StageCostError(
+                f"{config.data}, with the images of {self.path}, is there no more: say where they are "
+                "now with --data"
+            )
+        bundle = load_data(
+            config,
+            seed=self.settings.training.seed,
+            splits=splits or None,
+            like=self.image_format,
+        )
+        for split in splits:
+            if split not in bundle.splits:
+                raise StageCostError(f"{self.path} has no split {split!r}: choose train, val or test")
+        return bundle
+
+    def judged(self, split: Split, data: str | None = None) -> Judged:
+        """Load the images of one split, or of all of them together."""
+        bundle = self.load(*(() if split == "all" else (split,)), data=data)
+        return self.judged_on(list(bundle.splits.values()))
+
+    def judged_on(self, splits: list[ImageSplit]) -> Judged:
+        """Return some images, in order, without augmentation."""
+        parts = [eval_batches(part, self.image_format, device=self.device) for part in splits if len(part)]
+        targets = [label for part in splits for label in part.targets.tolist()]
+        if not targets:
+            raise StageCostError(f"there are no images to judge {self.path} on: give some")
+        return Judged(_Chain(parts), len(targets), chance_of(targets))
+
+    def batches(self, split: Split, data: str | None = None) -> Iterable[tuple[Tensor, Tensor]]:
+        """Load one split as batches, in order, without augmentation."""
+        return self.judged(split, data).batches
+
+    def random_images(self, bundle: DataBundle, count: int) -> RandomImages:
+        """Return training images drawn at random, to estimate statistics from."""
+        seed = self.settings.training.seed
+        return RandomImages(bundle.splits["train"], self.image_format, count, seed, self.device)
+
+    def details(self) -> dict[str, Any]:
+        """Return what a saved network keeps beside its structure, as plain types."""
+        return {"settings": self.settings.to_flat(), "image_format": self.image_format.to_json()}
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """Several loaders one after the other; may be iterated repeatedly."""
+
+    parts: list[Any]
+
+    def __iter__(self) -> Any:
+        for part in self.parts:
+            yield from part
+
+
+def open_trained(
+    path: str | Path, *, checkpoint: CheckpointName = "last", device: str = "auto"
+) -> Trained:
+    """Open a run folder or the folder of a saved network.
+
+    Args:
+        path: what `stagecost train` or `stagecost prune` wrote.
+        checkpoint: of a run: the last one, or the best on validation data.
+        device: where to compute.
+
+    Raises:
+        StageCostError: nothing trained is there, or it is damaged, or a weight is no finite number.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise StageCostError(f"{path} is no folder: give a run or a saved network")
+    if (path / CONFIG_FILE).is_file():
+        if checkpoint != "last":
+            raise StageCostError(f"{path} is a saved network, which has no checkpoints: leave --checkpoint out")
+        return _open_saved(path, select_device(device))
+    return _open_run(RunFolder(path), checkpoint, select_device(device))
+
+
+def _open_run(run: RunFolder, name: CheckpointName, device: torch.device) -> Trained:
+    file = run.best if name == "best" else run.last
+    if not file.is_file():
+        run.settings()  # or say that this is no run
+        if run.last.is_file():
+            raise StageCostError(
+                f"{run.path} has no best checkpoint, as no validation images chose one: use "
+                "--checkpoint last"
+            )
+        raise StageCostError(
+            f"{run.path} has no {name} checkpoint yet: let it train, `stagecost train --resume --output "
+            f"{run.path}`"
+        )
+    checkpoint = read_checkpoint(file)
+    settings = checkpoint.settings
+    if run.config.is_file():
+        check_same(settings, run.settings(), run.path)
+        settings = run.settings()
+    network = checkpoint.network()
+    check_finite(network.state_dict(), file)
+    return Trained(
+        path=run.path,
+        network=_placed(network, device),
+        settings=settings,
+        image_format=ImageFormat.from_json(checkpoint.metadata.get("image_format", {})),
+        device=device,
+        checkpoint=checkpoint,
+    )
+
+
+def _open_saved(path: Path, device: torch.device) -> Trained:
+    network = load(path)
+    check_finite(network.state_dict(), path / WEIGHTS_FILE)
+    source = path / CONFIG_FILE
+    config = read_json(source)
+    missing = [key for key in ("settings", "image_format") if key not in config]
+    if missing:
+        raise StageCostError(
+            f"{path} does not say how its images are prepared ({missing[0]!r} is missing in "
+            f"{CONFIG_FILE}): load it with stagecost.load, or save it with `stagecost prune`"
+        )
+    try:
+        settings = parse_settings(dict(config["settings"]))
+    except (TypeError, ValueError) as error:
+        raise StageCostError(
+            f"{source} does not say how it was trained ({error}): restore it from a copy"
+        ) from None
+    return Trained(
+        path=path,
+        network=_placed(network, device),
+        settings=settings,
+        image_format=ImageFormat.from_json(config["image_format"]),
+        device=device,
+    )
+
+
+def _placed(network: ResidualNetwork, device: torch.device) -> ResidualNetwork:
+    # The memory format of training, so that not even a rounding differs from what training measured.
+    return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

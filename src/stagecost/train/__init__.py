@@ -1,0 +1,1 @@
+"""Training: settings, the loop, checkpoints, devices. The loop knows no file; `stagecost.runs` does."""

@@ -1,0 +1,217 @@
+"""The state of a training in one file: weights, optimiser, average, progress, settings. No pickle.
+
+Optimiser tensors are stored under the name of their parameter, so they outlive the removal of blocks and
+a change of device; learning rates follow from the step, so they are not stored.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from stagecost.errors import StageCostError
+from stagecost.models.catalogue import load_weights, read_description, restore
+from stagecost.network import ResidualNetwork
+from stagecost.storage import read_tensors, write_tensors
+from stagecost.train.history import Progress
+from stagecost.train.parsing import parse_settings
+from stagecost.train.settings import RunSettings
+from stagecost.train.state import State
+
+FORMAT = "stagecost-checkpoint-2"
+
+
+def save_checkpoint(
+    path: Path, state: State, settings: RunSettings, details: Mapping[str, object]
+) -> None:
+    """Write the state of a training, atomically.
+
+    Args:
+        path: a file that is replaced only when the new one is whole.
+        state: of the training.
+        settings: that it belongs to.
+        details: JSON values to store beside it, such as the format of the images.
+    """
+    network = state.network
+    tensors = _prefixed("network", network.state_dict())
+    tensors |= _prefixed("optimizer", optimizer_tensors(state.optimizer, network))
+    tensors["rng"] = torch.get_rng_state()
+    if state.average is not None:
+        tensors |= _prefixed("average", state.average.module.state_dict())
+    assert network.description is not None
+    metadata = {
+        "format": FORMAT,
+        "description": network.description.to_json(),
+        "progress": state.progress.to_json(),
+        "settings": settings.to_flat(),
+        "weight_decay": max(group["weight_decay"] for group in state.optimizer.param_groups),
+        **details,
+    }
+    write_tensors(path, tensors, metadata)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: Mapping[str, Any]
+
+    @property
+    def gamma(self) -> float:
+        """The stage weight of the run."""
+        return self._number("gamma")
+
+    @property
+    def weight_decay(self) -> float:
+        """Lambda as the optimiser used it."""
+        return self._number("weight_decay")
+
+    def _number(self, name: str) -> float:
+        value = self.metadata.get(name)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise StageCostError(f"{self.path} does not tell {name}: restore it from a copy")
+        return float(value)
+
+    @property
+    def settings(self) -> RunSettings:
+        """The settings that it belongs to."""
+        try:
+            return parse_settings(self.metadata["settings"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise StageCostError(
+                f"{self.path} does not tell its settings ({error}): restore it from a copy"
+            ) from None
+
+    @property
+    def progress(self) -> Progress:
+        """How far the training had come."""
+        try:
+            return Progress.from_json(self.metadata["progress"])
+        except (KeyError, TypeError, ValueError):
+            raise StageCostError(f"{self.path} holds no training progress: delete it") from None
+
+    @property
+    def kept_blocks(self) -> tuple[int, ...] | None:
+        """The paper's indices of the blocks that were there; None if all were."""
+        return read_description(self.metadata.get("description"), self.path).kept_blocks
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """Return the tensors of one part, such as "network", under their own names."""
+        start = prefix + "."
+        return {k.removeprefix(start): t for k, t in self.tensors.items() if k.startswith(start)}
+
+    def network(self) -> ResidualNetwork:
+        """Rebuild the network that is to be used: the moving average if there is one.
+
+        Raises:
+            StageCostError: the file is damaged.
+        """
+        description = read_description(self.metadata.get("description"), self.path)
+        weights = self.part("average") or self.part("network")
+        return restore(description, weights, self.path).eval()
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint file.
+
+    Raises:
+        StageCostError: it is missing, damaged, or no checkpoint of a run.
+    """
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") == "stagecost-checkpoint":
+        raise StageCostError(f"{path} was written by an earlier version of stagecost: train anew")
+    if metadata.get("format") != FORMAT:
+        raise StageCostError(f"{path} is no checkpoint of a stagecost run: check the path")
+    return Checkpoint(path, tensors, metadata)
+
+
+def restore_state(checkpoint: Checkpoint, state: State) -> None:
+    """Put network, optimiser, average, progress and random numbers back to where they were.
+
+    Raises:
+        StageCostError: the file does not fit the network.
+    """
+    _load(state.network, checkpoint.part("network"), checkpoint.path)
+    optimizer_part = checkpoint.part("optimizer")
+    _check_optimizer_tensors(optimizer_part, state.network, checkpoint.path)
+    load_optimizer_tensors(state.optimizer, state.network, optimizer_part)
+    state.progress = checkpoint.progress
+    if state.average is not None:
+        _load(state.average.module, checkpoint.part("average"), checkpoint.path)
+        state.average.n_averaged.fill_(state.progress.averaged)
+    try:
+        torch.set_rng_state(checkpoint.tensors["rng"])
+    except (KeyError, TypeError, RuntimeError):
+        raise StageCostError(
+            f"{checkpoint.path} holds no state of the random numbers: delete it to start afresh"
+        ) from None
+
+
+def _load(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    check_finite(tensors, path)
+    try:
+        load_weights(module, tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise StageCostError(
+            f"{path} does not fit the run's network ({reason}): delete it to start afresh"
+        ) from None
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights that are no finite numbers.
+
+    Raises:
+        StageCostError: names the first tensor that has one.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise StageCostError(
+                f"{path} has a weight that is no finite number ({name}): restore it from a copy, or "
+                "train anew with a lower --lr"
+            )
+
+
+def optimizer_tensors(optimizer: Optimizer, network: nn.Module) -> dict[str, Tensor]:
+    """Return the optimiser's state as tensors named "parameter/slot"."""
+    return {
+        f"{name}/{slot}": value
+        for name, parameter in network.named_parameters()
+        for slot, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _check_optimizer_tensors(tensors: Mapping[str, Tensor], network: nn.Module, path: Path) -> None:
+    shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
+    for key, value in tensors.items():
+        name, _, slot = key.rpartition("/")
+        if not slot or name not in shapes or value.shape not in (shapes[name], torch.Size([])):
+            raise StageCostError(
+                f"{path} does not fit the run's network (optimizer state {key}): delete it to start "
+                "afresh"
+            )
+
+
+def load_optimizer_tensors(
+    optimizer: Optimizer, network: nn.Module, tensors: Mapping[str, Tensor]
+) -> None:
+    """Give the optimiser the state of those parameters that the network has."""
+    parameters = dict(network.named_parameters())
+    for key, value in tensors.items():
+        name, slot = key.rsplit("/", 1)
+        if name in parameters:
+            # A step count stays on the CPU, where torch's optimisers keep it; slots follow the weights.
+            device = value.device if value.dim() == 0 else parameters[name].device
+            optimizer.state[parameters[name]][slot] = value.to(device).clone()
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}

@@ -1,0 +1,123 @@
+"""How blocks leave a running training: network, optimiser, average and wrapper, all of them or none.
+
+When they leave is the caller's business. In a homogeneous network the tail goes, which is exact: the loss
+after the cut is one that the trajectory already tells. In a staged network each stage loses its tail, and
+BatchNorm statistics are estimated anew.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from stagecost.calibration import recalibrate
+from stagecost.cut import Cut, Stages, stage_counts
+from stagecost.errors import StageCostError
+from stagecost.network import ResidualNetwork
+from stagecost.train.checkpoint import load_optimizer_tensors, optimizer_tensors
+from stagecost.train.history import CutRecord, EpochRecord
+from stagecost.train.settings import TrainingSettings
+from stagecost.train.state import State, compile_in_place, make_optimizer, wrap
+from stagecost.train.validation import Validation
+from stagecost.trajectory import Score, terminal_score
+
+
+def check_schedule(schedule: dict[int, Cut], network: ResidualNetwork) -> None:
+    """Refuse cuts that a network cannot make, one after the other.
+
+    Args:
+        schedule: after which epoch which blocks stay, in order.
+        network: as it is at the start.
+
+    Raises:
+        StageCostError: names the cut and what is possible there.
+    """
+    sizes = network.blocks_per_stage
+    for epoch, cut in schedule.items():
+        counts = _counts_after(cut, _consecutive(sizes))
+        if counts is None or 0 in counts or counts == sizes:
+            raise StageCostError(
+                f"--cut-at keeps {cut} blocks of {'+'.join(map(str, sizes))} after epoch {epoch}: give "
+                "fewer, but at least 1 in each stage"
+            )
+        sizes = counts
+
+
+def _consecutive(sizes: Sequence[int]) -> Stages:
+    """Return the positions of stages of these sizes."""
+    starts = [sum(sizes[:s]) for s in range(len(sizes))]
+    return [range(first, first + size) for first, size in zip(starts, sizes, strict=True)]
+
+
+def _counts_after(cut: Cut, stages: Stages) -> tuple[int, ...] | None:
+    try:
+        return stage_counts(cut.among(stages), stages)
+    except StageCostError:
+        return None
+
+
+def cut_network(
+    state: State, cut: Cut, record: EpochRecord, validation: Validation, training: TrainingSettings
+) -> EpochRecord:
+    """Go on with the acting blocks of a cut alone.
+
+    Args:
+        state: is changed.
+        cut: of the network as it is.
+        record: of the epoch that has just ended.
+        validation: its images; a staged network is judged again.
+        training: says how the optimiser is built.
+
+    Returns:
+        The record, with what the cut did.
+    """
+    kept = state.network.resolve(cut)
+    networks = [network.keep(kept) for network in state.networks]
+    score = _score_after(kept, networks, record, validation)
+    before = state.network.num_blocks
+    replace_networks(state, networks, training)
+    done = CutRecord(
+        epoch=record.epoch,
+        num_blocks_before=before,
+        kept_blocks=state.network.block_indices,
+        val_loss_before=record.val_loss,
+        val_loss_after=score.loss if score else None,
+        val_accuracy_before=record.val_accuracy,
+        val_accuracy_after=score.accuracy if score else None,
+    )
+    return replace(record, cut=done)
+
+
+def _score_after(
+    kept: Cut, networks: Sequence[ResidualNetwork], record: EpochRecord, validation: Validation
+) -> Score | None:
+    if len(networks[-1].stages) == 1:  # exact: what the trajectory says
+        if record.val_losses is None or record.val_accuracies is None:
+            return None
+        return Score(kept, record.val_losses[kept.depth], record.val_accuracies[kept.depth], 0)
+    for network in networks:
+        recalibrate(network, validation.calibration)
+    if validation.val is None:
+        return None
+    return terminal_score(networks[-1], validation.val, loss=validation.loss)
+
+
+def replace_networks(
+    state: State, networks: Sequence[ResidualNetwork], training: TrainingSettings
+) -> None:
+    """Go on with smaller networks; every parameter that stays keeps its optimiser state.
+
+    The optimiser is built and filled as after a restart, so that a training that goes on is no different.
+    The networks are copies, because hooks of a distributed wrapper would stay behind on old parameters.
+    """
+    network = networks[0]
+    if training.compile:  # what was compiled knows the old blocks
+        compile_in_place(network, state.fabric.device)
+    kept = optimizer_tensors(state.optimizer, state.network)
+    staying = dict(network.named_parameters())
+    decay = {group["name"]: group["weight_decay"] for group in state.optimizer.param_groups}
+    optimizer = make_optimizer(network, training, decay["residual"])
+    asked, model, optimizer = wrap(state.fabric, network, optimizer)
+    kept = {key: value for key, value in kept.items() if key.rpartition("/")[0] in staying}
+    load_optimizer_tensors(optimizer, network, kept)
+    state.network, state.asked, state.model, state.optimizer = network, asked, model, optimizer
+    if state.average is not None:
+        state.average.module = networks[1]

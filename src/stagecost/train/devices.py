@@ -1,0 +1,122 @@
+"""Where and how precisely to compute: Lightning Fabric, set up from the settings.
+
+Variables that a cluster or another launcher left in the environment change nothing. A process counts as
+one of several only if this program started it.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stagecost.errors import StageCostError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+_PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+_STARTED_BY = "STAGECOST_STARTED_BY"
+_FOREIGN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_FOREIGN_BEGIN = ("SLURM_", "JSM_", "LSB_", "OMPI_", "TORCHELASTIC_", "LT_", "LIGHTNING_", "PL_")
+
+
+def is_first_process() -> bool:
+    """Tell whether this process is the one that the user started, and not one that it started in turn."""
+    return os.environ.get(_STARTED_BY) != str(os.getppid())
+
+
+def select_device(name: str = "auto") -> torch.device:
+    """Return the device of this name; "auto" takes an accelerator if there is one.
+
+    Raises:
+        StageCostError: the name is unknown, or this machine has no such device.
+    """
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next((kind for kind in ("cuda", "mps") if present[kind]), "cpu")
+    if name not in present:
+        raise StageCostError(f"--device {name!r} is unknown: choose auto, cpu, cuda or mps")
+    if not present[name]:
+        raise StageCostError(f"--device {name!r} is not on this machine: use --device auto or cpu")
+    return torch.device(name)
+
+
+def make_fabric(
+    device: str, precision: str = "32", num_processes: int = 1, loggers: Sequence[Any] = ()
+) -> "Fabric":
+    """Set up Fabric: device, mixed precision, and as many processes as asked for.
+
+    Raises:
+        StageCostError: the device is not there, or cannot compute in this precision.
+    """
+    kind = select_device(device).type
+    if precision == "fp16" and kind == "cpu":
+        raise StageCostError("--precision fp16 needs an accelerator: use --precision bf16 or 32")
+    if kind == "cuda" and num_processes > torch.cuda.device_count():
+        raise StageCostError(
+            f"--num-processes is {num_processes}, but this machine has {torch.cuda.device_count()} GPUs: "
+            "give at most one process a GPU"
+        )
+    with _own_environment(), warnings.catch_warnings():
+        # Fabric looks for a cluster's launcher and says so where one merely happens to be installed.
+        warnings.filterwarnings("ignore", message=".*srun.*")
+        fabric_class = _import_fabric()
+        return fabric_class(
+            accelerator=kind,
+            devices=num_processes,
+            strategy="ddp" if num_processes > 1 else "auto",
+            precision=_PRECISIONS[precision],
+            plugins=[_own_processes()],
+            loggers=list(loggers),
+        )
+
+
+def launch(fabric: "Fabric") -> None:
+    """Start the further processes, if any were asked for: they run this program's command again."""
+    with _own_environment():
+        if is_first_process():
+            os.environ[_STARTED_BY] = str(os.getpid())
+        fabric.launch()
+
+
+def _import_fabric() -> Any:
+    try:
+        from lightning_fabric import Fabric
+        from lightning_fabric.utilities.rank_zero import rank_zero_only
+    except ImportError:
+        raise StageCostError("training needs an extra: pip install 'stagecost[train]'") from None
+    if is_first_process():
+        rank_zero_only.rank = 0
+    return Fabric
+
+
+def _own_processes() -> Any:
+    """Return Fabric's environment of processes that it starts itself, deaf to foreign variables."""
+    from lightning_fabric.plugins.environments import LightningEnvironment
+
+    class OwnProcesses(LightningEnvironment):  # type: ignore[misc]
+        @property
+        def creates_processes_externally(self) -> bool:
+            return not is_first_process()
+
+    return OwnProcesses()
+
+
+@contextmanager
+def _own_environment() -> Iterator[None]:
+    """Hide the variables of foreign launchers; in a process that this program started there are none."""
+    if not is_first_process():
+        yield
+        return
+    hidden = {k: v for k, v in os.environ.items() if k in _FOREIGN or k.startswith(_FOREIGN_BEGIN)}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        for name in [*_FOREIGN, _STARTED_BY]:
+            os.environ.pop(name, None)
+        os.environ.update(hidden)

@@ -1,0 +1,198 @@
+"""The training loop. It knows no file, no rule for cuts and none for gamma: callers bring them.
+
+A training is a pure function of its recipe: order of the images, augmentation and what is drawn follow
+from the seed, the epoch and the batch. So one that is stopped anywhere and goes on from its state ends in
+the same weights, bit for bit, as one that was left alone (on a CPU with the same number of threads).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stagecost.drop_path import draw_branch_scales, drop_rates
+from stagecost.errors import StageCostError
+from stagecost.objective import ObjectiveTerms, StageCost
+from stagecost.random_streams import Stream, torch_generator
+from stagecost.train.history import Sums
+from stagecost.train.recipe import Batches, Moment, Recipe
+from stagecost.train.stage_cost import StageCostRule, acting_gamma, after_cuts
+from stagecost.train.state import State
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that was done.
+
+    Attributes:
+        moment: of it.
+        stage_cost: what was minimised, before depths were sampled; of the network as it is.
+        terms: of the objective.
+        correct: images that the whole network got right.
+        samples: images.
+    """
+
+    moment: Moment
+    stage_cost: StageCost
+    terms: ObjectiveTerms
+    correct: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """An epoch that was done.
+
+    Attributes:
+        number: counted from 1.
+        sums: over its images.
+        moment: of its last step.
+        stage_cost: of its last step, see `Step`.
+        gamma: the stage weight of its last step.
+        learning_rate: of its last step.
+    """
+
+    number: int
+    sums: Sums
+    moment: Moment
+    stage_cost: StageCost
+    gamma: float
+    learning_rate: float
+
+
+OnStep = Callable[[State, Step], None]
+OnEpoch = Callable[[State, Epoch], None]
+
+
+def fit(
+    state: State,
+    batches: Batches,
+    stage_cost: StageCost | StageCostRule,
+    recipe: Recipe,
+    *,
+    on_step: OnStep | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> None:
+    """Train from where the state is to the end of the last epoch.
+
+    Args:
+        state: is moved on.
+        batches: the training data.
+        stage_cost: what is minimised; or a function of the moment. Its cuts are those of the network at
+            the start: blocks that have left count as ones that do nothing.
+        recipe: how.
+        on_step: is told each step; it may save, stop by an exception, or change what the next steps do.
+        on_epoch: is told each epoch, after it is counted; it may also cut the network.
+
+    Raises:
+        StageCostError: the objective, or a weight after an epoch, is no finite number.
+    """
+    rule = (lambda _: stage_cost) if isinstance(stage_cost, StageCost) else stage_cost
+    progress = state.progress
+    state.start_clock()
+    while progress.epoch < recipe.epochs:
+        state.network.train()
+        for images, targets in batches.epoch(progress.epoch, progress.batch):
+            moment = Moment(progress.epoch, progress.batch, len(batches), recipe.epochs)
+            step = train_step(state, batches, rule, recipe, moment, images, targets)
+            count_step(state, step)
+            if on_step is not None:
+                on_step(state, step)
+        epoch = end_epoch(state, rule, recipe, len(batches))
+        if on_epoch is not None:
+            on_epoch(state, epoch)
+        state.count_time()
+
+
+def train_step(
+    state: State,
+    batches: Batches,
+    rule: StageCostRule,
+    recipe: Recipe,
+    moment: Moment,
+    images: Tensor,
+    targets: Tensor,
+) -> Step:
+    """Do one step.
+
+    With gamma = 0 the intermediate outputs are not even computed: plain training, to the last bit.
+
+    Raises:
+        StageCostError: the objective is not finite; the weights are those before the step.
+    """
+    for group in state.optimizer.param_groups:
+        group["lr"] = recipe.learning_rate(moment)
+    stage_cost = after_cuts(rule(moment), state.stages, state.left)
+    visited = _sampled(stage_cost, recipe, moment)
+    scales = _branch_scales(state, recipe, moment, batches.batch_size)
+    outputs = state.outputs(images, visited.outputs, recipe.how, scales)
+    terms = visited(outputs, targets)
+    if not torch.isfinite(terms.total):
+        raise StageCostError(
+            f"the objective is {terms.total.item()} in epoch {moment.epoch + 1}, batch "
+            f"{moment.batch + 1}: lower --lr or --gamma, or use --clip-norm; the last good checkpoint is "
+            "kept"
+        )
+    state.fabric.backward(terms.total)
+    if recipe.clip_norm:
+        state.fabric.clip_gradients(state.model, state.optimizer, max_norm=recipe.clip_norm)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    if state.average is not None:
+        state.average.update_parameters(state.network)
+    correct = int((outputs[-1].argmax(dim=1) == targets).sum())
+    return Step(moment, stage_cost, terms, correct, len(images))
+
+
+def count_step(state: State, step: Step) -> None:
+    """Enter a step into the progress."""
+    progress, terms = state.progress, step.terms
+    progress.batch += 1
+    if state.average is not None:
+        progress.averaged = int(state.average.n_averaged)
+    objective, loss = float(terms.total.detach()), float(terms.losses[-1])
+    progress.sums.add(objective, loss, step.correct, step.samples)
+    state.count_time()
+
+
+def end_epoch(state: State, rule: StageCostRule, recipe: Recipe, steps: int) -> Epoch:
+    """Count the epoch under way as complete.
+
+    Raises:
+        StageCostError: a weight is no finite number.
+    """
+    progress = state.progress
+    if not all(bool(torch.isfinite(p).all()) for p in state.evaluated.parameters()):
+        raise StageCostError(
+            f"a weight is no finite number after epoch {progress.epoch + 1}: lower --lr; the last good "
+            "checkpoint is kept"
+        )
+    # Not what the optimiser holds: one that goes on behind the last step has not stepped yet.
+    last = Moment(progress.epoch, steps - 1, steps, recipe.epochs)
+    whole = rule(last)
+    left = after_cuts(whole, state.stages, state.left)
+    sums, progress.sums = progress.sums, Sums()
+    progress.epoch, progress.batch = progress.epoch + 1, 0
+    rate = recipe.learning_rate(last)
+    return Epoch(progress.epoch, sums, last, left, acting_gamma(whole), rate)
+
+
+def _sampled(stage_cost: StageCost, recipe: Recipe, moment: Moment) -> StageCost:
+    """Draw the cuts that bear the stage cost in a step; all where there are no more."""
+    if not 0 < recipe.sampled_depths < len(stage_cost.cuts):
+        return stage_cost
+    generator = torch_generator(recipe.seed, Stream.DEPTHS, moment.epoch, moment.batch)
+    return stage_cost.sampled(recipe.sampled_depths, generator)
+
+
+def _branch_scales(state: State, recipe: Recipe, moment: Moment, batch_size: int) -> Tensor | None:
+    """Return s_k of each block for this process's images of a step, (N, B); None for 1."""
+    if not recipe.drop_path:
+        return None
+    rates = drop_rates(recipe.drop_path, len(state.indices))
+    generator = torch_generator(recipe.seed, Stream.BRANCHES, moment.epoch, moment.batch)
+    # Drawn for the whole batch, so that the processes together see what one would see.
+    scales = draw_branch_scales([rates[k] for k in state.left], batch_size, generator)
+    fabric = state.fabric
+    return scales[:, fabric.global_rank :: fabric.world_size].to(fabric.device)

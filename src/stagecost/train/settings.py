@@ -1,0 +1,282 @@
+"""The settings of a training run: small frozen dataclasses, which are also the command line's flags.
+
+Nothing heavy is imported here, so that the command line can show its help at once.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from stagecost.cut import Cut
+from stagecost.data.config import DataConfig
+from stagecost.errors import StageCostError
+
+MAX_SEED = 2**63 - 1
+SAMPLED_DEPTHS = 3
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which network to build.
+
+    Args:
+        model: name of a model, such as homogeneous, staged or preact_resnet50.
+        num_blocks: N, blocks of a homogeneous network.
+        width: channels of a homogeneous network, or of the stem of an ImageNet-sized one.
+        blocks_per_stage: blocks of each stage of a staged network, such as 9,9,9.
+        widths: channels of each stage of a staged network, such as 16,32,64.
+        stem_stride: stride of the first convolution of a homogeneous or staged network.
+        projection: of a staged network: strided (1×1 convolution with a stride, as in the paper) or
+            average (pooling first, so that no pixel is dropped).
+    """
+
+    model: str = "homogeneous"
+    num_blocks: int | None = None
+    width: int | None = None
+    blocks_per_stage: tuple[int, ...] | None = None
+    widths: tuple[int, ...] | None = None
+    stem_stride: int | None = None
+    projection: Literal["strided", "average"] | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments for `create_model` that were given."""
+        given = {key: value for key, value in asdict(self).items() if value is not None}
+        given.pop("model")
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in given.items()}
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train.
+
+    Args:
+        gamma: the stage weight; 0 is plain training; 1/N if not given, or 1 with targets.
+        weight_decay: lambda, on the residual branches only.
+        normalize_objective: divide the objective, and lambda, by the weight of all losses, 1 + gamma·N.
+        label_smoothing: of the cross-entropy, from 0 to 1.
+        epochs: passes over the training images.
+        batch_size: images a step, over all processes together.
+        optimizer: sgd (momentum 0.9, Nesterov) or adamw.
+        lr: the highest learning rate; 0.1 for sgd and 0.002 for adamw if not given.
+        warmup_epochs: epochs of linear warm-up, before the cosine to zero; may be a fraction.
+        clip_norm: largest norm of the gradient; 0 does not clip.
+        ema_decay: decay of an exponential moving average of the weights; 0 keeps none.
+        seed: of the initial weights, the order of the images, and the validation split.
+        device: auto, cpu, cuda or mps.
+        precision: 32, bf16 or fp16 (mixed).
+        compile: the network of a step by torch.compile, built at the first step; for long trainings on
+            an accelerator.
+        data_on_device: keep all images on the device, as bytes, instead of sending each batch there.
+        activation_checkpointing: keep about √N states for the gradient and compute the rest again.
+        num_processes: processes that share each batch.
+        checkpoint_minutes: an unfinished epoch is saved this often.
+        tensorboard: also write TensorBoard files.
+    """
+
+    gamma: float | None = None
+    weight_decay: float = 5e-4
+    normalize_objective: bool = False
+    label_smoothing: float = 0.0
+    epochs: int = 20
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float | None = None
+    warmup_epochs: float = 1.0
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["32", "bf16", "fp16"] = "32"
+    compile: bool = False
+    data_on_device: bool = False
+    activation_checkpointing: bool = False
+    num_processes: int = 1
+    checkpoint_minutes: float = 10.0
+    tensorboard: bool = False
+
+    @property
+    def peak_lr(self) -> float:
+        """The highest learning rate."""
+        default = 0.1 if self.optimizer == "sgd" else 0.002
+        return default if self.lr is None else self.lr
+
+    def check(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            StageCostError: names the first impossible value and what is possible.
+        """
+        for name in ("epochs", "batch_size", "num_processes"):
+            _check_least(self, name, 1)
+        for name in ("gamma", "weight_decay", "warmup_epochs", "clip_norm", "seed"):
+            _check_least(self, name, 0)
+        if self.seed > MAX_SEED:
+            raise StageCostError(f"--seed is {self.seed}: give a whole number from 0 to 2^63 - 1")
+        for name in ("label_smoothing", "ema_decay"):
+            _check_part(self, name)
+        for name in ("lr", "checkpoint_minutes"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise StageCostError(f"{flag(name)} is {value}: give a number above 0")
+        if self.batch_size % self.num_processes:
+            raise StageCostError(
+                f"--batch-size {self.batch_size} cannot be shared by {self.num_processes} processes: "
+                "give a multiple"
+            )
+
+
+@dataclass(frozen=True)
+class StageCostSettings:
+    """Which outputs bear the stage cost, and what happens to the blocks; see docs/variants.md.
+
+    Args:
+        first_depth: outputs before this depth bear no stage cost.
+        targets: cuts that bear the stage cost instead of y_0 … y_{N-1}: numbers of blocks, such as 4,8,
+            or of each stage, such as 3+3+4.
+        sampled_depths: how many outputs bear the stage cost in a step, drawn anew each step so that its
+            mean stays the same; 0 takes all. 3 if not given, or all with compile.
+        stage_loss: same, or distilled (half of it from the detached terminal output).
+        drop_path: stochastic depth: the last branch is left out of the training of an image with this
+            probability, earlier ones with less, growing linearly; 0 leaves none out.
+        cut_at: cuts during the training, epoch:blocks, such as 3:8,6:4; or, in a staged network,
+            epoch:blocks of each stage, such as 3:4+3+2.
+        plain_after_cuts: the stage cost ends with the last cut of cut_at, and training goes on by the
+            terminal loss alone.
+    """
+
+    first_depth: int = 0
+    targets: tuple[str, ...] = ()
+    sampled_depths: int | None = None
+    stage_loss: Literal["same", "distilled"] = "same"
+    drop_path: float = 0.0
+    cut_at: str | None = None
+    plain_after_cuts: bool = False
+
+    def check(self, epochs: int) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            StageCostError: names the value and what is possible.
+        """
+        for name in ("first_depth", "sampled_depths"):
+            _check_least(self, name, 0)
+        _check_part(self, "drop_path")
+        self.cuts()
+        if self.targets and self.first_depth:
+            raise StageCostError(
+                f"--first-depth is about the outputs y_k, which bear no stage cost with --targets "
+                f"{','.join(self.targets)}: leave one of them out"
+            )
+        schedule = self.schedule()
+        if self.plain_after_cuts and not schedule:
+            raise StageCostError("--plain-after-cuts is on, but nothing is cut: give --cut-at as well")
+        for epoch in schedule:
+            if not 1 <= epoch < epochs:
+                raise StageCostError(
+                    f"--cut-at names epoch {epoch} of {epochs}: give one from 1 to {epochs - 1}, so that "
+                    "training follows the cut"
+                )
+
+    def cuts(self) -> tuple[Cut, ...]:
+        """Return the target cuts.
+
+        Raises:
+            StageCostError: one of them is not a cut.
+        """
+        return tuple(_parse_cut("--targets", target, target) for target in self.targets)
+
+    def schedule(self) -> dict[int, Cut]:
+        """Return the cuts of `cut_at`: after which epoch which blocks stay, in order.
+
+        Raises:
+            StageCostError: the text does not say cuts, or names an epoch twice.
+        """
+        cuts: dict[int, Cut] = {}
+        for part in [] if self.cut_at is None else self.cut_at.split(","):
+            epoch, _, blocks = (text.strip() for text in part.partition(":"))
+            if not (epoch.isascii() and epoch.isdigit()) or int(epoch[:18]) in cuts:
+                raise StageCostError(
+                    f"--cut-at is {self.cut_at!r}: give epoch:blocks, each epoch once, such as 3:8,6:4"
+                )
+            cuts[int(epoch[:18])] = _parse_cut("--cut-at", self.cut_at, blocks)
+        return dict(sorted(cuts.items()))
+
+
+# What may differ between a run and its continuation, because the result does not depend on it.
+FREE_ON_RESUME = frozenset({"device", "tensorboard", "checkpoint_minutes"})
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that defines a training run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    stage: StageCostSettings = field(default_factory=StageCostSettings)
+
+    def check(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            StageCostError: names the first impossible value and what is possible.
+        """
+        self.training.check()
+        self.stage.check(self.training.epochs)
+        if self.training.compile and self.stage.sampled_depths:
+            raise StageCostError(
+                f"--sampled-depths {self.stage.sampled_depths} are others in every step, and --compile "
+                "builds a step once: leave one of them out"
+            )
+
+    @property
+    def sampled_depths(self) -> int:
+        """How many outputs bear the stage cost in a step; 0 is all."""
+        if self.stage.sampled_depths is not None:
+            return self.stage.sampled_depths
+        return 0 if self.training.compile or self.stage.targets else SAMPLED_DEPTHS
+
+    def gamma(self, num_blocks: int) -> float:
+        """Return the stage weight of a network of N blocks."""
+        if self.training.gamma is not None:
+            return self.training.gamma
+        return 1.0 if self.stage.targets else 1 / num_blocks
+
+    def to_flat(self) -> dict[str, Any]:
+        """Return all settings by their flag names, as plain types."""
+        parts = (self.data, self.model, self.training, self.stage)
+        flat = {name: value for part in parts for name, value in asdict(part).items()}
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in flat.items()}
+
+    def with_training(self, **changes: Any) -> "RunSettings":
+        """Return a copy with some training settings changed."""
+        return replace(self, training=replace(self.training, **changes))
+
+
+def flag(name: str) -> str:
+    """Return the flag of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _parse_cut(name: str, whole: str | None, text: str) -> Cut:
+    try:
+        cut = Cut.parse(text)
+    except StageCostError:
+        raise StageCostError(
+            f"{name} is {whole!r}: give numbers of blocks, such as 8, or of each stage, such as 3+3+4"
+        ) from None
+    if cut == Cut.whole():
+        raise StageCostError(f"{name} is {whole!r}: give fewer blocks than the whole network has")
+    return cut
+
+
+def _check_least(part: object, name: str, least: int) -> None:
+    value = getattr(part, name)
+    if value is not None and not (math.isfinite(value) and value >= least):
+        raise StageCostError(f"{flag(name)} is {value}: give a finite number of at least {least}")
+
+
+def _check_part(part: object, name: str) -> None:
+    value = getattr(part, name)
+    if not 0 <= value < 1:
+        raise StageCostError(f"{flag(name)} is {value}: give a number from 0 to below 1")

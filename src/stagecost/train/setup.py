@@ -1,0 +1,137 @@
+"""What a training is made of, built from its settings and its images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stagecost.data.batches import check_shares, eval_batches
+from stagecost.data.loading import DataBundle
+from stagecost.models.catalogue import create_model
+from stagecost.network import ResidualNetwork
+from stagecost.objective import StageCost
+from stagecost.train.checkpoint import Checkpoint, restore_state
+from stagecost.train.cutting import check_schedule
+from stagecost.train.devices import launch, make_fabric
+from stagecost.train.recipe import ImageBatches, Recipe
+from stagecost.train.settings import RunSettings
+from stagecost.train.stage_cost import loss_of, stage_cost_of
+from stagecost.train.state import State, check_batch, start
+from stagecost.train.validation import RandomImages, Validation
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A training that can start.
+
+    Attributes:
+        settings: of it.
+        data: its images; "train", and "val" if there are validation images.
+        fabric: device, precision and processes; not launched.
+        network: whole, with random weights or those that were given.
+        stage_cost: that the settings describe.
+    """
+
+    settings: RunSettings
+    data: DataBundle
+    fabric: "Fabric"
+    network: ResidualNetwork
+    stage_cost: StageCost
+
+    @property
+    def recipe(self) -> Recipe:
+        """How its steps are done."""
+        return Recipe.of(self.settings)
+
+    @property
+    def weight_decay(self) -> float:
+        """Lambda as the optimiser is to use it: a normalised objective divides it, too."""
+        decay = self.settings.training.weight_decay
+        return decay / self.stage_cost.scale if self.settings.training.normalize_objective else decay
+
+    @property
+    def batches(self) -> ImageBatches:
+        """The training images, batch by batch, for this process."""
+        training, fabric = self.settings.training, self.fabric
+        split = self.data.splits["train"]
+        return ImageBatches(
+            split.to(fabric.device) if training.data_on_device else split,
+            self.data.format,
+            self.data.augmentation,
+            training.batch_size,
+            training.seed,
+            fabric.global_rank,
+            fabric.world_size,
+            fabric.device,
+        )
+
+    @property
+    def validation(self) -> Validation:
+        """What judges its epochs."""
+        data, device = self.data, self.fabric.device
+        val = eval_batches(data.splits["val"], data.format, device=device) if "val" in data.splits else None
+        calibration = RandomImages(
+            data.splits["train"], data.format, seed=self.settings.training.seed, device=device
+        )
+        return Validation(val, calibration, loss_of(self.settings.training.label_smoothing))
+
+    def start(self, checkpoint: Checkpoint | None = None) -> State:
+        """Start the processes, and the training; or go on where a checkpoint was written.
+
+        Raises:
+            StageCostError: the checkpoint does not fit.
+        """
+        launch(self.fabric)
+        kept = None if checkpoint is None else checkpoint.kept_blocks
+        state = start(
+            self.fabric,
+            self.network,
+            self.settings.training,
+            weight_decay=self.weight_decay,
+            kept_blocks=kept,
+        )
+        if checkpoint is not None:
+            restore_state(checkpoint, state)
+        return state
+
+
+def prepare(
+    settings: RunSettings,
+    data: DataBundle,
+    *,
+    network: ResidualNetwork | None = None,
+    loggers: Sequence[Any] = (),
+) -> Setup:
+    """Build what a training is made of, and refuse what cannot be trained, before anything is written.
+
+    Args:
+        settings: of the training.
+        data: its images.
+        network: the network to train, if it is there already; else it is created from the seed.
+        loggers: Fabric's loggers.
+
+    Raises:
+        StageCostError: the settings, the images and the network do not go together.
+    """
+    settings.check()
+    training, images = settings.training, len(data.splits["train"])
+    check_shares(images, training.batch_size, training.num_processes)
+    fabric = make_fabric(training.device, training.precision, training.num_processes, loggers)
+    torch.manual_seed(training.seed)
+    if network is None:
+        network = create_network(settings, data)
+    check_schedule(settings.stage.schedule(), network)
+    shape = (data.format.channels, data.format.size, data.format.size)
+    check_batch(network, shape, min(training.batch_size, images) // training.num_processes)
+    return Setup(settings, data, fabric, network, stage_cost_of(settings, network))
+
+
+def create_network(settings: RunSettings, data: DataBundle) -> ResidualNetwork:
+    """Build the network that the settings name for these images."""
+    arguments = settings.model.arguments()
+    arguments |= {"num_classes": data.num_classes, "in_channels": data.format.channels}
+    return create_model(settings.model.model, **arguments)

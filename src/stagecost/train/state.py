@@ -1,0 +1,193 @@
+"""The state of a training: network, optimiser, average, device, progress. A small value that the loop moves."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from stagecost.cut import Cut, Stages
+from stagecost.dynamics import Pass
+from stagecost.errors import StageCostError
+from stagecost.network import ResidualNetwork
+from stagecost.objective import parameter_groups
+from stagecost.train.history import Progress
+from stagecost.train.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+class Asked(nn.Module):
+    """A network beside what it is asked for: wrappers hand on tensors, and know nothing of cuts."""
+
+    def __init__(self, network: ResidualNetwork) -> None:
+        """Take a network."""
+        super().__init__()
+        self.network = network
+        self.cuts: tuple[Cut, ...] = (Cut.whole(),)
+        self.how = Pass()
+
+    def forward(self, images: Tensor, scales: Tensor | None = None) -> Tensor:
+        """Return the outputs (number of cuts, B, classes)."""
+        outputs: Tensor = self.network(images, self.cuts, how=self.how, scales=scales)
+        return outputs
+
+
+@dataclass
+class State:
+    """What a running training holds.
+
+    Attributes:
+        fabric: device, precision and processes.
+        network: the bare network.
+        asked: the network beside the cuts that it is asked for.
+        model: the same as Fabric wraps it, through which training calls go.
+        optimizer: of its parameters.
+        average: the moving average, if one is kept.
+        indices: the paper's indices k of the blocks at the start, whatever has left.
+        stages: positions of the blocks at the start, grouped.
+        progress: how far it has come.
+    """
+
+    fabric: "Fabric"
+    network: ResidualNetwork
+    asked: Asked
+    model: nn.Module
+    optimizer: Optimizer
+    average: AveragedModel | None
+    indices: tuple[int, ...]
+    stages: Stages
+    progress: Progress = field(default_factory=Progress)
+    _mark: float = field(default_factory=monotonic)
+
+    @property
+    def evaluated(self) -> ResidualNetwork:
+        """The network that is judged and used in the end."""
+        return self.network if self.average is None else self.average.module  # type: ignore[return-value]
+
+    @property
+    def networks(self) -> list[ResidualNetwork]:
+        """The network that is trained, and the moving average if there is one."""
+        return [self.network] if self.average is None else [self.network, self.evaluated]
+
+    @property
+    def left(self) -> tuple[int, ...]:
+        """Positions, as they were at the start, of the blocks that are left."""
+        places = {k: position for position, k in enumerate(self.indices)}
+        return tuple(places[k] for k in self.network.block_indices)
+
+    def outputs(
+        self, images: Tensor, cuts: Sequence[Cut], how: Pass, scales: Tensor | None = None
+    ) -> Tensor:
+        """Compute the outputs of some cuts, (number of cuts, B, classes), for training."""
+        self.asked.cuts, self.asked.how = tuple(cuts), how
+        outputs: Tensor = self.model(images, scales)
+        return outputs
+
+    def start_clock(self) -> None:
+        """Let no time count that was before."""
+        self._mark = monotonic()
+
+    def count_time(self) -> None:
+        """Add the time since the clock was last looked at."""
+        now = monotonic()
+        self.progress.seconds += now - self._mark
+        self._mark = now
+
+
+def start(
+    fabric: "Fabric",
+    network: ResidualNetwork,
+    training: TrainingSettings,
+    *,
+    weight_decay: float,
+    kept_blocks: Sequence[int] | None = None,
+) -> State:
+    """Put a network on its device, with an optimiser and, if asked for, an average.
+
+    Args:
+        fabric: launched.
+        network: as it is at the start of the training; it is not copied.
+        training: says which optimiser, and whether compiled and averaged.
+        weight_decay: lambda, as the optimiser is to use it.
+        kept_blocks: the paper's indices of the blocks that are left in a training that goes on; None if
+            all are.
+    """
+    indices, stages = network.block_indices, network.stage_positions
+    if kept_blocks is not None:
+        network.remove_all_but(Cut(tuple(k for k, index in enumerate(indices) if index in kept_blocks)))
+    # On CPUs, too, convolutions of few channels are much faster with channels last.
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if training.compile:
+        compile_in_place(network, fabric.device)
+    asked, model, optimizer = wrap(fabric, network, make_optimizer(network, training, weight_decay))
+    average = None
+    if training.ema_decay:
+        average_of = get_ema_multi_avg_fn(training.ema_decay)  # type: ignore[no-untyped-call]
+        average = AveragedModel(network, multi_avg_fn=average_of, use_buffers=True)
+    return State(fabric, network, asked, model, optimizer, average, indices, stages)
+
+
+def make_optimizer(
+    network: ResidualNetwork, training: TrainingSettings, weight_decay: float
+) -> Optimizer:
+    """Build the optimiser; lambda goes to the residual branches alone (see `parameter_groups`)."""
+    groups = parameter_groups(network, weight_decay)
+    if training.optimizer == "sgd":
+        return SGD(groups, lr=training.peak_lr, momentum=0.9, nesterov=True)
+    return AdamW(groups, lr=training.peak_lr)
+
+
+def wrap(
+    fabric: "Fabric", network: ResidualNetwork, optimizer: Optimizer
+) -> tuple[Asked, nn.Module, Optimizer]:
+    """Let Fabric wrap a network and its optimiser."""
+    asked = Asked(network)
+    model, wrapped = fabric.setup(asked, optimizer)
+    return asked, model, wrapped
+
+
+def compile_in_place(network: nn.Module, device: torch.device) -> None:
+    """Have calls of the network compiled when they first meet a shape; its parameters keep their names.
+
+    Raises:
+        StageCostError: nothing can compile here.
+    """
+    from stagecost.fast.reading import check_compiler
+
+    check_compiler(device.type)
+    network.compile(dynamic=False)
+
+
+@torch.no_grad()
+def check_batch(network: ResidualNetwork, image_shape: Sequence[int], batch_size: int) -> None:
+    """Refuse a batch of which a BatchNorm would see one value a channel, so that there is no variance.
+
+    Args:
+        network: is left as it is.
+        image_shape: (C, H, W).
+        batch_size: images that are normalised together.
+
+    Raises:
+        StageCostError: as described.
+    """
+    if batch_size > 1:
+        return
+    twin = copy.deepcopy(network).to("meta").eval()
+    pixels: list[int] = []
+    for module in twin.modules():
+        if isinstance(module, _BatchNorm):
+            module.register_forward_pre_hook(lambda _, given: pixels.append(given[0][0, 0].numel()))
+    twin(torch.empty(1, *image_shape, device="meta"), depths="all")
+    if min(pixels, default=2) < 2:
+        raise StageCostError(
+            "a batch of one image gives a BatchNorm one value a channel, which has no variance: give more "
+            "images, a larger --batch-size, or larger images"
+        )

@@ -1,0 +1,105 @@
+"""What an epoch is judged by: the loss trajectory on validation images, at every depth."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stagecost.calibration import calibrate_outputs
+from stagecost.cut import Cut
+from stagecost.data.images import ImageFormat, ImageSplit, normalise
+from stagecost.network import ResidualNetwork
+from stagecost.objective import LossFunction
+from stagecost.random_streams import Stream, torch_generator
+from stagecost.train.history import EpochRecord
+from stagecost.train.loop import Epoch
+from stagecost.train.recipe import Recipe
+from stagecost.train.state import State
+from stagecost.trajectory import Loader, Trajectory, loss_trajectory
+
+CALIBRATION_IMAGES = 2048
+
+
+@dataclass(frozen=True)
+class RandomImages:
+    """Batches of images drawn at random, with a seed: data often lie sorted by class.
+
+    A last batch of a single image joins the one before it.
+
+    Attributes:
+        split: from which they are drawn, without augmentation.
+        image_format: how they are normalised.
+        count: how many, at most.
+        seed: of the draw.
+        device: where the batches are to be.
+        batch_size: images a batch.
+    """
+
+    split: ImageSplit
+    image_format: ImageFormat
+    count: int = CALIBRATION_IMAGES
+    seed: int = 0
+    device: torch.device | None = None
+    batch_size: int = 256
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images, targets)."""
+        order = torch.randperm(len(self.split), generator=torch_generator(self.seed, Stream.CALIBRATION))
+        rows = order[: self.count].to(self.split.images.device)
+        edges = list(range(0, len(rows), self.batch_size))
+        if len(edges) > 1 and len(rows) - edges[-1] == 1:
+            edges.pop()
+        for first, end in zip(edges, [*edges[1:], len(rows)], strict=True):
+            images = self.split.images[rows[first:end]].to(self.device)
+            targets = self.split.targets[rows[first:end]].to(self.device)
+            yield normalise(images, self.image_format), targets
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Judges the network after an epoch.
+
+    Attributes:
+        val: the validation images; None if there are none.
+        calibration: training images drawn at random, for head statistics that training does not visit.
+        loss: of the training.
+    """
+
+    val: Loader | None
+    calibration: Loader
+    loss: LossFunction
+
+    def record(self, state: State, epoch: Epoch, recipe: Recipe) -> EpochRecord:
+        """Measure the network that an epoch has left."""
+        network = state.evaluated
+        self.calibrate(network, epoch, recipe)
+        trajectory = self.trajectory(network)
+        state.count_time()
+        sums = epoch.sums
+        return EpochRecord(
+            epoch=epoch.number,
+            num_blocks=network.num_blocks,
+            seconds=round(state.progress.seconds, 3),
+            learning_rate=epoch.learning_rate,
+            train_objective=sums.objective / sums.samples,
+            train_loss=sums.loss / sums.samples,
+            train_accuracy=sums.accuracy,
+            gamma=epoch.gamma,
+            val_loss=trajectory.whole.loss if trajectory else None,
+            val_accuracy=trajectory.whole.accuracy if trajectory else None,
+            val_losses=trajectory.losses if trajectory else None,
+            val_accuracies=trajectory.accuracies if trajectory else None,
+        )
+
+    def trajectory(self, network: ResidualNetwork) -> Trajectory | None:
+        """Measure the loss trajectory on the validation images, if there are any."""
+        return None if self.val is None else loss_trajectory(network, self.val, loss=self.loss)
+
+    def calibrate(self, network: ResidualNetwork, epoch: Epoch, recipe: Recipe) -> None:
+        """Estimate the head statistics of the outputs that training does not visit in every step."""
+        cuts = epoch.stage_cost.cuts
+        sampled = 0 < recipe.sampled_depths < len(cuts)
+        visited = set() if sampled else set(cuts)
+        unvisited = [k for k in range(network.num_blocks) if Cut.first(k) not in visited]
+        calibrate_outputs(network, self.calibration, unvisited)

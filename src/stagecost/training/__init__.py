@@ -1,1 +1,0 @@
-"""Training runs: settings, loop, checkpoints, folders, and opening what was trained."""

@@ -1,1 +1,0 @@
-"""`stagecost tune`: a search for gamma and lambda with Optuna, depth against accuracy."""

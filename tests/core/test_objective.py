@@ -1,0 +1,236 @@
+"""The objective as a pure function: any loss, gamma = 0 to the last bit, and the optimiser's groups."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import stagecost as sc
+from helpers import BUILDERS, build, images, labels, objective
+from stagecost.cut import Cut
+from stagecost.errors import StageCostError
+from stagecost.objective import StageCost, distilled, residual_parameters
+
+
+def smooth(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output, target, label_smoothing=0.1)
+
+
+def per_sample(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output, target, reduction="none")
+
+
+def per_sample_mse(output: Tensor, target: Tensor) -> Tensor:
+    return F.mse_loss(output, target, reduction="none").mean(dim=1)
+
+
+LOSSES = {
+    "cross_entropy": (F.cross_entropy, labels()),
+    "label_smoothing": (smooth, labels()),
+    "cross_entropy, one a sample": (per_sample, labels()),
+    "mse": (F.mse_loss, torch.randn(4, 5, generator=torch.Generator().manual_seed(0))),
+    "mse, one a sample": (per_sample_mse, torch.randn(4, 5, generator=torch.Generator().manual_seed(0))),
+    "bce, several labels": (
+        F.binary_cross_entropy_with_logits,
+        torch.rand(4, 5, generator=torch.Generator().manual_seed(0)).round(),
+    ),
+}
+
+
+@pytest.mark.parametrize("builder", ["homogeneous", "staged"])
+@pytest.mark.parametrize("loss_name", LOSSES)
+def test_every_loss_with_every_builder(loss_name: str, builder: str) -> None:
+    """total = gamma·Σ_{k<N} L_k + L_N, written out, and its gradient reaches every parameter."""
+    loss, targets = LOSSES[loss_name]
+    network = build(builder).train()
+    outputs = network(images(), depths="all")
+    terms = objective(outputs, targets, 0.3, loss=loss)
+    losses = [loss(output, targets).mean() for output in outputs]
+    torch.testing.assert_close(terms.losses, torch.stack(losses))
+    torch.testing.assert_close(terms.stage, 0.3 * sum(losses[:-1]))
+    torch.testing.assert_close(terms.terminal, losses[-1])
+    torch.testing.assert_close(terms.total, 0.3 * sum(losses[:-1]) + losses[-1])
+    assert not terms.losses.requires_grad
+    terms.total.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+def test_gradcheck_in_double_precision() -> None:
+    outputs = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    targets, cuts = labels(3), tuple(map(Cut.first, range(3)))
+    stage_cost = StageCost(cuts, (0.7, 0.0, 1.4))
+    assert torch.autograd.gradcheck(lambda y: stage_cost(y, targets).total, outputs)
+
+
+@given(
+    gamma=st.floats(0, 10),
+    weights=st.lists(st.floats(0, 5), min_size=1, max_size=6),
+    normalized=st.booleans(),
+)
+def test_depth_weights_and_normalisation(gamma: float, weights: list[float], normalized: bool) -> None:
+    n = len(weights)
+    outputs = torch.randn(n + 1, 4, 5, generator=torch.Generator().manual_seed(n)).double()
+    cuts = tuple(map(Cut.first, range(n)))
+    stage_cost = StageCost(cuts, tuple(gamma * c for c in weights), normalized=normalized)
+    terms = stage_cost(outputs, labels())
+    losses = [float(F.cross_entropy(y, labels())) for y in outputs]
+    expected = gamma * sum(c * loss for c, loss in zip(weights, losses, strict=False)) + losses[-1]
+    scale = 1 + gamma * sum(weights) if normalized else 1
+    assert float(terms.total) == pytest.approx(expected / scale, rel=1e-9)
+    assert stage_cost.scale == pytest.approx(1 + gamma * sum(weights))
+
+
+def test_uniform_weights_are_the_default_and_scale_is_one_plus_gamma_n() -> None:
+    assert StageCost.uniform(4, 0.25).scale == 2.0
+    assert StageCost.uniform(4, 0.25).cuts == tuple(map(Cut.first, range(4)))
+    assert StageCost.uniform(4, 0.25, first=2).weights == (0.25, 0.25)
+    assert StageCost.uniform(4, 0.0).outputs == (Cut.whole(),)
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_gamma_zero_is_the_terminal_loss_to_the_last_bit(normalized: bool) -> None:
+    a, b = build("staged").train(), build("staged").train()
+    outputs = a(images(), depths="all")
+    objective(outputs, labels(), 0.0, normalized=normalized).total.backward()
+    F.cross_entropy(b(images()), labels()).backward()
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_the_terminal_output_alone_is_enough_for_gamma_zero() -> None:
+    network = build("homogeneous").train()
+    terms = objective(network(images(), depths=[-1]), labels(), 0.0)
+    assert float(terms.stage) == 0
+    assert terms.losses.shape == (1,)
+
+
+@pytest.mark.parametrize("gamma", [-1.0, math.nan, math.inf])
+def test_impossible_gamma_is_refused(gamma: float) -> None:
+    with pytest.raises(StageCostError, match="gamma"):
+        StageCost.uniform(2, gamma)
+
+
+def test_shapes_and_weights_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(StageCostError, match="samples"):
+        StageCost.uniform(2, 0.1)(torch.randn(3, 4, 5), labels(6))
+    with pytest.raises(StageCostError, match="bear a stage cost"):
+        StageCost.uniform(3, 0.1)(torch.randn(3, 4, 5), labels())
+    with pytest.raises(StageCostError, match="one weight a cut"):
+        StageCost((Cut.first(1),), ())
+    with pytest.raises(StageCostError, match="stage weight -1"):
+        StageCost.targets([Cut.first(1)], weight=-1.0)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_lambda_is_on_the_residual_branches_only(name: str) -> None:
+    network = build(name)
+    residual, other = sc.parameter_groups(network, 0.01)
+    assert (residual["weight_decay"], other["weight_decay"]) == (0.01, 0.0)
+    assert (residual["name"], other["name"]) == ("residual", "other")
+    names = {id(p): n for n, p in network.named_parameters()}
+    assert all(".residual." in names[id(p)] for p in residual["params"])
+    assert not any(".residual." in names[id(p)] for p in other["params"])
+    assert len(residual["params"]) + len(other["params"]) == len(names)
+
+
+def test_sgd_weight_decay_is_the_gradient_of_half_lambda_norm_squared() -> None:
+    """Two steps: by the optimiser's decay, and by adding (lambda/2)·Σ‖w_F,k‖² to the loss."""
+    weight_decay = 0.02
+    a, b = build("staged").double(), build("staged").double()
+    optimizers = [
+        torch.optim.SGD(sc.parameter_groups(a, weight_decay), lr=0.1, momentum=0.9),
+        torch.optim.SGD(sc.parameter_groups(b, 0.0), lr=0.1, momentum=0.9),
+    ]
+    for _ in range(2):
+        for network, optimizer in zip((a, b), optimizers, strict=True):
+            outputs = network(images().double(), depths="all")
+            total = objective(outputs, labels(), 0.1).total
+            if network is b:
+                squares = [p.square().sum() for branch in residual_parameters(b) for p in branch]
+                total = total + weight_decay / 2 * torch.stack(squares).sum()
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("weight_decay", [-1.0, math.nan])
+def test_impossible_lambda_is_refused(weight_decay: float) -> None:
+    with pytest.raises(StageCostError, match="weight decay"):
+        sc.parameter_groups(build("homogeneous"), weight_decay)
+
+
+@settings(deadline=None, max_examples=10)
+@given(subset=st.sets(st.integers(0, 3), min_size=1))
+def test_a_subset_of_outputs_is_the_objective_with_other_weights_zero(subset: set[int]) -> None:
+    network = build("homogeneous").eval()
+    few = StageCost.targets(map(Cut.first, sorted(subset)), weight=0.5)
+    weights = tuple(0.5 * (k in subset) for k in range(4))
+    masked = StageCost(tuple(map(Cut.first, range(4))), weights)
+    totals = [one(network(images(), one.outputs), labels()).total for one in (few, masked)]
+    torch.testing.assert_close(*totals)
+
+
+@given(
+    weights=st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=1, max_size=9),
+    samples=st.integers(1, 10),
+)
+def test_sampling_is_unbiased(weights: list[float], samples: int) -> None:
+    """Over many draws every cut gets its own weight back, and cuts of weight 0 are never drawn."""
+    whole = StageCost(tuple(map(Cut.first, range(len(weights)))), tuple(weights))
+    generator, draws = torch.Generator().manual_seed(0), 400
+    sums = dict.fromkeys(whole.cuts, 0.0)
+    for _ in range(draws):
+        drawn = whole.sampled(samples, generator)
+        assert len(drawn.cuts) == min(samples, sum(map(bool, weights)))
+        for cut, weight in zip(drawn.cuts, drawn.weights, strict=True):
+            sums[cut] += weight / draws
+    for cut, weight in zip(whole.cuts, weights, strict=True):
+        assert sums[cut] == pytest.approx(weight, abs=0.2 * len(weights) * weight)
+        assert weight or sums[cut] == 0
+
+
+def test_all_samples_are_the_whole() -> None:
+    whole = StageCost.uniform(5, 0.3, loss=smooth)
+    assert whole.sampled(5, torch.Generator()) == whole
+    with pytest.raises(StageCostError, match="at least 1"):
+        whole.sampled(0, torch.Generator())
+
+
+def test_targets_bear_weight_one_and_the_terminal_weight_counts() -> None:
+    network = build("staged").eval()
+    targets = StageCost.targets([Cut.stages(1, 2, 1), Cut.stages(2, 2, 2)])
+    heavier = replace(targets, terminal_weight=3.0, normalized=True)
+    outputs = network(images(), targets.outputs).detach()
+    first, second, last = (float(F.cross_entropy(y, labels())) for y in outputs)
+    assert float(targets(outputs, labels()).total) == pytest.approx(first + second + last)
+    mean = (first + second + 3 * last) / 5
+    assert float(heavier(outputs, labels()).total) == pytest.approx(mean)
+    assert heavier.objective([first, second, last], [2.0], 0.1) == pytest.approx(5 * mean + 0.1)
+
+
+def test_distilled_is_the_mixture_of_its_definition() -> None:
+    outputs, target = torch.randn(3, 4, 5).double(), labels()
+    stage_cost = StageCost.uniform(2, 0.5, stage_loss=distilled(F.cross_entropy, 0.3, 2.0))
+    teacher = F.softmax(outputs[-1] / 2, dim=1)
+    expected = F.cross_entropy(outputs[-1], target)
+    for output in outputs[:-1]:
+        divergence = (teacher * (teacher.log() - F.log_softmax(output / 2, dim=1))).sum(1).mean()
+        expected = expected + 0.5 * (0.7 * F.cross_entropy(output, target) + 0.3 * 4 * divergence)
+    torch.testing.assert_close(stage_cost(outputs, target).total, expected)
+    outputs.requires_grad_()
+    values = stage_cost(outputs, target)
+    (grad,) = torch.autograd.grad(values.stage, outputs)
+    assert not grad[-1].any(), "the teacher learns nothing from its pupils"
+
+
+def test_losses_of_all_depths_at_once_are_those_one_by_one() -> None:
+    outputs, targets = torch.randn(5, 8, 3, dtype=torch.float64), labels(8, 3)
+    targets[2] = -100  # left out, as torch's mean leaves it out
+    together = objective(outputs, targets, 0.5).losses
+    torch.testing.assert_close(together, torch.stack([F.cross_entropy(o, targets) for o in outputs]))

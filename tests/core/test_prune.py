@@ -1,0 +1,268 @@
+"""Diagnosis and pruning: truncation is exact, plans say what happens, staged cuts are searched."""
+
+import math
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+import stagecost as sc
+from helpers import BUILDERS, build, images, labels, loader
+from stagecost.cut import Cut, stage_counts
+from stagecost.errors import StageCostError
+from stagecost.macs import macs_by_part
+from stagecost.prune import possible_cuts
+from stagecost.text import format_indices
+from stagecost.trajectory import Score, evaluate_cuts, terminal_score
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_the_trajectory_is_weighted_by_sample(name: str) -> None:
+    """Losses, accuracies and ratios agree with one pass over all images at once."""
+    network, data = build(name).train(), loader()
+    trajectory = sc.loss_trajectory(network, data)
+    assert network.training, "the network is left in its mode"
+    x, y = torch.cat([a for a, _ in data]), torch.cat([b for _, b in data])
+    network.eval()
+    with torch.no_grad():
+        outputs, states = network(x, depths="all"), list(network.states(x))
+    losses = [float(F.cross_entropy(output, y)) for output in outputs]
+    correct = [100 * float((output.argmax(1) == y).double().mean()) for output in outputs]
+    assert trajectory.losses == pytest.approx(losses, rel=1e-5)
+    assert trajectory.accuracies == pytest.approx(correct)
+    for k, block in enumerate(network.blocks.values()):
+        branch = block.residual(states[k]).detach().flatten(1).norm(dim=1)
+        ratio = (branch / states[k].flatten(1).norm(dim=1)).mean()
+        assert trajectory.residual_ratios[k] == pytest.approx(ratio.item(), rel=1e-3)
+    assert trajectory.num_samples == 13
+    assert trajectory.stage_starts == tuple(stage[0] for stage in network.stages)
+    score = terminal_score(network, data)
+    assert score.accuracy == pytest.approx(trajectory.accuracies[-1])
+    assert score.loss == pytest.approx(trajectory.losses[-1])
+
+
+def test_regression_has_losses_but_no_accuracies() -> None:
+    data = [(images(), torch.randn(4, 5))]
+    trajectory = sc.loss_trajectory(build("homogeneous"), data, loss=F.mse_loss)
+    assert all(math.isfinite(loss) for loss in trajectory.losses)
+    assert all(math.isnan(accuracy) for accuracy in trajectory.accuracies)
+    with pytest.raises(StageCostError, match="class labels"):
+        trajectory.needed_blocks(0.5)
+
+
+def test_an_empty_data_set_is_refused() -> None:
+    with pytest.raises(StageCostError, match="empty"):
+        sc.loss_trajectory(build("homogeneous"), [])
+    with pytest.raises(StageCostError, match="empty"):
+        evaluate_cuts(build("staged"), [], [Cut.whole()])
+
+
+@given(
+    accuracies=st.lists(st.floats(0, 100), min_size=2, max_size=30),
+    tolerances=st.tuples(st.floats(0, 100), st.floats(0, 100)),
+)
+def test_needed_blocks(accuracies: list[float], tolerances: tuple[float, float]) -> None:
+    small, large = sorted(tolerances)
+    needed = sc.needed_blocks(accuracies, small)
+    assert 1 <= needed <= len(accuracies) - 1
+    assert accuracies[needed] >= accuracies[-1] - small - 1e-6
+    assert all(a < accuracies[-1] - small for a in accuracies[1:needed])
+    assert sc.needed_blocks(accuracies, large) <= needed
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, math.nan, math.inf])
+def test_impossible_tolerance_is_refused(tolerance: float) -> None:
+    with pytest.raises(StageCostError, match="tolerance"):
+        sc.needed_blocks([10.0, 20.0], tolerance)
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3, 4])
+def test_truncation_is_exact_to_the_last_bit(kept: int) -> None:
+    network, data = build("homogeneous"), loader()
+    trajectory = sc.loss_trajectory(network, data)
+    plan = sc.plan_pruning(network, trajectory, keep=kept)
+    small = plan.apply(network)
+    assert plan.kept_blocks == tuple(range(kept))
+    with torch.no_grad():
+        assert torch.equal(small.eval()(images()), network.eval()(images(), depths=kept))
+    score = terminal_score(small, data)
+    assert (plan.accuracy_predicted, plan.loss_predicted) == (score.accuracy, score.loss)
+    assert plan.parameters_after == sc.count_parameters(small)
+    assert plan.macs_after == sc.count_macs(small, (3, 16, 16))
+    assert plan.parameters_before == sc.count_parameters(network)
+    assert plan.macs_before == sc.count_macs(network, (3, 16, 16))
+    assert network.num_blocks == 4, "the network itself stays whole"
+    assert f"keep {kept} of 4 blocks" in str(plan)
+
+
+def test_max_drop_keeps_the_fewest_blocks_within() -> None:
+    network = build("homogeneous")
+    trajectory = sc.Trajectory(
+        rows=tuple(
+            Score(Cut.first(k), loss, accuracy, 10)
+            for k, (loss, accuracy) in enumerate(
+                zip((2.0, 1.0, 0.5, 0.4, 0.4), (10.0, 70.0, 89.5, 89.9, 90.0), strict=True)
+            )
+        ),
+        residual_ratios=(1.0,) * 4,
+        weight_norms=(1.0,) * 4,
+        stage_starts=(0,),
+        image_shape=(3, 16, 16),
+    )
+    for max_drop, kept in [(0.0, 4), (0.1, 3), (0.5, 2), (20.0, 1)]:
+        assert len(sc.plan_pruning(network, trajectory, max_drop=max_drop).kept_blocks) == kept
+    with pytest.raises(StageCostError, match="more than max_drop"):
+        sc.plan_pruning(network, trajectory, max_drop=0.3, keep=2)
+    assert len(sc.plan_pruning(network, trajectory, max_drop=0.5, keep=3).kept_blocks) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({}, "say how much"),
+        ({"keep": 0}, "impossible"),
+        ({"keep": 5}, "impossible"),
+        ({"keep": -1}, "impossible"),
+        ({"keep": True}, "impossible"),
+        ({"keep": Cut.stages(1, 1)}, "impossible"),
+        ({"keep": Cut.stages(0)}, "impossible"),
+        ({"keep": Cut.first(0)}, "without any block"),
+        ({"keep": Cut.first(5)}, "block 4 is impossible"),
+        ({"max_drop": -1.0}, "max_drop"),
+        ({"max_drop": math.nan}, "max_drop"),
+    ],
+)
+def test_impossible_plans_are_refused(arguments: dict[str, object], match: str) -> None:
+    network = build("homogeneous")
+    trajectory = sc.loss_trajectory(network, loader())
+    with pytest.raises(StageCostError, match=match):
+        sc.plan_pruning(network, trajectory, **arguments)  # type: ignore[arg-type]
+
+
+def test_staged_search_gives_every_vector_as_if_it_were_cut() -> None:
+    network, data = build("staged").eval(), loader()
+    scores = evaluate_cuts(network, data, possible_cuts(network))
+    by_stages = {stage_counts(score.cut, network.stage_positions): score for score in scores}
+    assert set(by_stages) == set(product(range(1, 3), range(1, 4), range(1, 3)))
+    for score in scores:
+        alone = terminal_score(network.keep(score.cut), data)
+        assert score.accuracy == pytest.approx(alone.accuracy)
+        assert score.loss == pytest.approx(alone.loss, rel=1e-5)
+    whole = by_stages[2, 3, 2]
+    assert whole.loss == pytest.approx(sc.loss_trajectory(network, data).losses[-1])
+
+
+def test_staged_plans() -> None:
+    network, data = build("staged"), loader()
+    trajectory = sc.loss_trajectory(network, data)
+    with pytest.raises(StageCostError, match="loader"):
+        sc.plan_pruning(network, trajectory, max_drop=1.0)
+    plan = sc.plan_pruning(network, trajectory, keep=Cut.stages(1, 2, 1), loader=data)
+    assert plan.kept_blocks == (0, 2, 3, 5)
+    small = plan.apply(network)
+    assert plan.parameters_after == sc.count_parameters(small)
+    assert plan.macs_after == sc.count_macs(small, (3, 16, 16))
+    assert plan.accuracy_predicted == pytest.approx(terminal_score(small, data).accuracy)
+    scores = evaluate_cuts(network, data, possible_cuts(network))
+    five = sc.plan_pruning(network, trajectory, keep=5, loader=data)
+    best = max(score.accuracy for score in scores if len(score.cut.blocks) == 5)
+    assert five.accuracy_predicted == best
+    assert len(five.kept_blocks) == 5
+    free = sc.plan_pruning(network, trajectory, max_drop=100.0, loader=data)
+    assert free.kept_blocks == (0, 2, 5), "anything goes, so the cheapest vector is chosen"
+    with pytest.raises(StageCostError, match="from 3 to 7"):
+        sc.plan_pruning(network, trajectory, keep=2, loader=data)
+
+
+def test_too_many_vectors_are_thinned_but_keep_their_ends() -> None:
+    network = build("staged", blocks_per_stage=(9, 9, 9))
+    counts = [stage_counts(cut, network.stage_positions) for cut in possible_cuts(network, limit=100)]
+    assert 27 <= len(counts) <= 100
+    assert {(1, 1, 1), (9, 9, 9), (1, 9, 1), (9, 1, 9)} <= set(counts)
+    assert len(possible_cuts(network)) == 9**3
+
+
+def test_macs_are_those_of_a_count_by_hand() -> None:
+    network = build("staged")
+    x, parts = images(1), macs_by_part(network, (3, 16, 16))
+    by_hand = [3 * 4 * 9 * 256]
+    width_in, size = 4, 16
+    for stage, width in zip(network.stages, (4, 6, 8), strict=True):
+        for position, _ in enumerate(stage):
+            size //= 2 if width != 4 and position == 0 else 1
+            projection = width_in * width if width_in != width else 0
+            by_hand.append((9 * width_in * width + 9 * width * width + projection) * size * size)
+            width_in = width
+    by_hand.append(8 * 5)
+    assert parts == by_hand
+    assert sc.count_macs(network, x.shape[1:]) == sum(by_hand)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_the_optimizer_outlives_the_cut(kind: str) -> None:
+    """A step after the cut is the step that the surviving parameters would have made anyway."""
+    whole = build("homogeneous").train()
+    make = {"sgd": lambda g: torch.optim.SGD(g, lr=0.1, momentum=0.9), "adamw": torch.optim.AdamW}[kind]
+    optimizer = make(sc.parameter_groups(whole, 1e-3))
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(whole(images(), depths=2), labels()).backward()
+        optimizer.step()
+    plan = sc.plan_pruning(whole, sc.loss_trajectory(whole, loader()), keep=2)
+    small = plan.apply(whole)
+    carried = sc.carry_optimizer(optimizer, whole, small)
+    assert [group["name"] for group in carried.param_groups] == ["residual", "other"]
+    for network, optim in ((whole, optimizer), (small, carried)):
+        network.train()
+        optim.zero_grad()
+        F.cross_entropy(network(images(), depths=2), labels()).backward()
+        optim.step()
+    survivors = dict(whole.named_parameters())
+    for name, parameter in small.named_parameters():
+        assert torch.equal(parameter, survivors[name]), name
+
+
+@pytest.mark.parametrize("sizes", [(16, 16), (16, 1), (7, 30, 3)])
+def test_recalibration_estimates_batchnorm_from_images_that_count_alike(sizes: tuple[int, ...]) -> None:
+    network, data = build("staged"), [(images(n, seed=n), labels(n)) for n in sizes]
+    weights = {n: p.clone() for n, p in network.named_parameters()}
+    sc.recalibrate(network, data)
+    assert all(torch.equal(p, weights[n]) for n, p in network.named_parameters())
+    first = network.blocks["0"].residual[0]
+    with torch.no_grad():
+        states = network.stem(torch.cat([x for x, _ in data]))
+    torch.testing.assert_close(first.running_mean, states.mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(first.running_var, states.var(dim=(0, 2, 3)), rtol=1e-2, atol=1e-3)
+    assert network.head.norm.num_batches_tracked.tolist() == [len(sizes)] * 8
+
+
+def test_without_images_nothing_is_estimated() -> None:
+    for estimate in (sc.recalibrate, lambda net, data: sc.calibrate_outputs(net, data, [0])):
+        with pytest.raises(StageCostError, match="no images"):
+            estimate(build("staged"), [])
+
+
+def test_calibrating_some_outputs_changes_nothing_else() -> None:
+    network, data = build("homogeneous").train(), loader(batches=4, count=16)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    sc.calibrate_outputs(network, data, range(4))
+    for key, value in network.state_dict().items():
+        if key.startswith("head.norm.running") or key.endswith("num_batches_tracked"):
+            continue
+        assert torch.equal(value, before[key]), key
+    assert torch.equal(network.head.norm.running_mean[4], before["head.norm.running_mean"][4])
+    assert network.head.norm.num_batches_tracked[:4].tolist() == [4] * 4
+    assert network.training
+    assert network.head.norm.momentum == 0.1
+    with torch.no_grad():
+        network.eval()
+        states = torch.cat([list(network.states(x))[2] for x, _ in data])
+    torch.testing.assert_close(network.head.norm.running_mean[2], states.mean(dim=(0, 2, 3)))
+
+
+def test_cuts_are_written_shortly() -> None:
+    assert format_indices((0, 1, 2, 9, 18, 19)) == "0-2, 9, 18-19"
+    assert build("staged").resolve(Cut.stages(1, 2, 1)) == Cut((0, 2, 3, 5))
