@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stagecost.head import OutputHead
     from stagecost.importance import block_importance, removal_cost
     from stagecost.macs import count_macs, count_parameters
+    from stagecost.models.adapters.view import AdaptedNetwork, adapt, cut_model
     from stagecost.models.catalogue import create_model, list_models, load
     from stagecost.models.registry import register_model
     from stagecost.network import ResidualNetwork
@@ -28,6 +29,7 @@ __version__ = version("stagecost")
 
 _HOMES = {
     "Cut": "cut",
+    "AdaptedNetwork": "models.adapters.view",
     "OutputHead": "head",
     "Pass": "dynamics",
     "PruningPlan": "prune",
@@ -35,6 +37,7 @@ _HOMES = {
     "ResidualNetwork": "network",
     "StageCost": "objective",
     "Trajectory": "trajectory",
+    "adapt": "models.adapters.view",
     "block_importance": "importance",
     "calibrate_outputs": "calibration",
     "carry_optimizer": "prune",
@@ -43,6 +46,7 @@ _HOMES = {
     "create_model": "models.catalogue",
     "list_models": "models.catalogue",
     "load": "models.catalogue",
+    "cut_model": "models.adapters.view",
     "loss_trajectory": "trajectory",
     "needed_blocks": "trajectory",
     "parameter_groups": "objective",

@@ -26,7 +26,9 @@ def wilson(accuracy: float, num_images: int) -> Interval | None:
         return None
     share, weight = accuracy / 100, Z**2 / num_images
     centre = (share + weight / 2) / (1 + weight)
-    half = Z * math.sqrt(max(0.0, share * (1 - share)) / num_images + (weight / Z / 2) ** 2) / (1 + weight)
+    half = (
+        Z * math.sqrt(max(0.0, share * (1 - share)) / num_images + (weight / Z / 2) ** 2) / (1 + weight)
+    )
     return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 

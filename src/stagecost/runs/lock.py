@@ -91,7 +91,9 @@ def _lock(descriptor: int, path: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
             raise
-        _log.warning("%s cannot be locked here: make sure that one process alone writes to its folder", path)
+        _log.warning(
+            "%s cannot be locked here: make sure that one process alone writes to its folder", path
+        )
 
 
 def _is_file(descriptor: int, path: Path) -> bool:

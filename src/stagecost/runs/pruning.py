@@ -132,9 +132,7 @@ def check_new_folder(path: Path) -> None:
         raise StageCostError(f"{path} holds a network or a run already: give another --output")
 
 
-def _plan(
-    trained: Trained, val: Judged, max_drop: float | None, keep: Cut | int | None
-) -> PruningPlan:
+def _plan(trained: Trained, val: Judged, max_drop: float | None, keep: Cut | int | None) -> PruningPlan:
     return plan_pruning(
         trained.network,
         measure(trained, val),
@@ -234,7 +232,14 @@ def train_in_memory(setup: Setup, state: State, label: str) -> ResidualNetwork:
         def epoch_done(state: State, epoch: Epoch) -> None:
             display.epoch_ends(setup.validation.record(state, epoch, setup.recipe))
 
-        fit(state, setup.batches, setup.stage_cost, setup.recipe, on_step=display.step_done, on_epoch=epoch_done)
+        fit(
+            state,
+            setup.batches,
+            setup.stage_cost,
+            setup.recipe,
+            on_step=display.step_done,
+            on_epoch=epoch_done,
+        )
     return state.evaluated.eval()
 
 

@@ -108,7 +108,9 @@ class Trained:
 
     def judged_on(self, splits: list[ImageSplit]) -> Judged:
         """Return some images, in order, without augmentation."""
-        parts = [eval_batches(part, self.image_format, device=self.device) for part in splits if len(part)]
+        parts = [
+            eval_batches(part, self.image_format, device=self.device) for part in splits if len(part)
+        ]
         targets = [label for part in splits for label in part.targets.tolist()]
         if not targets:
             raise StageCostError(f"there are no images to judge {self.path} on: give some")
@@ -157,7 +159,9 @@ def open_trained(
         raise StageCostError(f"{path} is no folder: give a run or a saved network")
     if (path / CONFIG_FILE).is_file():
         if checkpoint != "last":
-            raise StageCostError(f"{path} is a saved network, which has no checkpoints: leave --checkpoint out")
+            raise StageCostError(
+                f"{path} is a saved network, which has no checkpoints: leave --checkpoint out"
+            )
         return _open_saved(path, select_device(device))
     return _open_run(RunFolder(path), checkpoint, select_device(device))
 

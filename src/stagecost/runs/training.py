@@ -233,9 +233,7 @@ def _any_process(state: State, flag: bool) -> bool:
     return bool(state.fabric.all_reduce(torch.tensor(float(flag)), reduce_op="max") > 0)
 
 
-def _rule(
-    stage_cost: StageCost | StageCostRule, settings: RunSettings, state: State
-) -> StageCostRule:
+def _rule(stage_cost: StageCost | StageCostRule, settings: RunSettings, state: State) -> StageCostRule:
     """Return what is minimised at a moment: the stage cost may end with the last cut."""
     rule = (lambda _: stage_cost) if isinstance(stage_cost, StageCost) else stage_cost
     if not settings.stage.plain_after_cuts:

@@ -74,7 +74,9 @@ class TrainingDisplay:
         title = f"{self.label}, epoch {moment.epoch + 1} of {self.epochs}"
         status = f"train loss {self.smoothed:.3f}, train accuracy {sums.accuracy:.1f} %"
         if self.task is None:
-            self.task = self.bar.add_task(title, total=moment.total_steps, completed=moment.step, status="")
+            self.task = self.bar.add_task(
+                title, total=moment.total_steps, completed=moment.step, status=""
+            )
         self.bar.update(self.task, description=title, completed=moment.step + 1, status=status)
 
     def epoch_ends(self, record: EpochRecord) -> None:

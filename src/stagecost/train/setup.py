@@ -73,7 +73,11 @@ class Setup:
     def validation(self) -> Validation:
         """What judges its epochs."""
         data, device = self.data, self.fabric.device
-        val = eval_batches(data.splits["val"], data.format, device=device) if "val" in data.splits else None
+        val = (
+            eval_batches(data.splits["val"], data.format, device=device)
+            if "val" in data.splits
+            else None
+        )
         calibration = RandomImages(
             data.splits["train"], data.format, seed=self.settings.training.seed, device=device
         )

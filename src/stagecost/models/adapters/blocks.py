@@ -133,7 +133,7 @@ def _owners(
         if sums and (call is analysis.trace.root or _leaves_a_skip(analysis, call)):
             owners[call] = sums
     root = analysis.trace.root
-    loose = {c: sums for c, sums in owners.items() if c is root or len(sums) > MAX_SUMS}
+    loose = {c: sums for c, sums in owners.items() if c is root or _is_loop(c, sums)}
     whole = [c for c in owners if c not in loose]
     whole = [c for c in whole if not set(whole).intersection(c.holders())]
     loose = {c: sums for c, sums in loose.items() if not set(whole).intersection(c.holders())}
@@ -142,6 +142,22 @@ def _owners(
         whole = [c for c in whole if c not in loose]
     outer = {c: [s for s in sums if not _spans(s, whole)] for c, sums in loose.items()}
     return whole, {c: sums for c, sums in outer.items() if sums}
+
+
+def _is_loop(call: Operation, sums: Sequence[ResidualSum]) -> bool:
+    """Tell whether a forward goes through a list of branches, so that it is more than one block.
+
+    Two sums then have modules of one list: of a parent that is not called itself.
+    """
+    lists = []
+    for residual in sums:
+        inside = [
+            o for o in call.inside if o.is_module and residual.start <= o.start < residual.operation.end
+        ]
+        parents = {str(o.target).rpartition(".")[0] for o in inside}
+        lists.append(parents - {str(call.target)})
+    shared = any(a & b for i, a in enumerate(lists) for b in lists[:i])
+    return shared or len(sums) > MAX_SUMS
 
 
 def _spans(residual: ResidualSum, blocks: Iterable[Operation]) -> bool:
@@ -237,5 +253,5 @@ def _insert(trace: Trace, line: list[Operation | Stretch], path: str, residual: 
     if len(step) < len(stretch) or residual.operation not in step:
         return  # another block stands in it
     skip = _without_branches(trace, step, [residual], None)
-    branches = [str(o.target) for o in step if o.is_module]
+    branches = [str(o.target) for o in needed(step, residual.branches, ()) if o.is_module]
     line[inside[0] : inside[-1] + 1] = [Stretch(path, step, skip, None, branches)]

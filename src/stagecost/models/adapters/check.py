@@ -3,7 +3,7 @@
 import fnmatch
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import nn
 
 from stagecost.errors import StageCostError
 from stagecost.models.adapters.contract import UnknownBranches, violations
-from stagecost.models.adapters.libraries import build, names_in_libraries
+from stagecost.models.adapters.libraries import library_model, library_names
 from stagecost.storage import read_json, write_json
 
 SMALL_SIZES = 64, 96, 128, 160
@@ -60,7 +60,7 @@ def check_models(
     max_parameters: float = 6e7,
     seconds: float = float("inf"),
     observe: Callable[[str, str, float], None] = lambda *_: None,
-    names: list[str] | None = None,
+    names: Sequence[str] | None = None,
 ) -> ModelCheck:
     """Run the contract over the models of other libraries, each with small inputs where it takes them.
 
@@ -75,12 +75,16 @@ def check_models(
     Raises:
         StageCostError: no library has a model of this name.
     """
-    wanted = fnmatch.filter(names or names_in_libraries(), pattern)
+    wanted = fnmatch.filter(names or library_names(), pattern)
     if not wanted:
-        raise StageCostError(f"no model is called {pattern!r}: install timm or torchvision, or see list_models")
+        raise StageCostError(
+            f"no model is called {pattern!r}: install timm or torchvision, or see list_models"
+        )
     exists = path is not None and path.exists()
     outcome = ModelCheck.from_json(read_json(path)) if path is not None and exists else ModelCheck()
-    outcome.versions = {name: version(name) for name in ("torch", *{n.partition("/")[0] for n in wanted})}
+    outcome.versions = {
+        name: version(name) for name in ("torch", *{n.partition("/")[0] for n in wanted})
+    }
     start = time.monotonic()
     for name in wanted:
         if name in outcome or time.monotonic() - start > seconds:
@@ -127,14 +131,14 @@ def small_model(name: str, max_parameters: float) -> tuple[nn.Module, int]:
     for options, size in _variants(name):
         try:
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                numbers = sum(p.numel() for p in build(name, **options).parameters())
+                numbers = sum(p.numel() for p in library_model(name, **options).parameters())
         except Exception:
             numbers = 0
         if numbers > max_parameters:
             large = True
             continue
         try:
-            model = build(name, **options).eval()
+            model = library_model(name, **options).eval()
             with torch.no_grad():
                 model(torch.zeros(2, 3, size, size))
             if sum(p.numel() for p in model.parameters()) <= max_parameters:

@@ -58,6 +58,7 @@ _TIMM = """
     davit.ChannelBlock: cpe1.proj cpe2.proj drop_path1 drop_path2
     vovnet.OsaBlock: attn
     dpn.DualPathBlock: c1x1_c c1x1_c1 c1x1_c2
+    coat.ConvPosEnc: proj
     coat.SerialBlock: cpe.proj drop_path
     tnt.Block: drop_path norm2_proj|proj
     rexnet.LinearBottleneck: conv_pwl

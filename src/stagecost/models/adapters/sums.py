@@ -86,7 +86,10 @@ class Analysis:
         self.trace = trace
         self.undecided: dict[Operation, None] = {}  # sums whose terms are alike
         self.num_uses: dict[Value, int] = {}
+        self.origins = {value: frozenset([value]) for value in trace.inputs}  # inputs of the model
         for function in trace.functions:
+            before = (self.origins.get(value, frozenset()) for value in function.uses)
+            self.origins.update(dict.fromkeys(function.makes, frozenset[Value]().union(*before)))
             for value in function.uses:
                 self.num_uses[value] = self.num_uses.get(value, 0) + 1
 
@@ -265,6 +268,10 @@ class _Walk:
             self.analysis.undecided[function] = None
             return None
         branches = [i for i in range(len(terms)) if i not in chosen]
+        origins = [self.analysis.origins.get(terms[i], frozenset()) for i in chosen]
+        skipped = frozenset[Value]().union(*origins)
+        if skipped and any(skipped.isdisjoint(self.analysis.origins[terms[i]]) for i in branches):
+            return None  # a sum of different inputs of the model
         region = set[Operation]().union(*(regions[i] for i in branches))
         start = min((f.start for f in region), default=function.start)
         owner = self.analysis.innermost(start, function.end)

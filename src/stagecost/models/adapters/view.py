@@ -10,6 +10,7 @@ is the live model's. What it cannot view it refuses with a reason; nothing is gu
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class AdaptedNetwork(ResidualNetwork):
         model: the live model, the only registered module.
         example: inputs of one sample, which tell the shape that the view is for.
         paths: of the blocks in the model.
+        details: JSON values that are saved beside the structure.
     """
 
     def __init__(self, model: nn.Module, parts: Parts, example: tuple[Tensor, ...]) -> None:
@@ -41,6 +43,7 @@ class AdaptedNetwork(ResidualNetwork):
         self.__dict__["stem"], self.__dict__["head"] = parts.stem, parts.head
         self.__dict__["blocks"] = nn.ModuleDict({str(k): b for k, b in enumerate(parts.blocks)})
         self.description: NetworkDescription | None = None
+        self.details: dict[str, object] = {}
         self.training = model.training
         for program in self._programs():
             program.bind(model)
@@ -52,10 +55,30 @@ class AdaptedNetwork(ResidualNetwork):
         """Where each block is in the model, or "container#2" for one without a module of its own."""
         return tuple(block.path for block in self.blocks.values())
 
+    def keep(self, cut: Cut) -> "AdaptedNetwork":
+        """Return a copy, model and view, without the blocks that do not act; see `remove_all_but`."""
+        smaller = copy.deepcopy(self)
+        smaller.remove_all_but(cut)
+        return smaller
+
     def train(self, mode: bool = True) -> "AdaptedNetwork":
         """Set the mode of the model."""
         super().train(mode)
         return self
+
+    def sample(self, image_shape: Sequence[int]) -> Any:
+        """Return inputs of one sample, where the weights are; the shape is that of the example."""
+        device = next(self.parameters()).device
+        inputs = tuple(tensor.to(device) for tensor in self.example)
+        return inputs if len(inputs) > 1 else inputs[0]
+
+    def can_keep(self, cut: Cut) -> bool:
+        """Tell whether blocks are left: a skip that is no identity stays behind without its branch."""
+        return bool(self.resolve(cut).blocks)
+
+    def save_pretrained(self, folder: str | Path, **details: object) -> None:
+        """Save weights and structure; see `ResidualNetwork.save_pretrained`."""
+        super().save_pretrained(folder, **(self.details | details))
 
     def remove_all_but(self, cut: Cut) -> None:
         """Take the blocks that do not act out of the live model; see `stagecost.models.adapters.cutting`.
@@ -154,6 +177,17 @@ def adapt(
     return AdaptedNetwork(model, parts, kept)
 
 
+def cut_model(model: nn.Module, example: Tensor | Sequence[Tensor], cut: Cut) -> nn.Module:
+    """Return a copy of a live model without the blocks that do not act in a cut.
+
+    It is of the model's own class, and its own forward does without these blocks.
+
+    Raises:
+        StageCostError: the model cannot be viewed, or cannot do without these blocks.
+    """
+    return adapt(model, example).keep(cut).model
+
+
 @torch.no_grad()
 def check(view: AdaptedNetwork) -> None:
     """Compare the view with its model in both modes, on two inputs and two batch sizes.
@@ -173,4 +207,4 @@ def check(view: AdaptedNetwork) -> None:
                     mode = "training" if training else "evaluation"
                     raise StageCostError(f"its parts together give another output in {mode} mode")
         view.eval()
-        view(tuple(resampled(tensor, BATCHES[0]) for tensor in view.example), depths="all")
+        view(tuple(resampled(tensor, BATCHES[0]) for tensor in view.example), depths=0)
