@@ -1,8 +1,8 @@
 """Taking blocks out of a live model, so that its own forward does without them.
 
 A block with an identity skip is deleted from its Sequential or ModuleList. Any other becomes a module that
-holds what its skip path needs, under the old names; a branch in the forward of a container becomes zeros.
-Keys of the state dict stay a subset. What is done is first tried on a twin: its output must be that of the
+holds what its skip path needs, under the old names; a branch in a container's forward becomes zeros. So the
+keys of the state dict stay a subset. What is done is tried on a twin first: its output must be that of the
 cut, to the last bit.
 """
 
@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 class SkipOnly(nn.Module):
     """What is left of a block without its branches: its skip path, with the modules that it needs."""
 
+    program: Program
+
     def __init__(self, program: Program, block: nn.Module, path: str) -> None:
         """Keep what the skip path needs of a block of the program's model, under the old names."""
         super().__init__()
         self.__dict__["program"] = program  # not registered: its modules have their names here
         inside = f"{path}."
-        uses = [use.removeprefix(inside) for use in program.uses if use.startswith(inside)]
-        _keep(self, block, uses)
+        _keep(self, block, [use.removeprefix(inside) for use in program.uses if use.startswith(inside)])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Do what is left of the block."""
@@ -66,68 +67,61 @@ def _keep(target: nn.Module, source: nn.Module, uses: Iterable[str]) -> None:
 
 
 def remove_blocks(view: "AdaptedNetwork", kept: Cut) -> None:
-    """Take all blocks but those of a cut out of a view's model, and out of the view.
+    """Take all blocks but those of a cut out of the model of a view; the view is left as it is.
 
     Raises:
         StageCostError: the model's own forward cannot do without them.
     """
     gone = [k for k in range(view.num_blocks) if not kept.acts(k)]
-    twice = [path for path in view.paths if view.paths.count(path) > 1]
-    if twice:
-        raise StageCostError(
-            f"{twice[0]} is called several times: it cannot be taken out for one of them"
-        )
+    if twice := [path for path in view.paths if view.paths.count(path) > 1]:
+        raise StageCostError(f"{twice[0]} is called several times and cannot leave for one: keep it")
     with torch.random.fork_rng(devices=[]):
-        delete = _choose_form(view, kept, gone)
+        delete = _can_be_deleted(view, kept, gone)
     _take_out(view, gone, delete=delete)
-    view.join_skips(gone)
 
 
 @torch.no_grad()
-def _choose_form(view: "AdaptedNetwork", kept: Cut, gone: Sequence[int]) -> bool:
-    """Tell whether blocks can be deleted, or only be emptied; by the output of a twin."""
+def _can_be_deleted(view: "AdaptedNetwork", kept: Cut, gone: Sequence[int]) -> bool:
+    """Tell whether blocks can be deleted or only be emptied, by the output of a twin."""
     twin = copy.deepcopy(view).eval()
     shake(twin.model)
     inputs = tuple(resampled(tensor, BATCHES[0]) for tensor in twin.example)
     expected = twin(inputs, kept)
     for delete in (True, False):
         trial = copy.deepcopy(twin)
-        with suppress(AttributeError, KeyError, IndexError, RuntimeError, TypeError):
+        with suppress(AttributeError, IndexError, KeyError, RuntimeError, TypeError):
             _take_out(trial, gone, delete=delete)
             if same(trial.model(*inputs), expected):
                 return delete
-    names = ", ".join(view.paths[k] for k in gone)
     raise StageCostError(
-        f"{type(view.model).__name__} does not work without {names}: keep these blocks, or bypass them "
-        "in the view"
+        f"{type(view.model).__name__} itself does not work without {view.paths[gone[0]]}: keep it, or use "
+        "the cut of the view"
     )
 
 
 def _take_out(view: "AdaptedNetwork", gone: Iterable[int], *, delete: bool) -> None:
     """Take blocks out of the model: delete those with an identity skip, or leave what they need."""
-    blocks = list(view.blocks.values())
     entries = dict[str, None]()
-    for block in (blocks[k] for k in gone):
+    for block in (view.adapted[k] for k in gone):
         entry = _entry(view.model, block)
         if delete and entry is not None and is_identity(block.skip):
             entries[entry] = None
-        elif block.removal.skip is None:
-            for path in block.removal.branches:
-                setattr(*_place(view.model, path), Zeros())
-        else:
+            continue
+        for path in block.branches:
+            setattr(*_place(view.model, path), Zeros())
+        if block.emptied is not None:
             parent, name = _place(view.model, block.path)
-            setattr(parent, name, SkipOnly(block.removal.skip, getattr(parent, name), block.path))
+            setattr(parent, name, SkipOnly(block.emptied, getattr(parent, name), block.path))
     for entry in entries:
         delattr(*_place(view.model, entry))
 
 
 def _entry(model: nn.Module, block: AdaptedBlock) -> str | None:
     """Return the entry of a Sequential or ModuleList that a block is, or that its branch is in."""
-    if block.removal.skip is not None:
-        parent, _ = _place(model, block.path)
-        return block.path if isinstance(parent, nn.Sequential | nn.ModuleList) else None
-    entries = {_innermost_entry(model, path) for path in block.removal.branches}
-    return entries.pop() if len(entries) == 1 else None
+    paths = [block.path] if block.emptied is not None else block.branches
+    entries = {_innermost_entry(model, path) for path in paths}
+    entry = entries.pop() if len(entries) == 1 else None
+    return entry if block.emptied is None or entry == block.path else None
 
 
 def _innermost_entry(model: nn.Module, path: str) -> str | None:

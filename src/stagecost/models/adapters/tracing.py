@@ -241,13 +241,13 @@ class _Recorder(TorchFunctionMode):
         """End the call of a module (a forward hook)."""
         call = self.stack[-1]
         if any(id(tensor) not in self.current for tensor in leaves(result, Tensor)):
-            self._close(self._open(_unseen, call.args, call.kwargs), result, [])
+            self._close(self._open(unseen, call.args, call.kwargs), result, [])
         self.stack.pop()
         call.end = len(self.trace.functions)
         call.result = map_leaves(self._named, result)
 
 
-def _unseen(*_: Any, **__: Any) -> None:
+def unseen(*_: Any, **__: Any) -> None:
     """Stand for what no function of torch made: C++ extensions, for example."""
 
 
