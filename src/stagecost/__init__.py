@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 __version__ = version("stagecost")
 
 _HOMES = {
-    "Cut": "cut",
     "AdaptedNetwork": "models.adapters.view",
+    "Cut": "cut",
     "OutputHead": "head",
     "Pass": "dynamics",
     "PruningPlan": "prune",
@@ -44,9 +44,9 @@ _HOMES = {
     "count_macs": "macs",
     "count_parameters": "macs",
     "create_model": "models.catalogue",
+    "cut_model": "models.adapters.view",
     "list_models": "models.catalogue",
     "load": "models.catalogue",
-    "cut_model": "models.adapters.view",
     "loss_trajectory": "trajectory",
     "needed_blocks": "trajectory",
     "parameter_groups": "objective",
@@ -58,6 +58,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AdaptedNetwork",
     "Cut",
     "OutputHead",
     "Pass",
@@ -68,12 +69,14 @@ __all__ = [
     "StageCostError",
     "Trajectory",
     "__version__",
+    "adapt",
     "block_importance",
     "calibrate_outputs",
     "carry_optimizer",
     "count_macs",
     "count_parameters",
     "create_model",
+    "cut_model",
     "list_models",
     "load",
     "loss_trajectory",

@@ -69,7 +69,8 @@ class PruningPlan:
     def to_json(self) -> dict[str, Any]:
         """Return plain types for JSON; accuracies are None where there are none."""
         content = {**asdict(self), "cut": self.cut.to_json(), "kept_blocks": list(self.kept_blocks)}
-        return {k: None if v != v else v for k, v in content.items()}
+        absent = [k for k, v in content.items() if isinstance(v, float) and math.isnan(v)]
+        return content | dict.fromkeys(absent)
 
     def __str__(self) -> str:
         """Say in a few lines what goes and what it will cost."""

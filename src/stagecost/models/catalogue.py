@@ -51,12 +51,17 @@ def create_model(name: str, *, weights: str | Path | None = None, **arguments: A
     network = builder(**arguments)
     network.description = NetworkDescription(name, _complete(builder, arguments))
     if weights is not None:
-        pretrained = getattr(builder, "pretrained", None)
-        if weights == "pretrained" and pretrained is None:
-            raise StageCostError(f"model {name!r} has no pretrained weights: give a file")
-        tensors = pretrained(**arguments) if weights == "pretrained" else read_weights(weights)
+        tensors = _pretrained(name, arguments) if weights == "pretrained" else read_weights(weights)
         load_matching(network, tensors, network.description.arguments.get("num_classes"))
     return network
+
+
+def _pretrained(name: str, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    if "/" not in name:
+        raise StageCostError(f"model {name!r} has no pretrained weights: give a file")
+    from stagecost.models.adapters.libraries import LibraryBuilder
+
+    return LibraryBuilder(name).pretrained(**arguments)
 
 
 def _complete(builder: Builder, arguments: Mapping[str, Any]) -> dict[str, Any]:

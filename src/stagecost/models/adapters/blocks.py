@@ -53,7 +53,7 @@ class Flow:
         return result
 
     def live(self) -> list[list[Value]]:
-        """Return the values that each state x_0 … x_N consists of, in the order in which they are made."""
+        """Return the values that each state x_0 … x_N consists of, as they are made."""
         made, states = list(self.trace.inputs), []
         for k, between in enumerate(self.between):
             if k == 0:
@@ -108,7 +108,8 @@ def _why_none(analysis: Analysis) -> str:
     if not analysis.undecided:
         return "it has no residual block: nothing in it is added to a skip of what it is given"
     places = {analysis.innermost(o.start, o.end).target or "its forward" for o in analysis.undecided}
-    return f"it is ambiguous: the terms of the sum in {min(map(str, places))} are alike, so none is the skip"
+    place = min(map(str, places))
+    return f"it is ambiguous: the terms of the sum in {place} are alike, so none is plainly the skip"
 
 
 def _split(trace: Trace, line: Sequence[Operation | Stretch]) -> Flow:

@@ -1,4 +1,4 @@
-"""The contract over whole libraries of models, with random weights: which can be viewed, which not and why."""
+"""The contract over libraries of models, with random weights: which can be viewed, which not and why."""
 
 import fnmatch
 import gc
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from stagecost.errors import StageCostError
-from stagecost.models.adapters.contract import UnknownBranches, violations
+from stagecost.models.adapters.contract import UnknownBranchesError, violations
 from stagecost.models.adapters.libraries import library_model, library_names
 from stagecost.storage import read_json, write_json
 
@@ -103,7 +103,7 @@ def _check(name: str, outcome: ModelCheck, max_parameters: float) -> str:
     try:
         model, size = small_model(name, max_parameters)
         found = list(violations(model, (torch.zeros(1, 3, size, size),)))
-    except UnknownBranches as error:
+    except UnknownBranchesError as error:
         outcome.unchecked[name] = str(error)
         return f"unchecked: {error}"
     except StageCostError as error:
@@ -125,7 +125,7 @@ def small_model(name: str, max_parameters: float) -> tuple[nn.Module, int]:
         It and the width of its images.
 
     Raises:
-        UnknownBranches: it has too many parameters, or takes no images of a size that was tried.
+        UnknownBranchesError: it has too many parameters, or takes no images of a size that was tried.
     """
     large = False
     for options, size in _variants(name):
@@ -147,7 +147,7 @@ def small_model(name: str, max_parameters: float) -> tuple[nn.Module, int]:
         except Exception:
             continue
     reason = f"more than {max_parameters:.0f} parameters" if large else "no image size fits"
-    raise UnknownBranches(f"{name} has {reason}")
+    raise UnknownBranchesError(f"{name} has {reason}")
 
 
 def _variants(name: str) -> Iterator[tuple[dict[str, Any], int]]:

@@ -1,9 +1,11 @@
 """The contract of every view: what is true of it, in evaluation and in training.
 
-terminal output bit-identical to the model's own · the output of a cut equals the model's own forward with
-the other branches replaced by zeros, by an oracle that knows nothing of the view, and moves with the cut ·
-gradients of the model's own, finite and flowing · running statistics of the whole network alone ·
-deepcopy · after a cut the model's own forward runs, with the same output and a subset of the keys
+- the terminal output is the model's own, to the last bit;
+- the output of a cut equals the model's own forward with the other branches replaced by zeros, by an
+  oracle that knows nothing of the view, and moves with the cut;
+- gradients are the model's own, finite and flowing; running statistics are those of the whole network;
+- deepcopy works;
+- after a cut the model's own forward runs, with the same output and a subset of the keys.
 """
 
 import copy
@@ -22,11 +24,11 @@ from stagecost.models.adapters.view import AdaptedNetwork, adapt
 
 TOLERANCE = 1e-5  # relative, where the order of operations is not the same
 Inputs = tuple[Tensor, ...]
-Oracle = Callable[[Sequence[str]], AbstractContextManager[None]]
-"""Paths of blocks → a context in which the model's own forward has zeros for their branches."""
+Oracle = Callable[[Sequence[int]], AbstractContextManager[None]]
+"""Positions of blocks → a context in which the model's own forward has zeros for their branches."""
 
 
-class UnknownBranches(StageCostError):
+class UnknownBranchesError(StageCostError):
     """The oracle does not know which modules are the branches of a block."""
 
 
@@ -55,15 +57,15 @@ def violations(
 
 
 def _by_name(view: AdaptedNetwork) -> Oracle:
-    loose = [path for path in view.paths if "#" in path]
-    if loose:
-        raise UnknownBranches(f"no oracle for {loose[0]}, which has no module of its own")
+    for path in view.paths:
+        if "#" in path or view.paths.count(path) > 1:
+            raise UnknownBranchesError(f"no oracle for {path}: not a module that is called once")
     blocks = dict(zip(view.paths, map(view.model.get_submodule, view.paths), strict=True))
     unknown = [path for path, block in blocks.items() if not branches_of(block)]
     if unknown:
         kind = type(blocks[unknown[0]])
-        raise UnknownBranches(f"no oracle for {unknown[0]} ({kind.__module__}.{kind.__name__})")
-    return lambda paths: zeroed([blocks[path] for path in paths])
+        raise UnknownBranchesError(f"no oracle for {unknown[0]} ({kind.__module__}.{kind.__name__})")
+    return lambda positions: zeroed([blocks[view.paths[k]] for k in positions])
 
 
 def _error(output: Tensor, expected: Tensor) -> float:
@@ -85,7 +87,7 @@ def _evaluation(
     if not same(outputs[-1], whole):
         yield "evaluation: the terminal output is not the model's own"
     for cut, output in zip(cuts, outputs, strict=False):
-        with oracle([path for k, path in enumerate(view.paths) if not cut.acts(k)]):
+        with oracle([k for k in range(n) if not cut.acts(k)]):
             expected = model(*inputs)
         if _error(output, expected) > TOLERANCE:
             yield f"evaluation: cut {cut} is off by {_error(output, expected):.1e}"
@@ -122,7 +124,7 @@ def _step(
     torch.manual_seed(7)
     model.zero_grad(set_to_none=True)
     output = forward()
-    output.float().square().mean().backward()
+    output.float().square().mean().backward()  # type: ignore[no-untyped-call]
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     return output.detach(), gradients, {n: b.clone() for n, b in model.named_buffers()}
 
@@ -136,7 +138,7 @@ def _removal(
     if len(set(view.paths)) < view.num_blocks or view.num_blocks == 1:
         return
     cut = Cut.without(*gone)
-    with oracle([view.paths[k] for k in gone]):
+    with oracle(gone):
         expected = view.model(*inputs)
     smaller = view.keep(cut)
     output = smaller.model(*inputs)

@@ -1,9 +1,9 @@
 """Taking blocks out of a live model, so that its own forward does without them.
 
-A block with an identity skip is deleted from its Sequential or ModuleList. Any other becomes a module that
-holds what its skip path needs, under the old names; a branch in a container's forward becomes zeros. So the
-keys of the state dict stay a subset. What is done is tried on a twin first: its output must be that of the
-cut, to the last bit.
+A block with an identity skip is deleted from its Sequential or ModuleList. Any other becomes a module
+that holds what its skip path needs, under the old names; a branch in a container's forward becomes
+zeros. So the keys of the state dict stay a subset. What is done is tried on a twin first: its output must
+be that of the cut, to the last bit.
 """
 
 import copy
@@ -94,8 +94,8 @@ def _can_be_deleted(view: "AdaptedNetwork", kept: Cut, gone: Sequence[int]) -> b
             if same(trial.model(*inputs), expected):
                 return delete
     raise StageCostError(
-        f"{type(view.model).__name__} itself does not work without {view.paths[gone[0]]}: keep it, or use "
-        "the cut of the view"
+        f"{type(view.model).__name__} itself does not work without {view.paths[gone[0]]}: keep it, or "
+        "use the cut of the view"
     )
 
 

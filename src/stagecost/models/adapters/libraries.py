@@ -1,7 +1,7 @@
 """Models of timm and torchvision by name: "timm/vit_tiny_patch16_224", "torchvision/resnet18".
 
-They enter the catalogue through `LibraryBuilder`: `create_model("timm/resnet18", num_classes=10)` is a view
-of timm's model with random weights.
+They enter the catalogue through `LibraryBuilder`: `create_model("timm/resnet18", num_classes=10)` is a
+view of timm's model with random weights.
 """
 
 import difflib
@@ -196,7 +196,7 @@ class LibraryBuilder:
         # Only models that are made for one size take it as an argument.
         argument = SIZE_ARGUMENTS[self.library]
         try:
-            return library_model(self.name, **{argument: size}, **options)
+            return library_model(self.name, **(options | {argument: size}))
         except TypeError as error:
             if argument not in str(error):
                 raise StageCostError(f"{self.name}: {error}") from None

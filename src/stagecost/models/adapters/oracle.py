@@ -5,7 +5,7 @@ here knows of traces, sums or programs.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -108,15 +108,12 @@ def _part(module: nn.Module, path: str) -> nn.Module | None:
 
 
 @contextmanager
-def zeroed(blocks: Iterable[nn.Module]) -> Iterator[None]:
+def zeroed(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """Put zeros in the place of the branches of some blocks of a model, for a while.
 
     Only while the block runs: a branch may be shared with other blocks.
     """
     running: list[nn.Module] = []
-
-    def zeros(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(output) if running else output
 
     def start(block: nn.Module, _: Any) -> None:
         running.append(block)
@@ -124,10 +121,13 @@ def zeroed(blocks: Iterable[nn.Module]) -> Iterator[None]:
     def stop(block: nn.Module, _: Any, __: Any) -> None:
         running.remove(block)
 
-    handles: list[RemovableHandle] = []
+    def zeros(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(output) if running else output
+
+    branches = dict.fromkeys(branch for block in blocks for branch in branches_of(block))
+    handles: list[RemovableHandle] = [b.register_forward_hook(zeros, prepend=True) for b in branches]
     for block in blocks:
         handles += [block.register_forward_pre_hook(start), block.register_forward_hook(stop)]
-        handles += [branch.register_forward_hook(zeros, prepend=True) for branch in branches_of(block)]
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from stagecost.errors import StageCostError
-from stagecost.models.adapters.tracing import Operation, Trace, Value, leaves, map_leaves
+from stagecost.models.adapters.tracing import Operation, Trace, Value, leaves
 
 State = Tensor | tuple[Tensor, ...]
 
@@ -99,7 +99,7 @@ class _Writer:
         self.nodes: dict[Value, fx.Node] = {}
         self.partner: dict[Value, Value] = {}  # a value of the first pass → the same one of the second
         self.batch: fx.Node | None = None
-        # With branches left out, a sum is its skip term itself: one more thing not to be changed in place.
+        # With branches left out, a sum is its skip term itself, which is not to be changed in place.
         sums = {value for o in self.kept[0] if o.target is None for value in o.makes}
         changed = {value for operation in self.kept[0] for value in operation.changed}
         self.copied = changed & (sums | set(first.given))
@@ -159,7 +159,7 @@ class _Writer:
             if leaves(one[key], Value):
                 self._bind(one[key], other[key], self.graph.call_function(operator.getitem, (node, key)))
 
-    def _both(self, one: Any, other: Any) -> Any:
+    def _both(self, one: Any, other: Any) -> Any:  # noqa: PLR0911 (one return a type)
         """Return what stands for the same thing in both passes."""
         if isinstance(one, Value):
             return self._value(one, other)

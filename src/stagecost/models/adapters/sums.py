@@ -1,15 +1,15 @@
 """Residual sums: where a module adds something to a skip of its input, and which term is the skip.
 
 From what a module returns we walk back. The terms of a sum end where their ways meet; the skip is the
-simplest of them: the state itself, else an affine map of it (projection, pooling, norm) beside terms with
-a nonlinearity and parameters. Where terms are alike, the sum is left alone: nothing is guessed.
+simplest of them: the state itself, else an affine map of it (projection, pooling, norm) beside terms
+with a nonlinearity and parameters. Where terms are alike, the sum is left alone: nothing is guessed.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from stagecost.models.adapters.tracing import Operation, Trace, Value, leaves
+from stagecost.models.adapters.tracing import Operation, Trace, Value, leaves, words
 
 
 class Kind(IntEnum):
@@ -28,22 +28,23 @@ _NAMES = {
     Kind.AFFINE: """conv1d conv2d conv3d conv_transpose2d linear addmm batch_norm avg_pool1d avg_pool2d
         adaptive_avg_pool1d adaptive_avg_pool2d interpolate upsample pad cat concat stack __getitem__
         __setitem__ chunk split split_with_sizes tensor_split narrow select index_select gather unbind
-        roll flip rot90 mean sum neg dropout dropout2d zeros_like ones_like empty_like new_empty new_zeros
-        repeat unfold fold pixel_shuffle pixel_unshuffle add add_ __add__ __radd__ __iadd__ sub sub_
-        rsub""",
+        roll flip rot90 mean sum neg dropout dropout2d zeros_like ones_like empty_like new_empty
+        new_zeros repeat unfold fold pixel_shuffle pixel_unshuffle add add_ __add__ __radd__ __iadd__
+        sub sub_ rsub""",
     Kind.POOL: "max_pool1d max_pool2d max_pool3d adaptive_max_pool2d amax max",
     Kind.NORM: """layer_norm group_norm rms_norm instance_norm normalize norm var var_mean std std_mean
         rsqrt sqrt pow clamp maximum""",
 }
 KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}
-PRODUCTS = frozenset(
+# Affine while only one factor depends on the state:
+PRODUCTS = words(
     """mul mul_ multiply matmul bmm einsum div div_ true_divide addcmul __matmul__ __rmatmul__ __rmul__
-    __rdiv__""".split()
-)  # affine while only one factor depends on the state
-SUMS = frozenset("add add_ __add__ __radd__ __iadd__".split())
-WEIGHTED = frozenset("conv1d conv2d conv3d conv_transpose2d linear addmm matmul".split())
-IDEMPOTENT = frozenset("relu relu_ relu6 hardtanh hardtanh_".split())
-JOINS = frozenset("cat concat".split())
+    __rdiv__"""
+)
+SUMS = words("add add_ __add__ __radd__ __iadd__")
+WEIGHTED = words("conv1d conv2d conv3d conv_transpose2d linear addmm matmul")
+IDEMPOTENT = words("relu relu_ relu6 hardtanh hardtanh_")
+JOINS = words("cat concat")
 
 
 @dataclass(eq=False)

@@ -1,6 +1,6 @@
 """One recorded forward pass: which functions and modules were called, on what, and what they changed.
 
-Values are numbered. A tensor that is changed in place gets a new number, and so does every view of it, so
+Values are numbered. A tensor that is changed in place gets a new number, and so does every view of it:
 each number stands for one value.
 """
 
@@ -13,9 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-READERS = frozenset(
-    "__bool__ __int__ __float__ __index__ __array__ item tolist numpy equal allclose".split()
-)
+
+def words(text: str) -> frozenset[str]:
+    """Return the words of a text."""
+    return frozenset(text.split())
+
+
+READERS = words("__bool__ __int__ __float__ __index__ __array__ item tolist numpy equal allclose")
 
 
 @dataclass(frozen=True)

@@ -130,8 +130,8 @@ class AdaptedNetwork(ResidualNetwork):
         wanted = [tuple(tensor.shape[1:]) for tensor in self.example]
         if shapes != wanted:
             raise StageCostError(
-                f"samples of shapes {shapes} go into a view for {wanted}: adapt the model once more, with "
-                "an example of the new shape"
+                f"samples of shapes {shapes} go into a view for {wanted}: adapt the model once more, "
+                "with an example of the new shape"
             )
 
 
