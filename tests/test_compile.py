@@ -4,14 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from conftest import DATA
-from processes import CommandLine
 from stagecost import ResidualNetwork
 from stagecost.errors import StageCostError
-from stagecost.training import compiling
-from stagecost.training.checkpoint import read_checkpoint
-from stagecost.training.loop import train
+from stagecost.runs.training import train
+from stagecost.train.checkpoint import read_checkpoint
 
 TINY: dict[str, Any] = {
     "data": "digits",
@@ -46,7 +44,7 @@ def test_a_compiled_training_is_the_same(
     assert compiled == []
     found = train({**TINY, **more, "compile": True, "data_on_device": True}, tmp_path / "compiled")
     assert compiled == ([3, 2] if "cut_at" in more else [3])
-    assert found.history[-1]["val_losses"] == pytest.approx(plain.history[-1]["val_losses"], rel=1e-4)
+    assert found.history[-1].val_losses == pytest.approx(plain.history[-1].val_losses, rel=1e-4)
     assert found.num_blocks == plain.num_blocks
     names = [
         list(read_checkpoint(tmp_path / run / "last.safetensors").network().state_dict())
@@ -56,11 +54,9 @@ def test_a_compiled_training_is_the_same(
 
 
 def test_where_nothing_compiles_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "can_compile", lambda device: False)
-    with pytest.raises(StageCostError, match="compile does not work on cpu here"):
+    def broken(*_: object, **__: object) -> object:
+        raise OSError("Python.h is missing")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(StageCostError, match=r"nothing can be compiled for cpu here"):
         train({**TINY, "compile": True}, tmp_path / "run")
-
-
-def test_two_ways_to_compile_exclude_each_other(cli: CommandLine, tmp_path: Path) -> None:
-    refusal = cli("train", *DATA, "--compile", "--fused", "yes", "--output", tmp_path / "run").refusal
-    assert "compile and fused yes exclude each other" in refusal

@@ -583,7 +583,7 @@ def test_the_same_data_give_the_same_bytes_by_light_means() -> None:
     content = {"run": "run", "analysis": make_analysis(), "history": make_history(), "pruning": PRUNING}
     program = (
         "import hashlib, sys; from math import nan; from stagecost.report.page import *\n"
-        "assert not {'torch', 'altair', 'vl_convert', 'jinja2'} & set(sys.modules)\n"
+        "assert not {'torch', 'vl_convert', 'jinja2'} & set(sys.modules)\n"
         f"page = render_report(ReportData.from_json({content!r}))\n"
         "assert not {'torch', 'matplotlib'} & set(sys.modules)\n"
         "print(hashlib.sha256(page.encode()).hexdigest())\n"
@@ -603,7 +603,7 @@ def test_a_missing_package_is_one_line_that_names_the_extra() -> None:
     content = {"run": "run", "analysis": make_analysis(2, 1)}
     program = (
         "import sys; from stagecost.report.page import ReportData, render_report\n"
-        "for package in ('altair', 'vl_convert', 'jinja2'):\n"
+        "for package in ('vl_convert', 'jinja2'):\n"
         "    sys.modules[package] = None\n"
         f"    try: render_report(ReportData.from_json({content!r}))\n"
         "    except ValueError as error: print(error)\n"
@@ -611,7 +611,7 @@ def test_a_missing_package_is_one_line_that_names_the_extra() -> None:
     )
     assert printed_by(program).splitlines() == [
         f"reports and figures need the package {package}: pip install 'stagecost[report]'"
-        for package in ("altair", "vl_convert", "jinja2")
+        for package in ("vl_convert", "jinja2")
     ]
 
 

@@ -187,5 +187,3 @@ def _describe(error: OSError) -> str:
     return f"{where}{error.strerror or error}: {remedy}"
 
 
-if __name__ == "__main__":
-    main()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from stagecost.report.charts import (
     Axis,
@@ -91,7 +92,7 @@ def _accuracy_figure(analysis: Analysis) -> Chart:
     return line_chart(
         [_curve(analysis.accuracies)],
         x=DEPTH,
-        y=Axis(ACCURACY.title, domain=(floor, highest) if math.isfinite(floor) else None),
+        y=_cut_off(floor, highest) if math.isfinite(floor) else ACCURACY,
         summary=_curve_summary("Accuracy", analysis.accuracies, needed, percent_text),
         mark=(needed, f"{needed} needed"),
         band=(terminal - analysis.tolerance, terminal),
@@ -152,7 +153,7 @@ def _cost_figure(points: Sequence[Point]) -> Chart:
     return line_chart(
         series,
         x=Axis("MACs an image"),
-        y=Axis(ACCURACY.title, domain=(max(min(accuracies), best - COST_RANGE), best)),
+        y=_cut_off(max(min(accuracies), best - COST_RANGE) - 0.2, best),
         summary=f"Accuracy against MACs of {', '.join(each.name for each in series)}; the best reaches "
         f"{percent_text(best)}.",
     )
@@ -175,6 +176,10 @@ def _confusion_figure(confusion: Confusion) -> Chart:
         [[counts[i][j] for j in most] for i in most],
         summary=f"Answers of the cut network by class: {right:,} of {images:,} images right.",
     )
+
+
+def _cut_off(low: float, high: float) -> Axis:
+    return replace(ACCURACY, domain=(low, high + 0.04 * (high - low)))
 
 
 def _curve(values: Sequence[float], name: str = "") -> Series:

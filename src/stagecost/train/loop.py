@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stagecost.drop_path import draw_branch_scales, drop_rates
+from stagecost.train.drop_path import draw_branch_scales, drop_rates
 from stagecost.errors import StageCostError
 from stagecost.objective import ObjectiveTerms, StageCost
 from stagecost.random_streams import Stream, torch_generator
