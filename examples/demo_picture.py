@@ -8,14 +8,14 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from stagecost.report.charts import Axis, Curve, Series, line_chart
+from stagecost.report.charts import Axis, Series, line_chart
 from stagecost.storage import write_atomically
 
 RUNS = {"plain training": "plain", "with a stage cost": "stage-cost"}
 COLOURS = {"plain training": "muted", "with a stage cost": "accent"}
 
 
-def accuracies(run: Path) -> Curve:
+def accuracies(run: Path) -> list[tuple[float, float]]:
     """Read (k, percent of the validation images that y_k gets right) after the last epoch of a run."""
     with (run / "trajectory.csv").open(newline="") as table:
         rows = list(csv.DictReader(table))
@@ -23,7 +23,7 @@ def accuracies(run: Path) -> Curve:
     return [(int(row["depth"]), float(row["val_accuracy"])) for row in rows if row["epoch"] == last]
 
 
-def picture(curves: Mapping[str, Curve]) -> str:
+def picture(curves: Mapping[str, list[tuple[float, float]]]) -> str:
     """Draw the curves; returns SVG."""
     series = [Series(name, curve, colour=COLOURS[name]) for name, curve in curves.items()]
     chart = line_chart(
