@@ -97,7 +97,7 @@ def _measured(context: Context, name: str, training: Training, seed: int) -> Row
         "settings": training.to_json(),
         "val_accuracies": done.val_accuracies,
         "zero_branches": squared_weight_norms(done.open().network).count(0.0),
-        "seconds": done.result.seconds,
+        "seconds": done.seconds,
     }
 
 

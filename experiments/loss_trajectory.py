@@ -24,6 +24,7 @@ from experiments.tables import Columns, grouped, rows_of, table
 from experiments.trainings import Run, Training, runs_of
 from stagecost.trajectory import Trajectory, loss_trajectory
 
+NAMES = {"plain": "plain training", "stage": "with a stage cost"}
 TEXT = """\
 A staged network, plain and with a uniform stage cost, on test images: by how much the loss falls from
 one output to the next, on average within stages (without the very first block), and at the blocks that
@@ -56,7 +57,7 @@ def _row(dataset: str, arm: str, seed: int, done: Run) -> Row:
         **falls(trajectory),
         "losses": list(trajectory.losses),
         "accuracies": list(trajectory.accuracies),
-        "seconds": done.result.seconds,
+        "seconds": done.seconds,
     }
 
 
@@ -91,13 +92,10 @@ def figures(record: Record) -> Figures:
     kinds = {"loss": ("losses", "loss L_k"), "accuracy": ("accuracies", "accuracy of y_k (%)")}
     charts = {}
     for name, (key, title) in kinds.items():
-        series = [
-            Series(
-                f"{row['arm']} training",
-                list(enumerate(map(statistics.mean, zip(*row[key], strict=True)))),
-            )
-            for row in grouped(record["rows"], "arm")
-        ]
+        series = []
+        for row in grouped(record["rows"], "arm"):
+            means = map(statistics.mean, zip(*row[key], strict=True))
+            series.append(Series(NAMES.get(row["arm"], row["arm"]), list(enumerate(means))))
         starts, x = record["rows"][0]["stage_starts"], Axis("depth k (blocks)")
         charts[name] = line_chart(
             series, x=x, y=Axis(title), summary=f"{title} over depth k", stage_starts=starts

@@ -186,10 +186,12 @@ def predicted_figures(record: Record) -> Figures:
 
     last = float(record["num_blocks"])
     series = [Series("a perfect prediction", [(0.0, 0.0), (last, last)], dots=False, colour="faded")]
+    shifts = {"active": -0.1, "needed": 0.1}  # where both are the same, both are seen
     for kind, name in {"active": "active blocks", "needed": "needed blocks, by loss"}.items():
         places = Counter((p["predicted"]["separate"], p["measured"][kind]) for p in record["points"])
         sizes = [30.0 * count for count in places.values()]
-        series.append(Series(name, list(places), line=False, sizes=sizes))
+        points = [(predicted + shifts[kind], depth) for predicted, depth in places]
+        series.append(Series(name, points, line=False, sizes=sizes))
     x, y = (Axis(f"{kind} depth (blocks)", zero=True) for kind in ("predicted", "measured"))
     summary = f"Measured over predicted depth of {len(record['points'])} trainings"
     return {"depth": line_chart(series, x=x, y=y, summary=summary)}

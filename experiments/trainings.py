@@ -77,6 +77,11 @@ class Run:
         return open_trained(self.folder, device=self.training.settings.get("device", "auto"))
 
     @property
+    def seconds(self) -> float:
+        """Spent in it."""
+        return self.result.history[-1].seconds
+
+    @property
     def val_accuracies(self) -> list[float]:
         """Percent, of y_0 … y_N on validation images at the end."""
         return list(self.result.history[-1].val_accuracies or ())
@@ -185,7 +190,7 @@ def row_of_runs(
         parameters=count_parameters(judged[0].network),
         macs=count_macs(judged[0].network, judged[0].image_shape),
         training_macs=round(statistics.mean(map(training_macs, runs))),
-        seconds=round(statistics.mean(run.result.seconds for run in runs), 1),
+        seconds=round(statistics.mean(run.seconds for run in runs), 1),
     )
 
 

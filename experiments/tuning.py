@@ -13,6 +13,7 @@ that was stopped goes on.
 """
 
 import contextlib
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,7 @@ def run(context: Context) -> dict[str, Any]:
     import optuna
     from optuna.storages.journal import JournalFileBackend, JournalStorage
 
-    given: Settings = dict(context.options.get("set", ()))
+    given: Settings = dict(map(_setting, context.options.get("set", ())))
     base = {**base_recipe(context.tier, context.dataset), "normalize_objective": True, **given}
     if "gamma" in given or base["model"] != "homogeneous" or not base["val_fraction"]:
         raise StageCostError("tuning varies gamma of a homogeneous network, judged on validation images")
@@ -101,6 +102,14 @@ def run(context: Context) -> dict[str, Any]:
         "tolerance": TOLERANCE,
         "given": given,
     }
+
+
+def _setting(written: str) -> tuple[str, Any]:
+    """Read NAME=VALUE."""
+    name, _, value = written.partition("=")
+    with contextlib.suppress(json.JSONDecodeError):
+        return name, json.loads(value)
+    return name, value
 
 
 def _row(trial: "optuna.trial.FrozenTrial", pareto: bool) -> Row:

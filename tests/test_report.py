@@ -561,7 +561,8 @@ def test_the_report_of_a_real_run_tells_its_time_and_its_fine_tuning(
     run, small = tmp_path / "run", tmp_path / "small"
     size = ("--num-blocks", 3, "--width", 6, "--epochs", 3, "--batch-size", 32)
     data = ("--data", "digits", "--limit-train", 600, "--limit-test", 200, "--device", "cpu")
-    assert cli("train", *data, *size, "--output", run).status == 0
+    trained = cli("train", *data, *size, "--output", run)
+    assert trained.status == 0, trained.stderr
     with (run / "metrics.csv").open() as file:
         seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
     assert seconds == sorted(seconds)

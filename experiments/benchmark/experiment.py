@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from experiments.benchmark.configurations import CONFIGURATIONS, QUICK
-from experiments.benchmark.measure import keep_freed_memory
+from experiments.benchmark.measure import check_rounds, keep_freed_memory
 from experiments.benchmark.packages import compare_packages, separate_heads
 from experiments.benchmark.ratios import pruned_speedups, scaling, step_ratios
 from experiments.records import RESULTS, Record, Row, versions
@@ -55,6 +55,7 @@ def run(context: Context) -> dict[str, Any]:
     device = torch.device("cuda" if context.tier == "gpu" else "cpu")
     rounds = context.options.get("rounds") or (QUICK_ROUNDS if quick else ROUNDS)
     chosen = QUICK if quick else CONFIGURATIONS
+    check_rounds(rounds)
     keep_freed_memory()
     rows, spreads = [], []
     for configuration in chosen:

@@ -84,8 +84,7 @@ def take_turns(
     Raises:
         StageCostError: too few rounds for a median.
     """
-    if rounds < LEAST_ROUNDS:
-        raise StageCostError(f"rounds is {rounds}: give at least {LEAST_ROUNDS}, for a median")
+    check_rounds(rounds)
     for arm in arms.values():
         arm()
     seconds: dict[str, list[float]] = {name: [] for name in arms}
@@ -102,6 +101,12 @@ def take_turns(
         if was_enabled:
             gc.enable()
     return seconds
+
+
+def check_rounds(rounds: int) -> None:
+    """Refuse too few rounds for a median."""
+    if rounds < LEAST_ROUNDS:
+        raise StageCostError(f"rounds is {rounds}: give at least {LEAST_ROUNDS}, for a median")
 
 
 def _repeat(arm: Arm, times: int) -> None:

@@ -97,7 +97,7 @@ class Cost:
     @classmethod
     def of(cls, run: Run) -> "Cost":
         """Return what a run cost."""
-        return cls(training_macs(run), run.result.seconds)
+        return cls(training_macs(run), run.seconds)
 
     def __add__(self, other: "Cost") -> "Cost":
         """Return the cost of both."""

@@ -6,7 +6,7 @@ cuts in one pass that shares every common beginning of states:
     y_k = H(S_{N-1} ∘ … ∘ S_k (x_k))   is the output of Cut.first(k).
 
 A block is any module that maps x_k to x_{k+1} and has a `skip`, the block with its residual branch
-removed.
+removed. A state is a tensor; in views of other models it may be a tuple of tensors.
 """
 
 import math
@@ -83,13 +83,21 @@ def step(block: nn.Module, state: Tensor, scale: Tensor | None = None) -> Tensor
     if scale is None:
         whole: Tensor = block(state)
         return whole
-    skipped: Tensor = skip_of(block)(state)
-    control = block.residual(state) if type(block) is ResidualBlock else block(state) - skipped
+    skipped = skip_of(block)(state)
+    if type(block) is ResidualBlock:
+        return _add_scaled(skipped, block.residual(state), scale)
+    following = block(state)
+    if isinstance(following, tuple):  # what the block hands on untouched is no control
+        pairs = zip(skipped, following, strict=True)
+        return tuple(s if f is s else _add_scaled(s, f - s, scale) for s, f in pairs)  # type: ignore[return-value]
+    return _add_scaled(skipped, following - skipped, scale)
+
+
+def _add_scaled(skipped: Tensor, control: Tensor, scale: Tensor) -> Tensor:
     factor = scale.to(control.dtype)
     if factor.dim():
         factor = factor.view(-1, *[1] * (control.dim() - 1))
-    following: Tensor = skipped + factor * control
-    return following
+    return skipped + factor * control
 
 
 class Tail(Protocol):
@@ -268,7 +276,8 @@ class Rollout:
                 else:
                     emit = ends.append if self.training else read
                     state = self._run(path, k, stop, state, starts, emit)
-        for end in ends:
+        # The terminal output comes first: random numbers of the head, too, are those of a plain pass.
+        for end in sorted(ends, key=lambda end: not (end.whole and end.k == len(self.blocks))):
             read(end)
         return [outputs[number] for number in range(len(cuts))]
 

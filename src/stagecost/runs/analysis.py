@@ -12,7 +12,7 @@ from pathlib import Path
 from stagecost.cut import stage_counts
 from stagecost.macs import macs_by_part
 from stagecost.network import ResidualNetwork
-from stagecost.prune import can_be_made, choose, possible_cuts
+from stagecost.prune import Limits, choose, possible_cuts
 from stagecost.runs.certainty import Interval, warnings_on, wilson
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Judged, Split, Trained, open_trained
@@ -138,7 +138,7 @@ def summarise(
     network, count = trained.network, trajectory.num_samples
     macs = macs_by_part(network, trained.image_shape)
     possible = makeable(network, trajectory)
-    needed = choose(possible, macs, trajectory.whole.accuracy, tolerance)
+    needed = choose(possible, macs, Limits(trajectory.whole, tolerance))
     return Analysis(
         num_blocks=trajectory.num_blocks,
         split=split,
@@ -163,7 +163,7 @@ def summarise(
 
 def makeable(network: ResidualNetwork, trajectory: Trajectory) -> list[Score]:
     """Return the rows of cuts that can be made, each once."""
-    rows = {row.cut: row for row in trajectory.rows if can_be_made(network, row.cut)}
+    rows = {row.cut: row for row in trajectory.rows if network.can_keep(row.cut)}
     return list(rows.values())
 
 
