@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -105,6 +105,7 @@ def train(
     flat = given.to_flat() if isinstance(given, RunSettings) else given
     with _claimed(run, flat, resume=resume) as (settings, lock):
         setup = _prepare(run, settings)
+        _check_images(run, setup)
         checkpoint = read_checkpoint(run.last) if run.last.is_file() else None
         files = RunFiles(run, lock, setup)
         files.begin(afresh=checkpoint is None)
@@ -113,6 +114,7 @@ def train(
             TrainingDisplay(label, settings.training.epochs, quiet=lock is None) as display,
             interruption() as interrupted,
         ):
+            display.say(replace(setup.data, warnings=()).summary())
             stop = Stop(files, interrupted)
 
             def step_done(state: State, step: Step) -> None:
@@ -152,6 +154,22 @@ def _prepare(run: RunFolder, settings: RunSettings) -> Setup:
     return prepare(settings, data, loggers=_loggers(settings, run))
 
 
+def _check_images(run: RunFolder, setup: Setup) -> None:
+    """Refuse to go on with a run on other images than it began with.
+
+    Raises:
+        StageCostError: says which split has changed.
+    """
+    if not (run.last.is_file() and run.fingerprint.is_file()):
+        return
+    changes = check_fingerprint(run.fingerprint.read_text(errors="replace"), setup.data, "train")
+    if changes:
+        raise StageCostError(
+            f"{changes[0]}: a run goes on with the images that it began with; restore them, or train "
+            "anew into another --output"
+        )
+
+
 def _loggers(settings: RunSettings, run: RunFolder) -> list[Any]:
     if not settings.training.tensorboard:
         return []
@@ -188,6 +206,8 @@ class RunFiles:
                 (self.run.path / name).unlink(missing_ok=True)
         self._remember_images(afresh=afresh)
         write_config(self.run, self.setup.settings)
+        if afresh:
+            write_atomically(self.run.fingerprint, fingerprint(self.setup.data))
 
     def _remember_images(self, *, afresh: bool) -> None:
         """Write the fingerprint of the images, or refuse to go on with others.
