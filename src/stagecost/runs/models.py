@@ -1,4 +1,4 @@
-"""`stagecost models`: networks that can be trained by name, and whether views of foreign ones are right."""
+"""`stagecost models`: networks that can be trained by name, and the check of foreign ones."""
 
 import logging
 from dataclasses import dataclass

@@ -1,6 +1,5 @@
 """Opening what was trained: a run folder, or the folder of a saved network, with its images."""
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,8 +27,6 @@ from stagecost.train.stage_cost import loss_of
 
 CheckpointName = Literal["last", "best"]
 Split = Literal["train", "val", "test", "all"]
-
-logger = logging.getLogger("stagecost")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Training in a run folder: whose folder it is, checkpoints, cuts by a schedule, tables, display."""
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,8 +30,6 @@ from stagecost.train.settings import RunSettings
 from stagecost.train.setup import Setup, prepare
 from stagecost.train.stage_cost import StageCostRule, after_cuts, terminal_only
 from stagecost.train.state import State
-
-logger = logging.getLogger("stagecost")
 
 AfterEpoch = Callable[[State, EpochRecord], EpochRecord]
 """Is told what an epoch brought before it is saved; may change the state, and returns the record."""
@@ -149,8 +146,6 @@ def _claimed(
 def _prepare(run: RunFolder, settings: RunSettings) -> Setup:
     splits = ("train", "val") if settings.data.val_fraction > 0 else ("train",)
     data = load_data(settings.data, seed=settings.training.seed, splits=splits)
-    if is_first_process():
-        logger.info("%s", data.summary())
     return prepare(settings, data, loggers=_loggers(settings, run))
 
 
@@ -204,23 +199,9 @@ class RunFiles:
         if afresh:
             for name in (self.run.best.name, "metrics.csv", "trajectory.csv"):
                 (self.run.path / name).unlink(missing_ok=True)
-        self._remember_images(afresh=afresh)
         write_config(self.run, self.setup.settings)
         if afresh:
             write_atomically(self.run.fingerprint, fingerprint(self.setup.data))
-
-    def _remember_images(self, *, afresh: bool) -> None:
-        """Write the fingerprint of the images, or refuse to go on with others.
-
-        Raises:
-            StageCostError: the images are others than those of the run.
-        """
-        data, file = self.setup.data, self.run.images
-        if not afresh and file.is_file():
-            for change in check_fingerprint(file.read_text(errors="replace"), data, "train"):
-                if change.startswith(("the train ", "the val ")):
-                    raise StageCostError(f"{self.run.path}: {change}: start anew in another --output")
-        write_atomically(file, fingerprint(data))
 
     def save(self, state: State, path: Path) -> None:
         """Write a checkpoint.
