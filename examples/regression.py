@@ -40,7 +40,9 @@ def train_and_cut(train: Table, val: Table, epochs: int) -> tuple[PruningPlan, n
 
 def diabetes() -> tuple[Table, Table]:
     """Return the table, scaled, four fifths of it for training."""
-    numbers, progress = (torch.tensor(part, dtype=torch.float32) for part in load_diabetes(return_X_y=True))
+    numbers, progress = (
+        torch.tensor(part, dtype=torch.float32) for part in load_diabetes(return_X_y=True)
+    )
     rows = (numbers - numbers.mean(0)) / numbers.std(0)
     targets = (progress - progress.mean()) / progress.std()
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))

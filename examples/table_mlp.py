@@ -28,7 +28,9 @@ class ResidualMLP(nn.Module):
         super().__init__()
         self.first = nn.Linear(columns, width)
         self.branches = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+            nn.Sequential(
+                nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)
+            )
             for _ in range(blocks)
         )
         self.last = nn.Linear(width, classes)
