@@ -4,7 +4,7 @@
 
 The network has a fixed width and no normalisation: x_0 is a linear map of the point, every block adds
 F_k(x_k) = V·tanh(W·x_k + b), the head is a linear map. Blocks and head are this file's own; objective,
-lambda's parameter groups, trajectory and truncation are the library's. About a minute on one core.
+lambda's parameter groups, trajectory and truncation are the library's. About half a minute on one core.
 """
 
 import argparse
@@ -17,15 +17,14 @@ import torch
 from torch import Tensor, nn
 
 import stagecost as sc
-from stagecost.report.canvas import draw_curve, make_panel, scale_values, write_text
-from stagecost.report.svg import to_svg
+from stagecost.report.charts import Axis, Series, line_chart
 from stagecost.trajectory import Trajectory
 
 NUM_BLOCKS, WIDTH, HIDDEN = 20, 8, 32
 WEIGHT_DECAY = 1e-4  # lambda
 STAGE_SHARE = 1.0  # c = gamma·N
 TOLERANCE = 0.5
-STYLES = {"plain": ("muted", (4.0, 2.0)), "stage cost": ("accent", None)}
+COLOURS = {"plain": "muted", "stage cost": "accent"}
 
 
 class PointHead(nn.Module):
@@ -77,9 +76,9 @@ def train(gamma: float, steps: int, seed: int) -> sc.ResidualNetwork:
     points, labels = two_spirals(1000, seed)
     optimizer = torch.optim.Adam(sc.parameter_groups(network, WEIGHT_DECAY), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    stage_cost = sc.StageCost.uniform(NUM_BLOCKS, gamma)
     for step in range(steps):
-        outputs = network(points, depths="all")
-        terms = sc.stage_cost_objective(outputs, labels, gamma)
+        terms = stage_cost(network(points, stage_cost.outputs), labels)
         optimizer.zero_grad()
         terms.total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -90,27 +89,28 @@ def train(gamma: float, steps: int, seed: int) -> sc.ResidualNetwork:
     return network
 
 
-def figures(found: Mapping[str, Trajectory]) -> dict[str, str]:
+def figures(measured: Mapping[str, Trajectory]) -> dict[str, str]:
     """Draw loss and relative size of the control over k, a curve for each training: SVG by name."""
     return {
-        "loss": _figure({name: t.losses for name, t in found.items()}, "loss of y_k", "loss"),
+        "loss": _figure({name: t.losses for name, t in measured.items()}, "loss of y_k", "loss"),
         "control": _figure(
-            {name: t.residual_ratios for name, t in found.items()}, "‖F_k(x_k)‖ / ‖x_k‖", "control"
+            {name: t.residual_ratios for name, t in measured.items()}, "‖F_k(x_k)‖ / ‖x_k‖", "control"
         ),
     }
 
 
 def _figure(curves: Mapping[str, tuple[float, ...]], value_name: str, name: str) -> str:
-    longest = max(map(len, curves.values()))
-    panel = make_panel(value_name, longest)
-    scale_values(panel.axes, list(curves.values()), logarithmic=True)
-    for place, (training, values) in enumerate(curves.items()):
-        colour, dashes = STYLES[training]
-        draw_curve(panel.axes, range(len(values)), values, colour=colour, dashes=dashes)
-        height = 0.93 - 0.075 * place
-        write_text(panel.axes, 0.97, height, f"● {training}", ha="right", colour=colour)
-    summary = f"{value_name} over k on two spirals: {', '.join(curves)}"
-    return to_svg(panel.figure, f"two-spirals-{name}", summary)
+    series = [
+        Series(training, list(enumerate(values)), colour=COLOURS[training])
+        for training, values in curves.items()
+    ]
+    chart = line_chart(
+        series,
+        x=Axis("depth k (blocks in use)"),
+        y=Axis(value_name, log=True),
+        summary=f"{value_name} over k on two spirals: {', '.join(curves)}",
+    )
+    return chart.svg(f"two-spirals-{name}")
 
 
 def main() -> None:
@@ -121,19 +121,19 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/images"))
     options = parser.parse_args()
     fresh = two_spirals(1000, options.seed + 1)
-    found = {}
+    measured = {}
     for name, gamma in {"plain": 0.0, "stage cost": STAGE_SHARE / NUM_BLOCKS}.items():
         network = train(gamma, options.steps, options.seed)
-        found[name] = trajectory = sc.loss_trajectory(network, [fresh])
+        measured[name] = trajectory = sc.loss_trajectory(network, [fresh])
         needed = trajectory.needed_blocks(TOLERANCE)
-        small = sc.plan_pruning(network, trajectory, keep_blocks=needed).apply(network)
+        small = sc.plan_pruning(network, trajectory, keep=needed).apply(network)
         accuracy = sc.loss_trajectory(small, [fresh]).accuracies[-1]
         print(
             f"{name}: {trajectory.accuracies[-1]:.1f} % of fresh points right with {NUM_BLOCKS} blocks,"
         )
         print(f"  {accuracy:.1f} % with the first {needed} alone, cut off without training")
     options.output.mkdir(parents=True, exist_ok=True)
-    for name, svg in figures(found).items():
+    for name, svg in figures(measured).items():
         (options.output / f"two-spirals-{name}.svg").write_text(svg + "\n", encoding="utf-8")
     print(f"wrote {options.output}/two-spirals-loss.svg and two-spirals-control.svg")
 

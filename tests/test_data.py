@@ -1,13 +1,10 @@
 """Loading images, splitting them, and making batches of them."""
 
 import gzip
-import logging
 import struct
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from stagecost.data import decoding, hub, idx, known, sources
+from data_files import parquet, png, refuse
+from stagecost.data import hub, idx, known, sources
 from stagecost.data.augmentation import Augmentation
-from stagecost.data.batches import epoch_batches, eval_batches, num_batches
+from stagecost.data.batches import epoch_batches, eval_batches, num_batches, sample_batches
 from stagecost.data.config import DataConfig
 from stagecost.data.images import ImageFormat, ImageSplit, normalise
 from stagecost.data.loading import load_data
@@ -36,14 +33,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-
-
-def refuse(match: str, config: DataConfig, **options: Any) -> str:
-    """Expect a one-line refusal."""
-    with pytest.raises(StageCostError, match=match) as caught:
-        load_data(config, **({"seed": 0} | options))
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def same(first: ImageSplit, second: ImageSplit) -> bool:
@@ -99,10 +88,10 @@ def test_validation_depends_on_the_seed_and_test_does_not() -> None:
 def test_a_split_is_the_same_whatever_else_is_asked_for(splits: tuple[str, ...]) -> None:
     config = DataConfig("digits", limit_train=300, limit_test=50)
     everything = load_data(config, seed=5)
-    some = load_data(config, seed=5, splits=splits)
-    assert set(some.splits) == set(splits)
-    assert some.format == everything.format
-    assert all(same(some.splits[name], everything.splits[name]) for name in splits)
+    part = load_data(config, seed=5, splits=splits)
+    assert set(part.splits) == set(splits)
+    assert part.format == everything.format
+    assert all(same(part.splits[name], everything.splits[name]) for name in splits)
     like = load_data(config, seed=5, splits=splits, like=everything.format)
     assert all(same(like.splits[name], everything.splits[name]) for name in splits)
 
@@ -120,15 +109,14 @@ def test_validation_is_disjoint_and_of_the_right_size(
     from stagecost.data.splits import choose_rows
 
     config = DataConfig("digits", val_fraction=fraction, limit_train=limit)
+    source = open_source(config)
     count = min(limit or 1437, 1437)
     held_out = round(fraction * count)
     if held_out == count:
         with pytest.raises(StageCostError, match="leaves none for training"):
-            choose_rows(open_source("digits"), config, seed)
+            choose_rows(source, config, seed)
         return
-    rows = {
-        k: set(v.index.tolist()) for k, v in choose_rows(open_source("digits"), config, seed).items()
-    }
+    rows = {k: set(v.index.tolist()) for k, v in choose_rows(source, config, seed).items()}
     assert len(rows.get("val", ())) == held_out
     assert len(rows["train"]) == count - held_out
     assert len(rows["test"]) == 360
@@ -141,6 +129,11 @@ def test_limits() -> None:
         DataConfig("digits", limit_train=100, limit_test=10**6, val_fraction=0.25), seed=0
     )
     assert [len(bundle.splits[name]) for name in ("train", "val", "test")] == [75, 25, 360]
+    whole = load_data(DataConfig("digits", limit_train=100), seed=0, splits=("all", "val"))
+    assert {name: len(split) for name, split in whole.splits.items()} == {"val": 10, "all": 460}
+    assert (
+        len(load_data(DataConfig("digits", limit_train=9), seed=0, splits=["all"]).splits["all"]) == 1797
+    )
     few = [load_data(DataConfig("digits", limit_test=7), seed=seed) for seed in (0, 1)]
     assert same(few[0].splits["test"], few[1].splits["test"])
 
@@ -158,14 +151,15 @@ def test_no_validation() -> None:
     ("config", "match"),
     [
         (DataConfig(), "say which images to use: --data digits"),
-        (DataConfig("digits", val_fraction=1.0), r"val_fraction 1\.0"),
-        (DataConfig("digits", val_fraction=-0.1), r"val_fraction -0\.1"),
-        (DataConfig("digits", val_fraction=float("nan")), "val_fraction nan"),
+        (DataConfig("digits", val_fraction=1.0), r"--val-fraction 1\.0"),
+        (DataConfig("digits", val_fraction=-0.1), r"--val-fraction -0\.1"),
+        (DataConfig("digits", val_fraction=float("nan")), "--val-fraction nan"),
         (DataConfig("digits", limit_train=1, val_fraction=0.9), "none for training"),
-        (DataConfig("digits", limit_train=0), "limit_train 0"),
-        (DataConfig("digits", limit_test=-1), "limit_test -1"),
-        (DataConfig("digits", image_size=0), "image_size 0"),
-        (DataConfig("digits", augment="heavy"), "augment 'heavy'"),  # type: ignore[arg-type]
+        (DataConfig("digits", limit_train=0), "--limit-train 0"),
+        (DataConfig("digits", limit_test=-1), "--limit-test -1"),
+        (DataConfig("digits", image_size=5000), "--image-size 5000 is above 4096"),
+        (DataConfig("digits", image_size=0), "--image-size 0"),
+        (DataConfig("digits", augment="heavy"), "--augment 'heavy'"),  # type: ignore[arg-type]
         (DataConfig("./nowhere"), "data folder ./nowhere does not exist"),
         (DataConfig("a/b/c"), "data folder a/b/c does not exist"),
         (DataConfig("~/no such folder"), "does not exist"),
@@ -177,8 +171,36 @@ def test_refusals(config: DataConfig, match: str) -> None:
     refuse(match, config)
 
 
+@settings(max_examples=60)
+@given(members=st.lists(st.integers(1, 30), min_size=2, max_size=12), fraction=st.floats(0, 0.5))
+def test_held_out_images_are_stratified(members: list[int], fraction: float) -> None:
+    from stagecost.data.encoded import Part, Source, array_images
+    from stagecost.data.splits import choose_rows
+
+    labels = np.repeat(np.arange(len(members)), members)
+    images = array_images(np.zeros((len(labels), 2, 2), np.uint8), "none")
+    names = tuple(f"c{number}" for number in range(len(members)))
+    source = Source("made", names, {"train": Part(names, labels, images)})
+    if set(members) == {1}:
+        with pytest.raises(StageCostError, match="each of another class"):
+            choose_rows(source, DataConfig("made"), 0)
+        return
+    rows = choose_rows(source, DataConfig("made", val_fraction=fraction), 0)
+    index = np.concatenate([part.index for part in rows.values()])
+    assert sorted(index.tolist()) == [*range(len(labels))]
+    counts = {split: np.bincount(part.labels, minlength=len(members)) for split, part in rows.items()}
+    held_out = len(rows["test"].index)
+    assert held_out == -(-len(labels) // 5)
+    several = np.array(members) > 1
+    if several.sum() <= min(held_out, np.array(members)[several].sum() - held_out):  # a class with one
+        expected = np.where(several, np.array(members) * held_out / np.array(members)[several].sum(), 0)
+        assert (np.abs(counts["test"] - expected) < 1).all()  # image does not turn it off for the others
+    if held_out <= len(labels) - len(members) - 1:
+        assert (np.array(members) > counts["test"]).all()
+
+
 def test_other_refusals() -> None:
-    refuse("seed -1", DataConfig("digits"), seed=-1)
+    refuse("--seed -1", DataConfig("digits"), seed=-1)
     refuse("split 'tset' is unknown", DataConfig("digits"), splits=("tset",))
 
 
@@ -191,331 +213,90 @@ def test_a_known_name_goes_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [*known.HUB_IDS.values(), "someone/something"]
 
 
-# -- folders of class directories -------------------------------------------------------------
-
-
-def save_images(folder: Path, count: int, sizes: list[tuple[int, int]], mode: str, suffix: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(zlib.crc32(str(folder).encode()))
-    for number in range(count):
-        width, height = sizes[number % len(sizes)]
-        shape = (height, width) if mode == "L" else (height, width, 3)
-        pixels = rng.integers(0, 256, shape, dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"test_{number}{suffix}")
-
-
-def test_class_directories_with_images_of_all_sizes(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (PermissionError(13, "Permission denied", "/cache"), "make its cache writable, .*HF_HOME"),
+        (OSError(28, "No space left on device", "/cache"), "make its cache writable, .*HF_HOME"),
+        (ConnectionError("no route"), "check the spelling and the network"),
+    ],
+)
+def test_the_remedy_is_that_of_the_error(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, remedy: str
 ) -> None:
-    folder = tmp_path / "photos"
-    save_images(folder / "bus", 10, [(30, 20), (90, 70)], "RGB", ".jpg")
-    save_images(folder / "train", 10, [(50, 80)], "L", ".png")  # a class, not a split
-    (folder / "notes.txt").write_text("not an image")
-    with caplog.at_level(logging.INFO, logger="stagecost"):
-        bundle = load_data(DataConfig(str(folder)), seed=0)
-    assert bundle.format.class_names == ("bus", "train")
-    assert (bundle.format.channels, bundle.format.size) == (3, 64)
-    assert "resized to 64×64 (change with --image-size)" in caplog.text
-    assert {name: len(split) for name, split in bundle.splits.items()} == {
-        "train": 14,
-        "val": 2,
-        "test": 4,
-    }
-    assert bundle.splits["test"].targets.tolist() in ([0, 0, 1, 1], [1, 1, 0, 0])
-    assert bundle.augmentation == Augmentation(pad=8, flip=True)
-    assert bundle.name == "photos"
-    assert capsys.readouterr() == ("", "")
-    small = load_data(DataConfig(str(folder), image_size=24, augment="none"), seed=0)
-    assert small.splits["train"].images.shape[1:] == (3, 24, 24)
-    assert small.augmentation == Augmentation(pad=0, flip=False)
+    def failing(path: str, **_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("datasets.load_dataset", failing)
+    refuse(remedy, DataConfig("someone/something"))
 
 
-@pytest.mark.parametrize("validation", [None, "validation", "val", "valid"])
-def test_split_directories(tmp_path: Path, validation: str | None) -> None:
-    counts = {"train": 10, "test": 3} | ({validation: 2} if validation else {})
-    for split, count in counts.items():
-        for name in ("cat", "dog"):
-            save_images(tmp_path / "set" / split / name, count, [(12, 12)], "L", ".png")
-    bundle = load_data(DataConfig(str(tmp_path / "set")), seed=0)
-    assert (bundle.format.channels, bundle.format.size) == (1, 12)
-    assert bundle.format.class_names == ("cat", "dog")
-    sizes = {name: len(split) for name, split in bundle.splits.items()}
-    if validation:  # its own validation split is used, and val_fraction is not
-        assert sizes == {"train": 20, "val": 4, "test": 6}
-        none = load_data(DataConfig(str(tmp_path / "set"), val_fraction=0), seed=0)
-        assert len(none.splits["val"]) == 4
-    else:
-        assert sizes == {"train": 18, "val": 2, "test": 6}
+# -- data sets that are known by name ---------------------------------------------------------
 
-
-def test_validation_without_test_is_not_the_test_split(tmp_path: Path) -> None:
-    for split, count in {"train": 10, "val": 2}.items():
-        for name in ("cat", "dog"):
-            save_images(tmp_path / "set" / split / name, count, [(12, 12)], "L", ".png")
-    splits = load_data(DataConfig(str(tmp_path / "set")), seed=0).splits
-    assert {name: len(split) for name, split in splits.items()} == {"train": 16, "val": 4, "test": 4}
-    assert not rows_of(splits["train"]) & rows_of(splits["test"])
-
-
-def test_a_test_directory_alone_serves_a_trained_network(tmp_path: Path) -> None:
-    for name in ("cat", "dog"):
-        save_images(tmp_path / "set" / "test" / name, 3, [(12, 12)], "L", ".png")
-    config = DataConfig(str(tmp_path / "set"))
-    like = ImageFormat(3, 8, (0.5,) * 3, (0.2,) * 3, ("dog", "cat"))
-    bundle = load_data(config, seed=0, splits=("test",), like=like)
-    assert bundle.format == like
-    assert bundle.splits["test"].images.shape == (6, 3, 8, 8)
-    assert bundle.splits["test"].targets.tolist() == [1, 1, 1, 0, 0, 0]  # in the network's order
-    refuse("no training images", config, splits=("test",))
-    refuse("has no train split", config, splits=("train",), like=like)
-    refuse("--image-size", replace(config, image_size=9), splits=("test",), like=like)
-    refuse("2 classes and the network tells 3", config, like=replace(like, class_names=("a", "b", "c")))
-    refuse("not trained on", config, like=replace(like, class_names=("cat", "cow")))
-
-
-def test_bad_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "empty").mkdir()
-    refuse("is empty", DataConfig(str(tmp_path / "empty")))
-    (tmp_path / "file").write_text("x")
-    refuse("is a file", DataConfig(str(tmp_path / "file")))
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "a.txt").write_text("hello")
-    refuse("no column of images", DataConfig(str(tmp_path / "text")))
-    save_images(tmp_path / "one" / "cat", 3, [(8, 8)], "L", ".png")
-    refuse("one class only \\(cat\\)", DataConfig(str(tmp_path / "one")))
-
-    def denied(self: Path) -> None:
-        raise PermissionError(13, "Permission denied", str(self))
-
-    monkeypatch.setattr(Path, "iterdir", denied)
-    refuse("Permission denied.*check its permissions", DataConfig(str(tmp_path / "one")))
-
-
-@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\nbroken"])
-def test_a_damaged_image_is_named(tmp_path: Path, content: bytes) -> None:
-    for name in ("cat", "dog"):
-        save_images(tmp_path / "set" / name, 4, [(12, 12)], "L", ".png")
-    (tmp_path / "set" / "dog" / "test_2.png").write_bytes(content)
-    message = refuse(r"dog/test_2\.png\) cannot be decoded", DataConfig(str(tmp_path / "set")))
-    assert "BytesIO" not in message
-
-
-def test_a_truncated_image_is_named(tmp_path: Path) -> None:
-    for name in ("cat", "dog"):
-        save_images(tmp_path / "set" / name, 4, [(40, 40)], "RGB", ".jpg")
-    path = tmp_path / "set" / "cat" / "test_1.jpg"
-    path.write_bytes(path.read_bytes()[:-400])
-    refuse(r"cat/test_1\.jpg\) cannot be decoded \(.*truncated", DataConfig(str(tmp_path / "set")))
-
-
-# -- decoding ---------------------------------------------------------------------------------
-
-
-class Pictures:
-    """Pictures that are held in a list."""
-
-    def __init__(self, *pictures: Image.Image) -> None:
-        self.pictures = pictures
-
-    def records(self, rows: np.ndarray) -> list[Image.Image]:
-        return [self.pictures[row] for row in rows]
-
-    def open(self, record: Image.Image) -> Image.Image:
-        return record
-
-    def describe(self, row: int) -> str:
-        return f"picture {row}"
-
-
-def read(*pictures: Image.Image, **options: Any) -> np.ndarray:
-    return decoding.read_pixels(Pictures(*pictures), np.arange(len(pictures)), **options)
-
-
-def test_channels_and_size_follow_the_images() -> None:
-    grey, colour = Image.new("L", (10, 10), 7), Image.new("RGB", (10, 10), (1, 2, 3))
-    assert read(grey, grey).shape == (2, 1, 10, 10)
-    both = read(grey, grey, colour)
-    assert both.shape == (3, 3, 10, 10)
-    assert both[0, :, 0, 0].tolist() == [7, 7, 7]
-    assert both[2, :, 0, 0].tolist() == [1, 2, 3]
-    assert read(grey, grey.resize((10, 11))).shape == (2, 1, 64, 64)
-    assert read(grey.resize((64, 64)), grey, colour).shape == (3, 3, 64, 64)
-    assert read(colour, channels=1, size=5).shape == (1, 1, 5, 5)
-
-
-def test_resize_by_the_short_side_and_crop_the_middle() -> None:
-    wide = np.zeros((10, 30), np.uint8)
-    wide[:, 10:20] = 200  # the middle third is all that is left
-    assert (read(Image.fromarray(wide), size=10) == 200).all()
-    assert (read(Image.fromarray(wide.T), size=10) == 200).all()
+DIGITS, FASHION = known.DIGIT_NAMES, [name.replace("/", " / ") for name in known.FASHION_NAMES]
+CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 @pytest.mark.parametrize(
-    ("picture", "expected"),
+    ("name", "names", "size", "channels", "augmentation"),
     [
-        (Image.fromarray(np.full((4, 4), 0x8001, np.uint16)), [0x80]),
-        (Image.new("1", (4, 4), 1), [255]),
-        (Image.new("LA", (4, 4), (9, 0)), [9]),
-        (Image.new("RGBA", (4, 4), (1, 2, 3, 0)), [1, 2, 3]),
-        (Image.new("CMYK", (4, 4), (0, 0, 0, 0)), [255, 255, 255]),
+        ("mnist", DIGITS, 28, 1, Augmentation(2, flip=False)),
+        ("fashion-mnist", FASHION, 28, 1, Augmentation(2, flip=True)),
+        ("cifar10", CIFAR, 32, 3, Augmentation(4, flip=True)),
+        ("cifar10", CIFAR, 28, 3, Augmentation(3, flip=True)),  # not its size
+        ("mnist", DIGITS, 28, 3, Augmentation(3, flip=True)),  # not its colours
     ],
 )
-def test_modes(picture: Image.Image, expected: list[int]) -> None:
-    assert read(picture)[0, :, 0, 0].tolist() == expected
-
-
-def test_palette_with_transparency() -> None:
-    picture = Image.new("P", (4, 4), 1)
-    picture.putpalette([0, 0, 0, 10, 20, 30])
-    picture.info["transparency"] = b"\x00\x00"
-    assert read(picture)[0, :, 0, 0].tolist() == [10, 20, 30]
-
-
-def test_camera_held_sideways(tmp_path: Path) -> None:
-    pixels = np.zeros((8, 8), np.uint8)
-    pixels[0] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90° clockwise to see it upright
-    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    seen = read(Image.open(tmp_path / "a.png"))[0, 0]
-    assert seen.tolist() == np.rot90(pixels, -1).tolist()
-
-
-def test_large_images_are_decoded_by_threads() -> None:
+@pytest.mark.parametrize("copy", [True, False])
+def test_published_statistics(
+    tmp_path: Path,
+    name: str,
+    names: list[str],
+    size: int,
+    channels: int,
+    augmentation: Augmentation,
+    copy: bool,
+) -> None:
+    """They are those of a copy; a folder of one's own with the same class names has its own."""
+    facts = known.KNOWN[name]
+    assert facts.statistics is not None
+    mean, std = (np.resize(values, channels) for values in facts.statistics)
     rng = np.random.default_rng(0)
-    arrays = [rng.integers(0, 256, (130, 130), dtype=np.uint8) for _ in range(300)]
-    read_back = read(*map(Image.fromarray, arrays))
-    assert (read_back[:, 0] == np.stack(arrays)).all()
-
-
-# -- parquet ----------------------------------------------------------------------------------
-
-
-def write_parquet(path: Path, columns: dict[str, list[Any]], features: dict[str, Any]) -> None:
-    import datasets
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-    with hub._quiet(bars=False):
-        table.to_parquet(path)
-
-
-def pictures(count: int, size: int = 8, mode: str = "L") -> list[Image.Image]:
-    rng = np.random.default_rng(count)
-    shape = (size, size) if mode == "L" else (size, size, 3)
-    return [Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for _ in range(count)]
-
-
-def labels_of(count: int) -> list[int]:
-    return [number % 2 for number in range(count)]
-
-
-def test_parquet_with_several_label_columns(tmp_path: Path) -> None:
-    import datasets
-
-    features = {
-        "id": datasets.Value("int64"),
-        "coarse_label": datasets.ClassLabel(names=["x", "y"]),
-        "fine_label": datasets.ClassLabel(names=["cat", "dog"]),
-        "img": datasets.Image(),
-    }
-    for split, count in {"train": 20, "test": 6}.items():
-        columns = {
-            "id": list(range(count)),
-            "coarse_label": [0] * count,
-            "fine_label": labels_of(count),
-            "img": pictures(count),
-        }
-        write_parquet(tmp_path / "set" / f"{split}-00000-of-00001.parquet", columns, features)
-    bundle = load_data(DataConfig(str(tmp_path / "set"), val_fraction=0), seed=0)
-    assert bundle.format.class_names == ("cat", "dog")
-    assert bundle.splits["train"].targets.tolist() == labels_of(20)
-    expected = np.stack([np.asarray(picture) for picture in pictures(6)])
-    assert (bundle.splits["test"].images[:, 0].numpy() == expected).all()
-
-
-@pytest.mark.parametrize(
-    ("dtype", "values", "names"),
-    [("string", ["dog", "cat"], ("cat", "dog")), ("int32", [7, 3], ("class 3", "class 7"))],
-)
-def test_labels_without_class_names(
-    tmp_path: Path, dtype: str, values: list[Any], names: tuple[str, ...]
-) -> None:
-    import datasets
-
-    features = {"image": datasets.Image(), "label": datasets.Value(dtype)}
-    columns = {"image": pictures(10), "label": values * 5}
-    write_parquet(tmp_path / "set" / "all.parquet", columns, features)
-    config = DataConfig(str(tmp_path / "set"))
-    bundle = load_data(config, seed=0)
-    assert bundle.format.class_names == names
-    assert sum(split.targets.sum().item() for split in bundle.splits.values()) == 5
-    # Numbers that stand in for names agree with any names; names do not.
-    like = replace(bundle.format, class_names=("p", "q"))
-    if dtype == "int32":
-        load_data(config, seed=0, like=like)
-    else:
-        refuse("not trained on", config, like=like)
-
-
-def test_parquet_refusals(tmp_path: Path) -> None:
-    import datasets
-
-    image, kind = datasets.Image(), datasets.ClassLabel(names=["a", "b"])
-    write_parquet(tmp_path / "1" / "a.parquet", {"x": pictures(3)}, {"x": image})
-    refuse(r"no column of class labels \(its columns: x\)", DataConfig(str(tmp_path / "1")))
-    write_parquet(tmp_path / "2" / "a.parquet", {"label": [0, 1]}, {"label": kind})
-    refuse(r"no column of images \(its columns: label\)", DataConfig(str(tmp_path / "2")))
-    columns = {"image": pictures(10), "label": [0, None] * 5}
-    write_parquet(tmp_path / "3" / "a.parquet", columns, {"image": image, "label": kind})
-    refuse("5 images without a 'label'", DataConfig(str(tmp_path / "3")))
-    withheld = {"image": pictures(10), "label": [-1] * 10}
-    write_parquet(tmp_path / "4" / "a.parquet", withheld, {"image": image, "label": kind})
-    refuse("labels are withheld", DataConfig(str(tmp_path / "4")))
-    (tmp_path / "5").mkdir()
-    (tmp_path / "5" / "a.parquet").write_bytes(b"PAR1 not really")
-    refuse("no images can be loaded from", DataConfig(str(tmp_path / "5")))
-    missing = {"image": [*pictures(9), None], "label": labels_of(10)}
-    write_parquet(tmp_path / "6" / "a.parquet", missing, {"image": image, "label": kind})
-    refuse("image 9 of split 'train' cannot", DataConfig(str(tmp_path / "6")))
-
-
-@pytest.mark.parametrize(
-    ("names", "size", "mode", "expected"),
-    [
-        ([str(n) for n in range(10)], 28, "L", ("mnist", 0.1307, Augmentation(2, flip=False))),
-        (
-            [n.replace("/", " / ") for n in known.FASHION_NAMES],
-            28,
-            "L",
-            ("fashion-mnist", 0.2860, Augmentation(2, flip=True)),
-        ),
-        (
-            ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
-            32,
-            "RGB",
-            ("cifar10", 0.49139968, Augmentation(4, flip=True)),
-        ),
-        ([str(n) for n in range(10)], 32, "RGB", ("set", None, Augmentation(4, flip=True))),
-    ],
-)
-def test_known_data_sets_are_recognised(
-    tmp_path: Path, names: list[str], size: int, mode: str, expected: tuple[str, float, Augmentation]
-) -> None:
-    import datasets
-
-    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
-    columns = {"image": pictures(20, size, mode), "label": list(range(10)) * 2}
-    write_parquet(tmp_path / "set" / "train.parquet", columns, features)
-    config = DataConfig(str(tmp_path / "set"), val_fraction=0)
-    bundle = load_data(config, seed=0)
-    name, mean, augmentation = expected
-    assert (bundle.name, bundle.augmentation) == (name, augmentation)
-    if mean is not None:
-        assert bundle.format.mean[0] == mean
-        double = load_data(replace(config, image_size=2 * size), seed=0)
-        assert (double.format.size, double.format.mean[0]) == (2 * size, mean)
+    shape = (200, size, size) if channels == 1 else (200, size, size, channels)
+    bright = rng.random(shape) < mean**2 / (mean**2 + std**2)  # black, or of one brightness: so its
+    pixels = (
+        np.where(bright, (mean**2 + std**2) / mean if copy else 1, 0) * 255
+    )  # mean and std are these
+    files = [png(image) for image in np.rint(pixels).astype(np.uint8)]
+    parquet(tmp_path / "set" / "train.parquet", [*range(10)] * 20, names=names, pictures=files)
+    bundle = load_data(DataConfig(str(tmp_path / "set")), seed=0)
+    assert (bundle.name, bundle.augmentation) == ("set", augmentation)
+    published = copy and (channels, size) == (facts.channels, facts.size)
+    assert (bundle.format.mean == facts.statistics[0]) == published
+    assert (bundle.format.std == facts.statistics[1]) == published
+    assert bundle.format.mean == pytest.approx(pixels.mean((0, 1, 2)).reshape(-1) / 255, abs=0.02)
+    double = load_data(DataConfig(str(tmp_path / "set"), image_size=2 * size), seed=0)
+    assert double.augmentation.flip == augmentation.flip
+    if augmentation.pad != size // 8 or size == 32:
         assert double.augmentation.pad == 2 * augmentation.pad
+
+
+def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    labels = list(range(10)) * 2
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=CIFAR)}
+    shape = (20, 8, 8, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    columns = {"image": [{"bytes": png(image), "path": None} for image in pixels], "label": labels}
+    table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    splits = datasets.DatasetDict(train=table, test=table, unsupervised=table)
+    monkeypatch.setattr("datasets.load_dataset", lambda path, **_: splits)
+    bundle = load_data(DataConfig("uoft-cs/cifar10", val_fraction=0), seed=0)
+    assert (bundle.name, bundle.format.class_names) == ("cifar10", tuple(CIFAR))
+    assert (bundle.splits["test"].images.permute(0, 2, 3, 1).numpy() == pixels).all()
+    assert bundle.splits["test"].targets.tolist() == labels
+    assert any("unsupervised (20)" in text for text in bundle.warnings)
 
 
 # -- IDX --------------------------------------------------------------------------------------
@@ -551,14 +332,30 @@ def test_idx_folder(tmp_path: Path, suffix: str) -> None:
 def read_idx_colour(folder: Path) -> torch.Tensor:
     names = tuple("abcdefghij")
     like = ImageFormat(3, 14, (0.5,) * 3, (0.2,) * 3, names)
-    config = DataConfig(str(folder), val_fraction=0)
+    refuse("say by --classes what the numbers mean", DataConfig(str(folder)), like=like)
+    config = DataConfig(str(folder), val_fraction=0, classes=",".join(names))
     return load_data(config, seed=0, splits=("train",), like=like).splits["train"].images
 
 
-def test_original_mnist_files_are_recognised(tmp_path: Path) -> None:
-    write_idx_folder(tmp_path / "set", "", first=idx.FIRST_LABELS["mnist"])
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_original_files_have_names_of_classes(tmp_path: Path, name: str) -> None:
+    write_idx_folder(tmp_path / "set", "", idx.FIRST_LABELS[name])
     bundle = load_data(DataConfig(str(tmp_path / "set")), seed=0)
-    assert (bundle.name, bundle.format.mean) == ("mnist", (0.1307,))
+    assert bundle.format.class_names == idx.CLASS_NAMES[name]
+    assert bundle.augmentation == known.KNOWN[name].augmentation
+    assert bundle.format.mean[0] == pytest.approx(0.5, abs=0.01)  # of its own pixels
+
+
+def test_labels_of_original_files_are_not_renumbered(tmp_path: Path) -> None:
+    write_idx_folder(tmp_path, "", first=idx.FIRST_LABELS["mnist"])
+    for name in ("train", "t10k"):
+        path = tmp_path / f"{name}-labels-idx1-ubyte"
+        labels = np.frombuffer(path.read_bytes()[8:], np.uint8).copy()
+        labels[10:][labels[10:] == 0] = 8
+        labels[10:][labels[10:] == 7] = 8
+        write_idx(path, labels)
+    bundle = load_data(DataConfig(str(tmp_path), val_fraction=0), seed=0)
+    assert bundle.splits["train"].targets[:10].tolist() == list(idx.FIRST_LABELS["mnist"])
     assert bundle.format.class_names == tuple("0123456789")
 
 
@@ -593,6 +390,12 @@ def test_incomplete_idx(tmp_path: Path) -> None:
     refuse("no label file beside it", DataConfig(str(tmp_path)))
     write_idx(tmp_path / "letters-train-images-idx3-ubyte", np.zeros((1, 2, 2)))
     refuse("two sets of train images", DataConfig(str(tmp_path)))
+
+
+def test_idx_files_beside_pictures(tmp_path: Path) -> None:
+    write_idx_folder(tmp_path, "")
+    (tmp_path / "cover.png").write_bytes(png(np.zeros((2, 2), np.uint8)))
+    refuse("holds 2 IDX files and 1 pictures", DataConfig(str(tmp_path)))
 
 
 # -- real data, where present -----------------------------------------------------------------
@@ -650,6 +453,32 @@ def test_format_survives_json() -> None:
         ImageFormat.from_json(GREY.to_json() | {"channels": 3})
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"channels": 0, "mean": [], "std": []},
+        {"channels": 2, "mean": [0, 0], "std": [1, 1]},
+        {"size": 0},
+        {"size": 10**6},
+        {"size": float("inf")},
+        {"mean": [float("nan")]},
+        {"std": [0.0]},
+        {"std": [-1]},
+        {"std": [float("inf")]},
+        {"class_names": []},
+        {"class_names": ["a", "a"]},
+        {"class_names": 3},
+        {"levels": [1, 1]},
+        {"levels": [0, float("nan")]},
+        {"levels": [0]},
+        {"mean": "x"},
+    ],
+)
+def test_impossible_formats_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(StageCostError, match=r"the stored image format .*: save the network again"):
+        ImageFormat.from_json(GREY.to_json() | wrong)
+
+
 # -- augmentation -----------------------------------------------------------------------------
 
 
@@ -658,10 +487,10 @@ def crops(image: torch.Tensor, pad: int, flip: bool) -> list[torch.Tensor]:
     _, height, width = image.shape
     padded = torch.zeros(image.shape[0], height + 2 * pad, width + 2 * pad, dtype=image.dtype)
     padded[:, pad : pad + height, pad : pad + width] = image
-    found = [
+    every = [
         padded[:, y : y + height, x : x + width] for y in range(2 * pad + 1) for x in range(2 * pad + 1)
     ]
-    return found + ([crop.flip(-1) for crop in found] if flip else [])
+    return every + ([crop.flip(-1) for crop in every] if flip else [])
 
 
 @settings(deadline=None, max_examples=50)
@@ -777,6 +606,43 @@ def test_eval_batches_are_in_order_and_repeatable() -> None:
         assert [targets.tolist() for _, targets in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     images, targets = next(iter(batches))
     assert torch.equal(images[:, 0, 0, 0], (targets / 255 - 0.4) / 0.25)
+
+
+@settings(max_examples=60)
+@given(
+    length=st.integers(1, 200),
+    count=st.integers(1, 250),
+    batch_size=st.integers(1, 70),
+    seed=st.integers(0),
+)
+def test_samples(length: int, count: int, batch_size: int, seed: int) -> None:
+    split = numbered(length)
+    batches = sample_batches(split, GREY, count=count, seed=seed, batch_size=batch_size)
+    again = sample_batches(split, GREY, count=count, seed=seed, batch_size=batch_size)
+    drawn = [targets.tolist() for _, targets in batches]
+    assert drawn == [targets.tolist() for _, targets in batches] == [t.tolist() for _, t in again]
+    flat = [number for batch in drawn for number in batch]
+    assert len(flat) == len(set(flat)) == min(count, length)
+    sizes = [len(batch) for batch in drawn]
+    assert len(batches) == len(sizes)
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= max(batch_size, 3)
+    assert min(sizes) > 1 or len(flat) == 1
+    for images, targets in batches:
+        assert torch.equal(images[:, 0, 0, 0], (targets / 255 - 0.4) / 0.25)
+
+
+def test_a_sample_is_not_the_first_images() -> None:
+    means = [
+        torch.cat([t for _, t in sample_batches(numbered(256), GREY, count=64, seed=seed)])
+        .float()
+        .mean()
+        for seed in range(50)
+    ]
+    assert abs(torch.stack(means).mean() - 127.5) < 5
+    assert torch.stack(means).std() > 4
+    with pytest.raises(StageCostError, match="a sample of 0"):
+        sample_batches(numbered(256), GREY, count=0, seed=0)
 
 
 def test_batch_sizes_below_one() -> None:

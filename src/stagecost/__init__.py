@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, missing_extra
 
 if TYPE_CHECKING:
     from stagecost.calibration import calibrate_outputs, recalibrate
@@ -92,7 +92,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(f"stagecost.{_HOMES[name]}"), name)
+        try:
+            return getattr(import_module(f"stagecost.{_HOMES[name]}"), name)
+        except ModuleNotFoundError as error:
+            raise missing_extra(error) from None
     raise AttributeError(f"module 'stagecost' has no attribute {name!r}")
 
 

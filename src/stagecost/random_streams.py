@@ -21,7 +21,7 @@ class Stream(IntEnum):
     DEPTHS = 4
     BRANCHES = 5
     WEIGHTS = 6
-    CALIBRATION = 7
+    SAMPLE = 7
 
 
 def seed_sequence(seed: int, stream: Stream, *places: int) -> np.random.SeedSequence:

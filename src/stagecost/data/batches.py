@@ -3,7 +3,7 @@
 A training batch is a function of the seed, of the epoch and of its place in it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,33 +75,38 @@ def epoch_batches(
             rows = order[batch * size : (batch + 1) * size].to(split.images.device)
             # Drawn for the whole batch, so that the processes together see what one would see.
             draws = augmentation.draw(size, torch_generator(seed, Stream.AUGMENT, epoch, batch))
-            own = rows[rank::world_size]
-            images = augmentation.apply(split.images[own].to(device), draws[rank::world_size])
-            yield normalise(images, image_format), split.targets[own].to(device)
+            shared = rows[rank::world_size]
+            images = augmentation.apply(split.images[shared].to(device), draws[rank::world_size])
+            yield normalise(images, image_format), split.targets[shared].to(device)
 
     return batches()
 
 
 @dataclass(frozen=True)
-class EvalBatches:
-    """The batches of a split in order, including a short last one; may be iterated repeatedly.
+class FixedBatches:
+    """The same batches of a split each time that they are iterated over, without augmentation.
 
     Yields normalised float32 images (n, channels, height, width) and int64 targets (n,).
+
+    Attributes:
+        split: all images.
+        image_format: how to normalise them.
+        rows: the images of each batch, by their places in the split.
+        device: where the batches are to be; None: where the split is.
     """
 
     split: ImageSplit
     image_format: ImageFormat
-    batch_size: int
+    rows: Sequence[slice | Tensor]
     device: torch.device | str | None
 
     def __len__(self) -> int:
         """Return the number of batches."""
-        return (len(self.split) + self.batch_size - 1) // self.batch_size
+        return len(self.rows)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches."""
-        for at in range(0, len(self.split), self.batch_size):
-            rows = slice(at, at + self.batch_size)
+        for rows in self.rows:
             images = self.split.images[rows].to(self.device)
             yield normalise(images, self.image_format), self.split.targets[rows].to(self.device)
 
@@ -112,14 +117,48 @@ def eval_batches(
     *,
     batch_size: int = 256,
     device: torch.device | str | None = None,
-) -> EvalBatches:
-    """Return the batches of `split` in order, without augmentation, the short last one included.
+) -> FixedBatches:
+    """Return the batches of `split` in order, the short last one included.
 
     Raises:
         StageCostError: `batch_size` is less than 1.
     """
     _check_batch_size(batch_size)
-    return EvalBatches(split, image_format, batch_size, device)
+    rows = [slice(at, at + batch_size) for at in range(0, len(split), batch_size)]
+    return FixedBatches(split, image_format, rows, device)
+
+
+def sample_batches(
+    split: ImageSplit,
+    image_format: ImageFormat,
+    *,
+    count: int,
+    seed: int,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+) -> FixedBatches:
+    """Return batches of a random sample of `split`, to estimate statistics from.
+
+    The sample is drawn without replacement: the order of the split does not matter. The batches are
+    of even size, one image more or less; none has a single image, unless the sample has no more.
+
+    Args:
+        split: the images to draw from.
+        image_format: how to normalise them.
+        count: how many images to draw; all of them, if there are no more.
+        seed: ≥ 0.
+        batch_size: images in a batch, at most; but at least 2.
+        device: where the batches are to be; None: where the split is.
+
+    Raises:
+        StageCostError: `count` or `batch_size` is less than 1, or there are no images.
+    """
+    _check_batch_size(batch_size)
+    if min(count, len(split)) < 1:
+        raise StageCostError(f"a sample of {count} of {len(split)} images is empty: give at least 1")
+    order = torch.randperm(len(split), generator=torch_generator(seed, Stream.SAMPLE))[:count]
+    parts = max(1, min(-(-len(order) // batch_size), len(order) // 2))
+    return FixedBatches(split, image_format, order.to(split.images.device).tensor_split(parts), device)
 
 
 def check_shares(split_len: int, batch_size: int, world_size: int) -> None:

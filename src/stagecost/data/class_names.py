@@ -1,54 +1,91 @@
-"""The names of classes, and how those of two data sets correspond."""
+"""The names of classes: how they are written, and how those of two data sets correspond.
 
+Classes correspond by their names, never by their places. Names are compared in Unicode's composed form
+(NFC). Where a list says which classes there are, that of `--classes` or of a trained network, copies may
+differ from it in case, spaces and punctuation ('T - shirt / top').
+"""
+
+import csv
 import re
-from collections.abc import Collection
-
-import numpy as np
-import numpy.typing as npt
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 
 from stagecost.errors import StageCostError
 
 
-def name_keys(names: Collection[str]) -> frozenset[str]:
-    """Reduce class names to what copies of a data set agree on: letters and digits."""
-    return frozenset(map(_key, names))
+def class_name(value: object) -> str:
+    """Return a class name in composed form; bytes that are no UTF-8, as in a file name, written out."""
+    text = str(value)
+    from_path = not re.search("[\ud800-\udc7f\udd00-\udfff]", text)
+    content = text.encode("utf-8", "surrogateescape" if from_path else "surrogatepass")
+    return unicodedata.normalize("NFC", content.decode("utf-8", "backslashreplace"))
 
 
-def check_classes(source: str, ours: tuple[str, ...], theirs: tuple[str, ...]) -> None:
-    """Refuse the classes `ours` of a source for a network that was trained on `theirs`."""
-    if len(ours) != len(theirs):
+def number_name(number: int) -> str:
+    """Return the name of a class that has only a number."""
+    return f"class {number}"
+
+
+def class_number(name: str) -> int | None:
+    """Return the number of a class that has only a number ('class 7'), or None."""
+    match = re.fullmatch(r"class (\d+)", name)
+    return int(match[1]) if match else None
+
+
+def parse_classes(text: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Read the list of `--classes`: names with commas between them, or already apart; none for None.
+
+    Raises:
+        StageCostError: a name is empty, or is there twice.
+    """
+    try:
+        given = [*csv.reader([text])] if isinstance(text, str) else [text or ()]
+    except csv.Error:  # as of a line break within a name
+        given = []
+    names = [class_name(name.strip()) for row in given for name in row]
+    if text is not None and (not names or "" in names or len(names) > len({*names})):
         raise StageCostError(
-            f"{source} has {len(ours)} classes and the network tells {len(theirs)} apart: "
-            "give data with the classes that it was trained on"
+            f"--classes {shown(text)} has an empty name or one twice: give names such as cat,dog"
         )
-    if _are_names(ours) and _are_names(theirs) and _distinct(ours) != _distinct(theirs):
-        other = sorted(set(ours) - set(theirs))
-        raise StageCostError(
-            f"{source} has classes that the network was not trained on ({other[0]}, …; it "
-            f"knows {theirs[0]}, …): give data with the same classes"
-        )
+    return tuple(names)
 
 
-def class_order(ours: tuple[str, ...], theirs: tuple[str, ...]) -> npt.NDArray[np.int64] | None:
-    """Return the network's number of each of our classes; None where names do not tell."""
-    if not (_are_names(ours) and _are_names(theirs)) or ours == theirs:
-        return None
-    reduced = len(name_keys(theirs)) == len(theirs)
-    place = {_key(name) if reduced else name: number for number, name in enumerate(theirs)}
-    return np.array([place[_key(name) if reduced else name] for name in ours])
+def places(names: Iterable[str], known: Sequence[str]) -> list[int | None]:
+    """Return the place of each name in the list `known`; None for a name that is not in it.
+
+    A name is looked for as it is, then by its letters and digits alone. 'class 7' and '7' are one.
+    """
+    exact = {name: place for place, name in enumerate(known)}
+    keys = [name_key(name) for name in known]
+    counts = Counter(keys)
+    loose = {key: place for place, key in enumerate(keys) if key and counts[key] == 1}
+    return [exact.get(name, loose.get(name_key(name))) for name in names]
 
 
-def _are_names(names: tuple[str, ...]) -> bool:
-    """Whether these are names, not the numbers that stand in for them ('class 7')."""
-    return not all(re.fullmatch(r"class -?\d+", name) for name in names)
+def name_key(name: str) -> str:
+    """Reduce a class name to what copies of a data set agree on: letters and digits."""
+    number = class_number(name)
+    return str(number) if number is not None else "".join(filter(str.isalnum, name.casefold()))
 
 
-def _distinct(names: tuple[str, ...]) -> frozenset[str]:
-    """Return the names reduced by `_key`, unless that makes two of them equal."""
-    keys = name_keys(names)
-    return keys if len(keys) == len(names) else frozenset(names)
+def shown(text: object) -> str:
+    """Return a name or path for a message: on one line, whatever characters are in it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in class_name(text))
 
 
-def _key(name: str) -> str:
-    """Reduce a class name to letters and digits: some copies write 'T - shirt / top'."""
-    return "".join(filter(str.isalnum, name.lower()))
+def listed(names: Collection[str], most: int = 8) -> str:
+    """List names for a message, the first ones of many."""
+    first = ", ".join(shown(name) for name in list(names)[:most])
+    return first if len(names) <= most else f"{first}, … ({len(names)} in all)"
+
+
+def classes_flag(names: Sequence[str]) -> str:
+    """Write the flag by which the user may say that these are the classes."""
+    return f"--classes {','.join(map(shown, names[:2]))}{',…' if len(names) > 2 else ''}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Write a number of things: '1 image', '12 images'."""
+    plural = noun if count == 1 else noun + ("es" if noun.endswith("s") else "s")
+    return f"{count} {plural}"

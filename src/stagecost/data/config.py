@@ -10,7 +10,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images to use, and how they are prepared.
+    """Which images to use, and how they are prepared; see docs/data.md.
 
     Args:
         data: 'digits', 'mnist', 'fashion-mnist', 'cifar10', 'cifar100', a Hugging Face dataset id,
@@ -23,6 +23,12 @@ class DataConfig:
         limit_test: at most this many test images, the same ones whatever the seed.
         augment: 'auto' shifts and mirrors the training images as usual for the data set; 'none'
             leaves them as they are.
+        label_column: of a table, the column that holds the classes.
+        image_column: of a table, the column that holds the images.
+        classes: the classes in their order, as "cat,dog" (a name with a comma in double quotes): which
+            directories are classes, what the numbers of a label column mean; images of other classes
+            are left out.
+        skip_broken: leave images out that cannot be decoded, instead of refusing the data.
     """
 
     data: str | None = None
@@ -31,3 +37,7 @@ class DataConfig:
     limit_train: int | None = None
     limit_test: int | None = None
     augment: Literal["auto", "none"] = "auto"
+    label_column: str | None = None
+    image_column: str | None = None
+    classes: str | tuple[str, ...] | None = None
+    skip_broken: bool = False

@@ -1,18 +1,24 @@
-"""Pixels from encoded images: decoded by Pillow, made one size and one number of channels."""
+"""Pixels from encoded images: decoded by Pillow, made one size and one number of channels.
+
+Pixels of more than 8 bits are scaled by the range of the values in the training images. Transparent
+pixels are laid on white. Of a moving picture the first frame counts.
+"""
 
 import logging
+import math
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stagecost.data.encoded import ArrayImages, ByteArray, Images, IntArray
+from stagecost.data.encoded import ByteArray, Images, IntArray, open_record
 from stagecost.errors import StageCostError
 from stagecost.text import one_line
 
@@ -22,36 +28,111 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stagecost")
 
 MIXED_SIZE = 64  # side, in pixels, for images that do not share one square size
+BACKGROUND = "white"  # under transparent pixels
 GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
 CHUNK = 256  # images that one thread decodes at a time
-# Pillow lets other threads run while it decodes; below this many pixels that costs more than it
-# brings (measured on 28×28 and 32×32 images).
-THREADS_FROM = 128 * 128
+# Pillow lets other threads run while it decodes; for smaller images that costs more than it brings
+# (measured on 28×28 and 32×32 images).
+THREADS_FROM = 128  # the longer side, in pixels
 PROGRESS_FROM = 5_000
+
+Levels = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Decoded images.
+
+    Attributes:
+        array: bytes of shape (n, channels, size, size).
+        kept: which of the images that were asked for these are, as places among them; (n,).
+        levels: the values of more than 8 bits that became 0 and 255; None if there were none.
+        broken: the images that cannot be decoded, and why, a text for each.
+        clipped: whether there were values beyond the levels.
+    """
+
+    array: ByteArray
+    kept: IntArray
+    levels: Levels | None
+    broken: tuple[str, ...] = ()
+    clipped: bool = False
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """Channels and side of the decoded images: settled, or a guess until an image contradicts."""
+    """Channels, side and levels of decoded images; what is None is for the images to decide."""
 
-    channels: int
-    size: int
-    settled_channels: bool
-    settled_size: bool
+    channels: int | None
+    size: int | None
+    levels: Levels | None
 
-    def after(self, picture: "Image") -> "_Shape":
-        """Return this shape, or the one that `picture` makes necessary."""
-        shape = self
-        if not self.settled_channels and _is_colour(picture):
-            shape = replace(shape, channels=3, settled_channels=True)
-        if not self.settled_size and picture.size != (self.size, self.size):
-            shape = replace(shape, size=MIXED_SIZE, settled_size=True)
-        return shape
+    def filled(self, seen: "_Seen") -> "_Shape":
+        """Return it with what the images that were seen make necessary where it is None."""
+        first = next(iter(seen.sizes), (1, 1))
+        size = first[0] if seen.sizes <= {(first[0], first[0])} else MIXED_SIZE
+        channels = 3 if seen.colour else 1
+        return _Shape(self.channels or channels, self.size or size, self.levels or seen.levels())
+
+    def suits(self, picture: "Image", asked: "_Shape") -> bool:
+        """Whether a picture may be decoded into this shape, which no further image changes."""
+        return (
+            (asked.channels is not None or self.channels == 3 or not _is_colour(picture))
+            and (asked.size is not None or picture.size == (self.size, self.size))
+            and (asked.levels is not None or not _is_deep(picture))
+        )
+
+
+@dataclass
+class _Seen:
+    """What images are like, all of those together that one thread has seen."""
+
+    colour: bool = False
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+    values: set[float] = field(default_factory=set)  # the ends of the ranges of more than 8 bits
+    fractions: bool = False
+    deep_colours: set[int] = field(default_factory=set)  # the highest bytes of colours of 16 bits
+    broken: dict[int, str] = field(default_factory=dict)
+    postponed: bool = False  # whether an image was not decoded, for want of a shape that suits it
+
+    def note(self, picture: "Image") -> None:
+        """Note what a picture is like."""
+        self.colour |= _is_colour(picture)
+        self.sizes.add(picture.size)
+        if _is_deep(picture):
+            values = np.asarray(picture)
+            low, high = float(values.min()), float(values.max())
+            if not math.isfinite(high - low):
+                raise ValueError("it has values that are no numbers")
+            self.values |= {low, high}
+            self.fractions |= values.dtype.kind == "f" and bool((values != np.rint(values)).any())
+        elif any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ())):
+            self.deep_colours.add(int(np.asarray(picture.convert("RGB")).max()))
+
+    def add(self, other: "_Seen") -> None:
+        """Add what another thread has seen."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) | value)
+
+    def levels(self) -> Levels | None:
+        """Return the range of values of more than 8 bits: from 0 to a power of two, if they allow it."""
+        if not self.values:
+            return None
+        low, high = min(self.values), max(self.values)
+        if low < 0 or high == 0:
+            return low, high if high > low else low + 1
+        if self.fractions:
+            return 0.0, 2.0 ** math.ceil(math.log2(high))
+        return 0.0, 2.0 ** max(8, int(high).bit_length()) - 1
 
 
 def read_pixels(
-    images: Images, rows: IntArray, *, channels: int | None = None, size: int | None = None
-) -> ByteArray:
+    images: Images,
+    rows: IntArray,
+    *,
+    channels: int | None = None,
+    size: int | None = None,
+    levels: Levels | None = None,
+) -> Pixels:
     """Decode the images at `rows`.
 
     Args:
@@ -60,121 +141,179 @@ def read_pixels(
         channels: 1 (grey) or 3 (red, green, blue); None: 1 if all these images are grey, else 3.
         size: side in pixels, to which images are resized by their short side and centre-cropped;
             None: their own, if all have the same square size, else `MIXED_SIZE`.
-
-    Returns:
-        Bytes of shape (n, channels, size, size).
+        levels: the values of more than 8 bits that become 0 and 255; None: by those of these images.
 
     Raises:
-        StageCostError: an image is damaged; the message names it.
+        StageCostError: the images take more memory than there is, or have colours of 16 bits of which
+            Pillow leaves nothing.
     """
-    if isinstance(images, ArrayImages) and (channels or 1) == 1:
+    if images.array is not None and (channels or 1) == 1:
         height, width = images.array.shape[1:]
         if height == width == (size or width):
-            return images.array[rows][:, None]
-    first = _open(images, images.records(rows[:1])[0], int(rows[0]))
-    threads = (os.cpu_count() or 1) if first.width * first.height >= THREADS_FROM else 1
-    shape = _Shape(channels or 1, size or first.width, channels is not None, size is not None)
-    while True:
-        pixels, needed = _decode(images, rows, shape, threads)
-        if needed == shape:
-            break
-        shape = needed
-    if size is None and shape.settled_size:
-        logger.info(
-            "images are not of one square size: resized to %d×%d (change with --image-size)",
-            MIXED_SIZE,
-            MIXED_SIZE,
+            return Pixels(images.array[rows][:, None], np.arange(len(rows)), None)
+    asked = _Shape(channels, size, levels)
+    with _quiet():
+        first = _first(images, rows)
+        large = any(max(sides) >= THREADS_FROM for sides in first.sizes)
+        threads = min(8, os.cpu_count() or 1) if large else 1
+        array, seen = _decode(images, rows, asked.filled(first), asked, threads)
+        shape = asked.filled(seen)
+        if seen.postponed:
+            array, seen = _decode(images, rows, shape, shape, threads)
+    if size is None and seen.sizes != {(shape.size, shape.size)}:
+        text = "images are not of one square size: resized to %d×%d (change with --image-size)"
+        logger.info(text, shape.size, shape.size)
+    if levels is None and seen.deep_colours and max(seen.deep_colours) < 128:
+        raise StageCostError(
+            "the images have colours of 16 bits with values below 2^15, of which only the upper 8 bits "
+            "can be read: convert them to colours of 8 bits"
         )
-    return pixels
+    kept = np.array([place for place in range(len(rows)) if place not in seen.broken], np.int64)
+    low, high = shape.levels or (-math.inf, math.inf)
+    clipped = bool(seen.values) and not low <= min(seen.values) <= max(seen.values) <= high
+    broken = tuple(text for _, text in sorted(seen.broken.items()))
+    return Pixels(array[kept] if broken else array, kept, shape.levels, broken, clipped)
 
 
 def peek_shape(images: Images, row: int) -> tuple[int, int | None]:
     """Return the channels (1 or 3) of one image, and its side in pixels (None: not square)."""
-    picture = _open(images, images.records(np.array([row]))[0], row)
-    square = picture.width == picture.height
-    return (3 if _is_colour(picture) else 1), (picture.width if square else None)
+    with _quiet():
+        seen = _first(images, np.array([row]))
+    width, height = next(iter(seen.sizes), (0, 1))
+    return (3 if seen.colour else 1), (width if width == height else None)
 
 
-def _decode(images: Images, rows: IntArray, shape: _Shape, threads: int) -> tuple[ByteArray, _Shape]:
-    """Decode into `shape`, or stop and return the shape that an image makes necessary."""
-    pixels = np.empty((len(rows), shape.channels, shape.size, shape.size), np.uint8)
-    pool = ThreadPoolExecutor(max_workers=min(8, threads))
+def _first(images: Images, rows: IntArray) -> _Seen:
+    """Return what the first image that can be opened is like."""
+    seen = _Seen()
+    for row in rows.tolist():
+        with suppress(Exception):
+            seen.note(_upright(open_record(images.read([row])[0])))
+            break
+    return seen
+
+
+def _decode(
+    images: Images, rows: IntArray, shape: _Shape, asked: _Shape, threads: int
+) -> tuple[ByteArray, _Seen]:
+    """Decode the images that `shape` suits, and look at all of them."""
+    assert shape.channels is not None
+    assert shape.size is not None
+    try:
+        pixels = np.empty((len(rows), shape.channels, shape.size, shape.size), np.uint8)
+    except MemoryError as error:
+        raise StageCostError(
+            f"{len(rows)} images of {shape.size}×{shape.size} pixels take more memory than there is: "
+            "give a smaller --image-size"
+        ) from error
+    seen = _Seen()
+    pool = ThreadPoolExecutor(max_workers=threads)
     try:
         jobs = [
-            pool.submit(_fill, pixels[at : at + CHUNK], images, rows[at : at + CHUNK], shape)
+            pool.submit(_fill, pixels[at : at + CHUNK], images, rows[at : at + CHUNK], at, shape, asked)
             for at in range(0, len(rows), CHUNK)
         ]
         with _progress(len(rows)) as advance:
             for job in jobs:
-                needed = job.result()
-                if needed != shape:
-                    return pixels, needed
+                seen.add(job.result())
                 advance(CHUNK)
     finally:
         pool.shutdown(cancel_futures=True)
-    return pixels, shape
+    return pixels, seen
 
 
-def _fill(out: ByteArray, images: Images, rows: IntArray, shape: _Shape) -> _Shape:
-    for slot, record, row in zip(out, images.records(rows), rows.tolist(), strict=True):
-        picture = _open(images, record, row)
-        needed = shape.after(picture)
-        if needed != shape:
-            return needed
+def _fill(
+    out: ByteArray, images: Images, rows: IntArray, start: int, shape: _Shape, asked: _Shape
+) -> _Seen:
+    seen = _Seen()
+    for place, record in enumerate(images.read(rows.tolist())):
         try:
-            slot[...] = _to_array(picture, shape)
+            picture = _upright(open_record(record))
+            seen.note(picture)
+            if shape.suits(picture, asked):
+                out[place] = _to_array(picture, out.shape[1], out.shape[2], shape.levels)
+            else:
+                seen.postponed = True
         except Exception as error:
-            raise _damaged(images, row, error) from error
-    return shape
+            # Pillow's message for unknown content shows the address of a buffer: of no use to anyone.
+            reason = re.sub(r" ?<_io\.BytesIO.*?>", "", one_line(error))
+            seen.broken[start + place] = f"{images.name(int(rows[place]))} ({reason})"
+    return seen
 
 
-def _open(images: Images, record: Any, row: int) -> "Image":
+def _upright(picture: "Image") -> "Image":
+    """Turn the picture of a camera that was held sideways and noted it."""
     from PIL import ImageOps
 
-    try:
-        picture = images.open(record)
-        # A camera held sideways notes it here; the pixels themselves are not turned.
-        return ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
-    except Exception as error:
-        raise _damaged(images, row, error) from error
-
-
-def _damaged(images: Images, row: int, error: Exception) -> StageCostError:
-    # Pillow's message for unknown content shows the address of a buffer: of no use to anyone.
-    reason = re.sub(r" ?<_io\.BytesIO.*?>", "", one_line(error))
-    return StageCostError(f"{images.describe(row)} cannot be decoded ({reason}): replace or remove it")
+    return ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
 
 
 def _is_colour(picture: "Image") -> bool:
     return picture.mode not in GREY_MODES and not picture.mode.startswith("I;16")
 
 
-def _to_array(picture: "Image", shape: _Shape) -> ByteArray:
+def _is_deep(picture: "Image") -> bool:
+    return picture.mode in ("I", "F") or picture.mode.startswith("I;16")
+
+
+def _to_array(picture: "Image", channels: int, size: int, levels: Levels | None) -> ByteArray:
     """Return one picture as bytes of shape (channels, size, size)."""
     from PIL import Image, ImageOps
 
-    side = (shape.size, shape.size)
+    side, mode = (size, size), "L" if channels == 1 else "RGB"
     if picture.size != side:
         # JPEG can be decoded at 1/2, 1/4, 1/8 of its size; twice the wanted size keeps it sharp.
-        picture.draft(None, (2 * shape.size, 2 * shape.size))
-    picture, mode = _eight_bits(picture), "L" if shape.channels == 1 else "RGB"
+        picture.draft(None, (2 * size, 2 * size))
+    if _is_deep(picture):
+        picture = _eight_bits(picture, levels)
+    elif picture.has_transparency_data:
+        picture = _on_background(picture)
     if picture.mode != mode:
         picture = picture.convert(mode)
     if picture.size != side:
         picture = ImageOps.fit(picture, side, method=Image.Resampling.BICUBIC)
     array: ByteArray = np.asarray(picture)
-    return array[None] if shape.channels == 1 else array.transpose(2, 0, 1)
+    return array[None] if channels == 1 else array.transpose(2, 0, 1)
 
 
-def _eight_bits(picture: "Image") -> "Image":
+def _eight_bits(picture: "Image", levels: Levels | None) -> "Image":
     from PIL import Image
 
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
-        # Pillow would cut 16-bit values off at 255 instead of scaling them.
-        return Image.fromarray((np.clip(np.asarray(picture), 0, 65535) >> 8).astype(np.uint8))
-    if "transparency" in picture.info:  # a palette with alpha: Pillow wants this step in between
-        return picture.convert("RGBA")
-    return picture
+    assert levels is not None
+    low, high = levels
+    scale = 255 / (high - low)
+    values = np.array(picture, np.float32)
+    values *= scale  # in place, as such pictures may be large
+    values -= low * scale
+    np.rint(np.clip(values, 0, 255, out=values), out=values)
+    return Image.fromarray(values.astype(np.uint8))
+
+
+def _on_background(picture: "Image") -> "Image":
+    from PIL import Image
+
+    solid = "L" if picture.mode in GREY_MODES else "RGB"
+    picture = picture.convert("RGBA")
+    ground = Image.new(solid, picture.size, BACKGROUND)
+    ground.paste(picture.convert(solid), mask=picture.getchannel("A"))
+    return ground
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Pillow's remarks to itself, and take an image for broken that is too large to be one."""
+    from PIL import Image
+
+    remarks = logging.getLogger("PIL")
+    level = remarks.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        remarks.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            remarks.setLevel(level)
 
 
 @contextmanager

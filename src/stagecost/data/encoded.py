@@ -1,13 +1,17 @@
 """Labelled images that are not decoded yet: the labels are known, the images are read on request."""
 
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from stagecost.data.class_names import shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -15,109 +19,139 @@ if TYPE_CHECKING:
 ByteArray = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]
 
-# Pillow would try one format after the other, which for a small image takes a third of the time.
-FORMATS = {b"\xff\xd8": ["JPEG"], b"\x89P": ["PNG"], b"RI": ["WEBP"]}
+WITHHELD = -1  # the label of an image whose class is not told
+LEFT_OUT = -2  # the label of an image whose class is not in use
+
+# Pillow reads other formats, too, some of them by running other programs.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
+# Trying one format after the other takes a third of the time of a small image.
+_BY_FIRST_BYTES = {b"\xff\xd8": ["JPEG"], b"\x89P": ["PNG"], b"RI": ["WEBP"]}
 
 
-class Images(Protocol):
-    """Encoded images that are decoded when asked for."""
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Return the endings of image files, in lower case."""
+    from PIL import Image
 
-    def records(self, rows: IntArray) -> Sequence[Any]:
-        """Read the images at `rows`, still encoded."""
-        ...
-
-    def open(self, record: Any) -> "Image":
-        """Open one record as a picture."""
-        ...
-
-    def describe(self, row: int) -> str:
-        """Name the image at `row` for an error message."""
-        ...
+    Image.init()
+    return frozenset(end for end, name in Image.registered_extensions().items() if name in _FORMATS)
 
 
 @dataclass(frozen=True)
-class ArrayImages:
-    """Grey images that are in memory already: bytes of shape (n, height, width)."""
+class Images:
+    """Encoded images, which are read when asked for.
 
-    array: ByteArray
-    origin: str
+    Attributes:
+        read: reads the images at some rows, see `open_record`.
+        name: names the image at a row, for messages.
+        mark: tells, without decoding, whether the image at a row was changed: wherever its folder is,
+            its file and the size of that, or a checksum.
+        array: all of them, as bytes of shape (n, height, width), where they are in memory already.
+    """
 
-    def records(self, rows: IntArray) -> Sequence[ByteArray]:
-        """Read the images at `rows`."""
-        return list(self.array[rows])
+    read: Callable[[Sequence[int]], Sequence[Any]]
+    name: Callable[[int], str]
+    mark: Callable[[int], str]
+    array: ByteArray | None = None
 
-    def open(self, record: ByteArray) -> "Image":
-        """Open one record as a picture."""
-        from PIL import Image
 
+def open_record(record: Any) -> "Image":
+    """Open what `Images.read` has read: an encoded image, a file, a grey array, or a row of a table."""
+    from PIL import Image
+
+    if isinstance(record, Mapping):
+        record = (
+            record["path"] and Path(record["path"]) if record.get("bytes") is None else record["bytes"]
+        )
+    if record is None:
+        raise ValueError("there is no image in this row")
+    if isinstance(record, np.ndarray):
         return Image.fromarray(record)
+    # Read at once: Pillow would keep the file open until it is decoded.
+    content = record.read_bytes() if isinstance(record, Path) else record
+    Image.init()
+    usual = [name for name in _FORMATS if name in Image.OPEN]
+    return Image.open(BytesIO(content), formats=_BY_FIRST_BYTES.get(content[:2], usual))
 
-    def describe(self, row: int) -> str:
-        """Name the image at `row` for an error message."""
-        return f"image {row} of {self.origin}"
+
+def file_size(path: Path) -> int:
+    """Return the size of a file in bytes; -1 if it is gone."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
-@dataclass(frozen=True)
-class EncodedImages:
-    """The image column of a Hugging Face data set, cast so that it is not decoded by itself."""
+def array_images(array: ByteArray, origin: str) -> Images:
+    """Return grey images that are in memory: bytes of shape (n, height, width)."""
+    return Images(
+        lambda rows: list(array[list(rows)]),
+        lambda row: f"image {row} of {shown(origin)}",
+        lambda row: str(zlib.crc32(array[row].tobytes())),
+        array,
+    )
 
-    dataset: Any
-    column: str
-    split: str
 
-    def records(self, rows: IntArray) -> Sequence[Any]:
-        """Read the images at `rows`, still encoded."""
-        records: list[Any] = self.dataset[rows.tolist()][self.column]
-        return records
-
-    def open(self, record: Any) -> "Image":
-        """Open one record as a picture."""
-        from PIL import Image
-
-        if record is None:
-            raise ValueError("there is no image in this row")
-        content = record["bytes"]
-        if content is None:  # read at once: Pillow would keep the file open until it is decoded
-            content = Path(record["path"]).read_bytes()
-        return Image.open(BytesIO(content), formats=FORMATS.get(content[:2]))
-
-    def describe(self, row: int) -> str:
-        """Name the image at `row` for an error message."""
-        record = self.dataset[row][self.column]
-        path = record and record["path"]
-        return f"image {row} of split '{self.split}'" + (f" ({path})" if path else "")
+def file_images(folder: Path, names: Sequence[str]) -> Images:
+    """Return image files, by their paths from a folder on."""
+    return Images(
+        lambda rows: [folder / names[row] for row in rows],
+        lambda row: shown(folder / names[row]),
+        lambda row: f"{names[row]} {file_size(folder / names[row])}",
+    )
 
 
 @dataclass(frozen=True)
 class Part:
-    """One split of a source: its labels (int64, shape (n,)), and its images on request."""
+    """Some labelled images: a split, or one file of it.
 
+    Attributes:
+        names: the names of the classes.
+        labels: the place of each image's class among `names`, `WITHHELD` or `LEFT_OUT`; (n,).
+        images: the images, on request.
+    """
+
+    names: tuple[str, ...]
     labels: IntArray
     images: Images
+
+    def used(self) -> dict[str, int]:
+        """Return the number of images of each class that has any."""
+        counts = np.bincount(self.labels[self.labels >= 0], minlength=len(self.names)).tolist()
+        return {name: count for name, count in zip(self.names, counts, strict=True) if count}
+
+
+def joined(parts: Sequence[Part]) -> Part:
+    """Return parts that have the same names as one, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = np.cumsum([0, *(len(part.labels) for part in parts)])
+
+    def at(row: int) -> tuple[Images, int]:
+        number = int(np.searchsorted(starts, row, side="right")) - 1
+        return parts[number].images, row - int(starts[number])
+
+    def read(rows: Sequence[int]) -> list[Any]:
+        return [record for row in rows for images, place in [at(row)] for record in images.read([place])]
+
+    images = Images(
+        read, lambda row: at(row)[0].name(at(row)[1]), lambda row: at(row)[0].mark(at(row)[1])
+    )
+    return Part(parts[0].names, np.concatenate([part.labels for part in parts]), images)
 
 
 @dataclass(frozen=True)
 class Source:
     """A labelled set of images whose labels have been read and whose images have not.
 
-    `parts` has some of the keys 'train', 'val' and 'test'. `known` is the name of a data set with
-    published statistics, where the source itself tells (see `stagecost.data.known`).
+    Attributes:
+        name: the data set's name.
+        class_names: of all parts.
+        parts: by some of the names 'train', 'val' and 'test'; they share the class names.
+        warnings: what was left out, and what looks odd; a line each.
     """
 
     name: str
-    known: str | None
     class_names: tuple[str, ...]
     parts: Mapping[str, Part]
-
-
-def index_labels(
-    values: Mapping[str, npt.NDArray[Any]],
-) -> tuple[tuple[str, ...], dict[str, IntArray]]:
-    """Number the labels of all splits 0, 1, … in sorted order; numbers are named 'class 7'."""
-    every = np.unique(np.concatenate(list(values.values()))) if values else np.empty(0)
-    numeric = every.dtype.kind != "U"
-    names = tuple(f"class {value}" if numeric else str(value) for value in every)
-    indexed = {
-        split: np.searchsorted(every, labels).astype(np.int64) for split, labels in values.items()
-    }
-    return names, indexed
+    warnings: tuple[str, ...] = ()

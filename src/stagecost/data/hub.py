@@ -5,20 +5,16 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from stagecost.data.encoded import EncodedImages, Part, Source, index_labels
+from stagecost.data.class_names import listed, shown
+from stagecost.data.encoded import Images
+from stagecost.data.split_names import split_of
+from stagecost.data.tables import Table
 from stagecost.errors import StageCostError
 
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-LABEL_COLUMNS = ("label", "labels", "fine_label")
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def load_quietly(path: str, *, bars: bool, **options: Any) -> Any:
@@ -54,79 +50,41 @@ def _quiet(*, bars: bool) -> Iterator[None]:
             undo()
 
 
-def source_from_dataset(found: Any, name: str, origin: str) -> Source:
-    """Read the labels of a `datasets.DatasetDict`, whose origin is named in messages."""
+def tables_of(dataset: Any, origin: str) -> tuple[dict[str, list[Table]], tuple[str, ...]]:
+    """Return the splits of a `datasets.DatasetDict`, a lone one as 'train', and what was left out.
+
+    Raises:
+        StageCostError: no split has a known name and images in it.
+    """
+    tables: dict[str, list[Table]] = {}
+    unknown = []
+    for name, part in dataset.items():
+        split = split_of(name) or ("train" if len(dataset) == 1 else None)
+        if split and split not in tables and len(part):
+            tables[split] = [_table(part, name, origin)]
+        else:
+            unknown.append(f"{name} ({len(part)})")
+    if not tables:
+        raise StageCostError(
+            f"{shown(origin)} has no split of a known name with images in it (found: "
+            f"{listed(unknown) or 'none'}): name its splits train, validation and test"
+        )
+    text = f"left out splits that have no known name, or no images: {listed(unknown)}"
+    return tables, (text,) if unknown else ()
+
+
+def _table(part: Any, split: str, origin: str) -> Table:
     import datasets
 
-    splits = _canonical_splits(found, origin)
-    first = next(iter(splits.values()))
-    image, label = _columns(first.features, origin)
-    feature = first.features[label]
-    values = {split: _label_values(part, label, origin) for split, part in splits.items()}
-    if isinstance(feature, datasets.ClassLabel):
-        names = tuple(str(name) for name in feature.names)
-        indexed = {split: labels.astype(np.int64) for split, labels in values.items()}
-    else:
-        names, indexed = index_labels(values)
-    parts = {}
-    for split, part in splits.items():
-        undecoded = part.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-        parts[split] = Part(indexed[split], EncodedImages(undecoded, image, split))
-    return Source(name, None, names, parts)
+    def column(name: str) -> "pa.ChunkedArray":
+        return part.select_columns([name]).with_format("arrow")[:].column(name)
 
-
-def _canonical_splits(found: Any, origin: str) -> dict[str, Any]:
-    """Return the splits by the names 'train', 'val' and 'test'; a lone other one is 'train'."""
-    splits: dict[str, Any] = {}
-    for name, part in found.items():
-        split = canonical_split(name) or ("train" if len(found) == 1 else None)
-        if split and len(part):
-            splits.setdefault(split, part)
-    if not splits:
-        raise StageCostError(
-            f"{origin} has no split of a known name with images in it (found: "
-            f"{', '.join(found) or 'none'}): name its splits train, validation and test"
+    def images(name: str) -> Images:
+        undecoded = part.select_columns([name]).cast_column(name, datasets.Image(decode=False))
+        return Images(
+            lambda rows: undecoded[list(rows)][name],
+            lambda row: f"image {row} of split '{split}'",
+            lambda row: f"{split} {row}",
         )
-    return splits
 
-
-def canonical_split(name: str) -> str | None:
-    """Return 'train', 'val' or 'test' for a name that means it."""
-    return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), None)
-
-
-def _columns(features: Any, origin: str) -> tuple[str, str]:
-    """Return the names of the image column and of the label column."""
-    image = next((key for key in features if type(features[key]).__name__ == "Image"), None)
-    kinds = {key: _label_kind(features[key]) for key in features}
-    preferred = [key for key in LABEL_COLUMNS if kinds.get(key)]
-    classes = [key for key in features if kinds[key] == "class"]
-    numbers = [key for key in features if kinds[key] == "int"]
-    labels = preferred + classes + numbers
-    if image is None or not labels:
-        raise StageCostError(
-            f"{origin} has no column of {'images' if image is None else 'class labels'} (its "
-            f"columns: {', '.join(features)}): it needs an image column and a label column"
-        )
-    return image, labels[0]
-
-
-def _label_kind(feature: Any) -> str | None:
-    import datasets
-
-    if isinstance(feature, datasets.ClassLabel):
-        return "class"
-    dtype = feature.dtype if isinstance(feature, datasets.Value) else ""
-    if dtype in ("string", "large_string"):
-        return "str"
-    return "int" if dtype.startswith(("int", "uint")) else None
-
-
-def _label_values(part: Any, column: str, origin: str) -> npt.NDArray[Any]:
-    table = part.select_columns([column]).with_format("arrow")[:]
-    values = table.column(column)
-    if values.null_count:
-        raise StageCostError(
-            f"{origin} has {values.null_count} images without a '{column}': remove these rows"
-        )
-    return np.asarray(values.to_pylist())
+    return Table(f"{shown(origin)} ({split})", part.features.arrow_schema, column, images)

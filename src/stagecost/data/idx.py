@@ -1,15 +1,14 @@
 """Folders of IDX files, the format in which MNIST and Fashion-MNIST are published."""
 
 import gzip
+import math
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from stagecost.data.encoded import ArrayImages, ByteArray, Images, Part, Source, index_labels
+from stagecost.data.class_names import number_name, shown
+from stagecost.data.encoded import ByteArray, Images, Part, array_images
 from stagecost.data.known import DIGIT_NAMES, FASHION_NAMES
 from stagecost.errors import StageCostError
 from stagecost.text import one_line
@@ -19,12 +18,13 @@ FIRST_LABELS = {
     "mnist": (5, 0, 4, 1, 9, 2, 1, 3, 1, 4),
     "fashion-mnist": (9, 0, 0, 3, 0, 2, 7, 2, 5, 5),
 }
+LARGEST_FILE = 2**33  # bytes that are read at most
 CLASS_NAMES = {"mnist": DIGIT_NAMES, "fashion-mnist": FASHION_NAMES}
 
 
 def idx_files(folder: Path) -> dict[str, Path]:
     """Return the image file of each split in a folder of IDX files, unpacked ones first."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     try:
         names = sorted(path.name for path in folder.iterdir() if "images" in path.name)
     except OSError:
@@ -33,39 +33,35 @@ def idx_files(folder: Path) -> dict[str, Path]:
         if not name.endswith(("-ubyte", "-ubyte.gz")):
             continue
         split = "train" if "train" in name else "test"
-        known = found.get(split)
+        known = files.get(split)
         if known is not None and name != known.name + ".gz":
             raise StageCostError(
-                f"{folder} has two sets of {split} images ({known.name}, {name}): "
+                f"{shown(folder)} has two sets of {split} images ({known.name}, {name}): "
                 "put one of them into a folder of its own"
             )
-        found.setdefault(split, folder / name)
-    return found
+        files.setdefault(split, folder / name)
+    return files
 
 
-def read_idx_folder(folder: Path, known: str | None = None) -> Source:
-    """Read a folder of IDX files; `known` names the data set where the caller knows it."""
-    values: dict[str, npt.NDArray[Any]] = {}
+def read_idx_folder(folder: Path) -> dict[str, Part]:
+    """Read the splits of a folder of IDX files."""
     images: dict[str, Images] = {}
+    labels: dict[str, ByteArray] = {}
     for split, path in idx_files(folder).items():
-        array, labels = _read_idx(path, ndim=3), _read_idx(_label_file(path), ndim=1)
-        if len(array) != len(labels):
+        array, labels[split] = _read_idx(path, ndim=3), _read_idx(_label_file(path), ndim=1)
+        images[split] = array_images(array, str(path))
+        if len(array) != len(labels[split]):
             raise StageCostError(
-                f"{path} has {len(array)} images, but its label file has {len(labels)} labels: "
-                "fetch both files again"
+                f"{shown(path)} has {len(array)} images, but its label file has {len(labels[split])} "
+                "labels: fetch both files again"
             )
-        values[split], images[split] = labels, ArrayImages(array, str(path))
-    if known is None:
-        known = _known_by_first_labels(values)
-    names, indexed = index_labels(values)
-    names = CLASS_NAMES[known] if known else names
-    parts = {split: Part(indexed[split], images[split]) for split in values}
-    return Source(known or folder.resolve().name, known, names, parts)
-
-
-def _known_by_first_labels(values: Mapping[str, npt.NDArray[Any]]) -> str | None:
-    first = tuple(values["train"][:10].tolist()) if "train" in values else ()
-    return next((name for name, labels in FIRST_LABELS.items() if labels == first), None)
+    first = tuple(labels["train"][:10].tolist()) if "train" in labels else ()
+    like = next((name for name, start in FIRST_LABELS.items() if start == first), None)
+    every = np.unique(np.concatenate([*labels.values()]))
+    if like and every[-1] < len(CLASS_NAMES[like]):
+        return {k: Part(CLASS_NAMES[like], labels[k].astype(np.int64), images[k]) for k in labels}
+    names = tuple(number_name(int(label)) for label in every)
+    return {k: Part(names, np.searchsorted(every, labels[k]), images[k]) for k in labels}
 
 
 def _label_file(images: Path) -> Path:
@@ -73,26 +69,29 @@ def _label_file(images: Path) -> Path:
     for candidate in (images.with_name(name), images.with_name(name + ".gz")):
         if candidate.exists():
             return candidate
-    raise StageCostError(f"{images} has no label file beside it: put {name} into the same folder")
+    raise StageCostError(f"{shown(images)} has no label file beside it: put {name} into the same folder")
 
 
 def _read_idx(path: Path, ndim: int) -> ByteArray:
     """Read a file of unsigned bytes in the IDX format: magic number, sizes, data (big-endian)."""
+    start = 4 + 4 * ndim
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(start)
+            if len(head) < start or head[:4] != bytes((0, 0, 8, ndim)):
+                raise StageCostError(
+                    f"{shown(path)} is not an IDX file of bytes with {ndim} dimension(s): fetch it again"
+                )
+            shape = [int(size) for size in np.frombuffer(head, ">u4", ndim, offset=4)]
+            promised = math.prod(shape)
+            content = file.read(min(promised, LARGEST_FILE) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise StageCostError(
-            f"{path} cannot be read ({one_line(error)}): fetch the file again"
+            f"{shown(path)} cannot be read ({one_line(error)}): fetch the file again"
         ) from error
-    start = 4 + 4 * ndim
-    if len(content) < start or content[:4] != bytes((0, 0, 8, ndim)):
+    if len(content) != promised:
         raise StageCostError(
-            f"{path} is not an IDX file of bytes with {ndim} dimension(s): fetch the file again"
+            f"{shown(path)} promises {'×'.join(map(str, shape))} bytes of data and has another "
+            "number of them: fetch the file again"
         )
-    shape = [int(size) for size in np.frombuffer(content, ">u4", ndim, offset=4)]
-    if len(content) - start != int(np.prod(shape, dtype=object)):
-        raise StageCostError(
-            f"{path} promises {'×'.join(map(str, shape))} bytes of data and has "
-            f"{len(content) - start}: fetch the file again"
-        )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(content, np.uint8).reshape(shape)

@@ -1,5 +1,6 @@
 """Labelled images in memory, and the format that a network takes them in."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor
 
 from stagecost.errors import StageCostError
+
+LARGEST = 4096  # side of images, in pixels
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class ImageFormat:
         mean: mean of each channel, for pixels in [0, 1].
         std: standard deviation of each channel, for pixels in [0, 1].
         class_names: the name of each class, in the order of the targets.
+        levels: the values of pixels of more than 8 bits that became 0 and 255 in the training images;
+            None if there were none.
     """
 
     channels: int
@@ -27,6 +32,7 @@ class ImageFormat:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     class_names: tuple[str, ...]
+    levels: tuple[float, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the format as a dictionary of plain numbers, strings and lists."""
@@ -40,7 +46,7 @@ class ImageFormat:
         """Rebuild a format from `to_json`'s dictionary.
 
         Raises:
-            StageCostError: an entry is missing or has the wrong length.
+            StageCostError: an entry is missing, has the wrong length or an impossible value.
         """
         try:
             result = cls(
@@ -49,12 +55,13 @@ class ImageFormat:
                 mean=tuple(float(value) for value in content["mean"]),
                 std=tuple(float(value) for value in content["std"]),
                 class_names=tuple(str(name) for name in content["class_names"]),
+                levels=_pair(content.get("levels")),
             )
         except KeyError as error:
             raise StageCostError(
                 f"the stored image format has no entry {error}: save the network again"
             ) from error
-        except (TypeError, ValueError) as error:
+        except (AttributeError, OverflowError, TypeError, ValueError) as error:
             raise StageCostError(
                 f"the stored image format is damaged ({error}): save the network again"
             ) from error
@@ -63,7 +70,31 @@ class ImageFormat:
                 f"the stored image format has {result.channels} channels, {len(result.mean)} means "
                 f"and {len(result.std)} standard deviations: save the network again"
             )
+        for what, wrong in (
+            (f"{result.channels} channels", result.channels not in (1, 3)),
+            (f"a size of {result.size} pixels", not 1 <= result.size <= LARGEST),
+            (
+                "no class names, or one twice",
+                not len(result.class_names) == len({*result.class_names}) > 0,
+            ),
+            (f"the means {result.mean}", not all(map(math.isfinite, result.mean))),
+            (f"the standard deviations {result.std}", not all(0 < s < math.inf for s in result.std)),
+            (f"the levels {result.levels}", result.levels is not None and not _is_range(*result.levels)),
+        ):
+            if wrong:
+                raise StageCostError(f"the stored image format has {what}: save the network again")
         return result
+
+
+def _pair(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    low, high = value
+    return float(low), float(high)
+
+
+def _is_range(low: float, high: float) -> bool:
+    return math.isfinite(low) and math.isfinite(high) and low < high
 
 
 @dataclass(frozen=True)

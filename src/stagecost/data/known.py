@@ -1,9 +1,13 @@
-"""Data sets that are known by name: where they are, how to recognise, normalise and augment them."""
+"""Data sets that are known by name: where they are, and how to normalise and augment them.
+
+Others with the same class names and shape are augmented alike. They are normalised by the published
+statistics if their own agree with these, as those of a copy do.
+"""
 
 from dataclasses import dataclass
 
 from stagecost.data.augmentation import NO_AUGMENTATION, Augmentation
-from stagecost.data.class_names import name_keys
+from stagecost.data.class_names import name_key
 
 HUB_IDS = {
     "mnist": "ylecun/mnist",
@@ -21,12 +25,12 @@ FASHION_NAMES = (
 
 @dataclass(frozen=True)
 class KnownData:
-    """How a well-known data set is recognised, normalised and augmented."""
+    """How a well-known data set is normalised, and how it and others like it are augmented."""
 
     channels: int
     size: int
     num_classes: int
-    some_names: frozenset[str]
+    typical_names: frozenset[str]
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None
     augmentation: Augmentation
 
@@ -34,18 +38,28 @@ class KnownData:
 _CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 _CIFAR100 = ["apple", "aquarium_fish", "lawn_mower", "sweet_pepper", "wardrobe", "willow_tree", "worm"]
 KNOWN = {
-    "digits": KnownData(1, 8, 10, name_keys(DIGIT_NAMES), None, NO_AUGMENTATION),
+    "digits": KnownData(1, 8, 10, frozenset(map(name_key, DIGIT_NAMES)), None, NO_AUGMENTATION),
     "mnist": KnownData(
-        1, 28, 10, name_keys(DIGIT_NAMES), ((0.1307,), (0.3081,)), Augmentation(2, flip=False)
+        1,
+        28,
+        10,
+        frozenset(map(name_key, DIGIT_NAMES)),
+        ((0.1307,), (0.3081,)),
+        Augmentation(2, flip=False),
     ),
     "fashion-mnist": KnownData(
-        1, 28, 10, name_keys(FASHION_NAMES), ((0.2860,), (0.3530,)), Augmentation(2, flip=True)
+        1,
+        28,
+        10,
+        frozenset(map(name_key, FASHION_NAMES)),
+        ((0.2860,), (0.3530,)),
+        Augmentation(2, flip=True),
     ),
     "cifar10": KnownData(
         3,
         32,
         10,
-        name_keys(_CIFAR10),
+        frozenset(map(name_key, _CIFAR10)),
         ((0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)),
         Augmentation(4, flip=True),
     ),
@@ -53,7 +67,7 @@ KNOWN = {
         3,
         32,
         100,
-        name_keys(_CIFAR100),
+        frozenset(map(name_key, _CIFAR100)),
         ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
         Augmentation(4, flip=True),
     ),

@@ -4,23 +4,29 @@
 has, and the augmentation that is usual for them.
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from stagecost.data.augmentation import NO_AUGMENTATION, Augmentation
-from stagecost.data.class_names import check_classes, class_order, name_keys
+from stagecost.data.class_names import counted, listed, parse_classes, shown
+from stagecost.data.classes import for_network
 from stagecost.data.config import DataConfig
-from stagecost.data.decoding import peek_shape, read_pixels
-from stagecost.data.encoded import ByteArray, IntArray, Source
-from stagecost.data.images import ImageFormat, ImageSplit
+from stagecost.data.encoded import WITHHELD
+from stagecost.data.images import LARGEST, ImageFormat, ImageSplit
 from stagecost.data.known import KNOWN, KNOWN_NAMES
+from stagecost.data.reading import Reader, resembling
 from stagecost.data.sources import open_source
-from stagecost.data.splits import SPLITS, Rows, check_present, choose_rows
+from stagecost.data.split_names import SPLITS
+from stagecost.data.splits import Rows, check_present, choose_rows
 from stagecost.errors import StageCostError
+
+logger = logging.getLogger("stagecost")
+
+ALL = "all"  # the images of all splits together
 
 
 @dataclass(frozen=True)
@@ -29,15 +35,19 @@ class DataBundle:
 
     Attributes:
         format: what the network takes.
-        splits: the splits that were asked for, by the names 'train', 'val' and 'test'.
+        splits: the splits that were asked for, by the names 'train', 'val' and 'test', or 'all'.
         augmentation: what is usual for training on these images, or none if that was asked for.
         name: the data set's name.
+        chosen: which images make each split, those included that were not asked for.
+        warnings: what was left out, and what looks odd; a line each.
     """
 
     format: ImageFormat
     splits: dict[str, ImageSplit]
     augmentation: Augmentation
     name: str
+    chosen: Mapping[str, Rows] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -47,6 +57,24 @@ class DataBundle:
     def to(self, device: torch.device) -> "DataBundle":
         """Return it with all images and targets on a device."""
         return replace(self, splits={name: split.to(device) for name, split in self.splits.items()})
+
+    def summary(self) -> str:
+        """Say in a few lines which classes there are, and how many images of each every split has."""
+        kind, size = "grey" if self.format.channels == 1 else "colour", self.format.size
+        names = listed(self.format.class_names, 10)
+        lines = [
+            f"{shown(self.name)}: {self.num_classes} classes ({names}), {kind} images of {size}×{size}"
+        ]
+        for split, rows in self.chosen.items():
+            counts = _counts(rows, self.num_classes)
+            each = f"{min(counts)} to {max(counts)} of each class"
+            if len(counts) <= 10:
+                each = ", ".join(
+                    f"{shown(name)} {count}"
+                    for name, count in zip(self.format.class_names, counts, strict=True)
+                )
+            lines.append(f"  {split}: {counted(len(rows.index), 'image')} ({each})")
+        return "\n".join(lines + [f"  warning: {text}" for text in self.warnings])
 
 
 def load_data(
@@ -58,14 +86,15 @@ def load_data(
 ) -> DataBundle:
     """Load the images that `config` describes.
 
-    Only the images of the splits asked for are decoded, and, where no statistics are published,
-    the training images, from which the format is then taken. No limit applies to a data set's own
-    validation split.
+    Only the images of the splits asked for are decoded, and, without `like`, the training images, from
+    which the format is then taken. No limit applies to a data set's own validation split. The warnings
+    go to the logger "stagecost", too; `DataBundle.summary` counts the images of each class.
 
     Args:
         config: which images.
         seed: for `limit_train` and for the validation split, ≥ 0.
-        splits: any of 'train', 'val' and 'test'; None: all that there are.
+        splits: any of 'train', 'val', 'test' and 'all'; None: the first three, as far as they are there.
+            For 'all' alone nothing is held out, and no limit applies.
         like: the format of a trained network. Images are converted to its size and channels,
             and targets are numbered in the order of its class names.
 
@@ -73,163 +102,104 @@ def load_data(
         StageCostError: the images cannot be had, or not as asked for.
     """
     _check(config, seed, splits)
-    assert config.data is not None
-    source = open_source(config.data)
-    if len(source.class_names) < 2:
-        raise StageCostError(
-            f"{config.data} has images of one class only ({', '.join(source.class_names)}): "
-            "it takes two or more, each in a directory of its own or with its own label"
-        )
+    source = open_source(config, () if like is None else like.class_names)
     if like is not None:
-        check_classes(source.name, source.class_names, like.class_names)
-    rows = choose_rows(source, config, seed)
-    wanted = [split for split in SPLITS if split in (rows if splits is None else splits)]
+        source = for_network(source, like.class_names, parse_classes(config.classes))
+    elif len(source.class_names) < 2:
+        beside = f" ({'; '.join(source.warnings)})" if source.warnings else ""
+        raise StageCostError(
+            f"{shown(config.data)} has images of {'one' if source.class_names else 'no'} class only "
+            f"({listed(source.class_names)}): it takes two or more, each in a directory of its own or "
+            f"with its own label{beside}"
+        )
+    rows = choose_rows(source, config, seed, hold_out=splits is None or {*splits} != {ALL})
+    wanted = _wanted(splits, rows, config)
+    reader = Reader(source, rows, config, like)
     for split in wanted:
-        check_present(split, rows, config)
-    known = _recognise(source)
-    image_format, pixels = _read(
-        source, rows, wanted=wanted, known=known, image_size=config.image_size, like=like
+        reader.read(split)
+    reader.refuse_broken()
+    loaded = {split: reader.splits[split] for split in wanted}
+    if splits is not None and ALL in splits:
+        every = [*loaded.values()]
+        images, targets = torch.cat([s.images for s in every]), torch.cat([s.targets for s in every])
+        loaded = {ALL: ImageSplit(images, targets)} | {s: loaded[s] for s in splits if s != ALL}
+    image_format = reader.format
+    bundle = DataBundle(
+        image_format,
+        loaded,
+        _augmentation(resembling(source), image_format.size, config.augment),
+        source.name,
+        reader.rows,
+        (*source.warnings, *_lacking(reader.rows, image_format.class_names), *reader.warnings),
     )
-    order = None if like is None else class_order(source.class_names, like.class_names)
-    loaded = {
-        split: ImageSplit(torch.from_numpy(pixels[split]), _targets(rows[split], order, config))
-        for split in wanted
-    }
-    augmentation = _augmentation(known, image_format.size, config.augment)
-    return DataBundle(image_format, loaded, augmentation, known or source.name)
+    for text in bundle.warnings:
+        logger.warning(text)
+    return bundle
 
 
 def _check(config: DataConfig, seed: int, splits: Collection[str] | None) -> None:
-    if config.data is None or not config.data.strip():
+    if not config.data:
         raise StageCostError(
             f"say which images to use: --data {', '.join(KNOWN_NAMES)}, a Hugging Face dataset id "
             "or a local folder"
         )
     if not 0 <= config.val_fraction < 1:
         raise StageCostError(
-            f"val_fraction {config.val_fraction} is not in [0, 1): give a part such as "
-            "--val-fraction 0.1"
+            f"--val-fraction {config.val_fraction} is not in [0, 1): give --val-fraction 0.1"
         )
-    for name in ("image_size", "limit_train", "limit_test"):
+    for name in ("limit_train", "limit_test", "image_size"):
         value = getattr(config, name)
         if value is not None and value < 1:
-            raise StageCostError(f"{name} {value} is less than 1: give at least 1, or leave it out")
+            flag = f"--{name.replace('_', '-')}"
+            raise StageCostError(f"{flag} {value} is less than 1: give at least 1, or leave it out")
+    if (config.image_size or 1) > LARGEST:
+        raise StageCostError(f"--image-size {config.image_size} is above {LARGEST}: give fewer pixels")
     if config.augment not in ("auto", "none"):
-        raise StageCostError(f"augment '{config.augment}' is unknown: give 'auto' or 'none'")
+        raise StageCostError(f"--augment '{config.augment}' is unknown: give 'auto' or 'none'")
     if seed < 0:
-        raise StageCostError(f"seed {seed} is negative: give 0 or more")
-    unknown = sorted(set(splits or ()) - set(SPLITS))
+        raise StageCostError(f"--seed {seed} is negative: give 0 or more")
+    unknown = sorted(set(splits or ()) - {*SPLITS, ALL})
     if unknown:
-        raise StageCostError(f"split '{unknown[0]}' is unknown: ask for {', '.join(SPLITS)}")
+        raise StageCostError(f"split '{unknown[0]}' is unknown: ask for {', '.join(SPLITS)} or {ALL}")
 
 
-def _recognise(source: Source) -> str | None:
-    """Name the well-known data set that this is, by its class names and its first image."""
-    if source.known is not None:
-        return source.known
-    names = name_keys(source.class_names)
-    alike = [
-        name
-        for name, known in KNOWN.items()
-        if known.num_classes == len(source.class_names) and known.some_names <= names
-    ]
-    if not alike:
-        return None
-    shape = peek_shape(next(iter(source.parts.values())).images, 0)
-    return next((n for n in alike if shape == (KNOWN[n].channels, KNOWN[n].size)), None)
-
-
-def _read(
-    source: Source,
-    rows: Mapping[str, Rows],
-    *,
-    wanted: Collection[str],
-    known: str | None,
-    image_size: int | None,
-    like: ImageFormat | None,
-) -> tuple[ImageFormat, dict[str, ByteArray]]:
-    """Decode the splits `wanted`; the format is `like`, or published, or that of the images."""
-    image_format = like or _published_format(known, image_size, source.class_names)
-    if like is not None and image_size not in (None, like.size):
-        raise StageCostError(
-            f"image_size {image_size} is not the {like.size} pixels that the network was trained "
-            "on: leave --image-size out"
-        )
-    pixels: dict[str, ByteArray] = {}
-    if image_format is None:
-        image_format, pixels = _measured_format(source, rows, image_size)
+def _wanted(splits: Collection[str] | None, rows: Mapping[str, Rows], config: DataConfig) -> list[str]:
+    """Return the splits to read, in order; each is there, and its labels are told."""
+    everything = splits is None or ALL in splits
+    wanted = [split for split in SPLITS if split in (rows if everything else splits or ())]
     for split in wanted:
-        if split not in pixels:
-            pixels[split] = read_pixels(
-                rows[split].part.images,
-                rows[split].index,
-                channels=image_format.channels,
-                size=image_format.size,
+        check_present(split, rows, config)
+        labels = rows[split].labels
+        withheld = int(np.count_nonzero(labels == WITHHELD))
+        if withheld:
+            raise StageCostError(
+                f"{shown(config.data)} has {withheld} {split} images whose labels are withheld (label "
+                "-1): give data with labels for the splits in use"
             )
-    return image_format, pixels
+    return wanted
 
 
-def _published_format(
-    known: str | None, image_size: int | None, class_names: tuple[str, ...]
-) -> ImageFormat | None:
-    if known is None or KNOWN[known].statistics is None:
-        return None
-    facts = KNOWN[known]
-    assert facts.statistics is not None
-    return ImageFormat(facts.channels, image_size or facts.size, *facts.statistics, class_names)
-
-
-def _measured_format(
-    source: Source, rows: Mapping[str, Rows], image_size: int | None
-) -> tuple[ImageFormat, dict[str, ByteArray]]:
-    """Decode the training images, and take the format from them.
-
-    Images held out of them for validation count, so that the format does not depend on how many
-    are.
-    """
-    if "train" not in rows:
-        raise StageCostError(
-            f"{source.name} has no training images to take mean and size from: give a folder with "
-            "a train directory"
-        )
-    train = rows["train"]
-    own = [split for split in ("train", "val") if split in rows and rows[split].part is train.part]
-    index = np.sort(np.concatenate([rows[split].index for split in own]))
-    everything = read_pixels(train.part.images, index, size=image_size)
-    mean, std = _statistics(everything)
-    channels, size = everything.shape[1:3]
-    places = {split: np.searchsorted(index, rows[split].index) for split in own}
-    pixels = {
-        split: everything if len(own) == 1 else everything[place] for split, place in places.items()
-    }
-    return ImageFormat(channels, size, mean, std, source.class_names), pixels
-
-
-def _statistics(pixels: ByteArray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel, exactly, by counting byte values."""
-    levels = np.arange(256) / 255
-    means, stds = [], []
-    for channel in range(pixels.shape[1]):
-        counts = sum(
-            np.bincount(chunk[:, channel].reshape(-1), minlength=256)
-            for chunk in np.array_split(pixels, 1 + len(pixels) // 4096)
-        )
-        share = counts / np.sum(counts)
-        mean = float(share @ levels)
-        deviation = float(np.sqrt(share @ (levels - mean) ** 2))
-        means.append(mean)
-        stds.append(deviation if deviation > 1e-6 else 1.0)  # one flat colour: leave the scale
-    return tuple(means), tuple(stds)
-
-
-def _targets(rows: Rows, order: IntArray | None, config: DataConfig) -> Tensor:
+def _counts(rows: Rows, num_classes: int) -> list[int]:
     labels = rows.labels
-    if len(labels) and labels.min() < 0:
-        raise StageCostError(
-            f"{config.data} has a split whose labels are withheld (label {labels.min()}): "
-            "give data with labels for the splits in use"
-        )
-    return torch.from_numpy(labels if order is None else order[labels])
+    counts: list[int] = np.bincount(labels[labels >= 0], minlength=num_classes).tolist()
+    return counts
+
+
+def _lacking(chosen: Mapping[str, Rows], names: Sequence[str]) -> list[str]:
+    """Say which classes have no images in a split, and which splits have no labels."""
+    warnings = []
+    for split, rows in chosen.items():
+        lacking = [
+            name for name, count in zip(names, _counts(rows, len(names)), strict=True) if not count
+        ]
+        withheld = int(np.count_nonzero(rows.labels == WITHHELD))
+        if withheld:
+            warnings.append(f"{counted(withheld, f'{split} image')} without a label")
+        elif lacking and (split != "val" or rows.part is not chosen["train"].part):
+            warnings.append(
+                f"{counted(len(lacking), 'class')} without {split} images: {listed(lacking, 5)}"
+            )
+    return warnings
 
 
 def _augmentation(known: str | None, size: int, augment: str) -> Augmentation:

@@ -7,14 +7,22 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from stagecost.data.encoded import ArrayImages, Part, Source
-from stagecost.data.hub import canonical_split, load_quietly, source_from_dataset
+from stagecost.data.class_names import listed, parse_classes, shown
+from stagecost.data.classes import one_source
+from stagecost.data.config import DataConfig
+from stagecost.data.encoded import Part, Source, array_images, image_suffixes
+from stagecost.data.folders import Listing, list_folder
+from stagecost.data.hub import load_quietly, tables_of
 from stagecost.data.idx import idx_files, read_idx_folder
 from stagecost.data.known import DIGIT_NAMES, HUB_IDS, KNOWN_NAMES
+from stagecost.data.table_files import open_metadata, open_tables
+from stagecost.data.tables import read_tables
+from stagecost.data.trees import read_tree
 from stagecost.errors import StageCostError
 from stagecost.text import one_line
 
@@ -22,123 +30,136 @@ logger = logging.getLogger("stagecost")
 
 # Where Debian's package dataset-fashion-mnist puts its four files.
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
-def open_source(data: str) -> Source:
-    """Find the images that `data` names and read their labels.
+def open_source(config: DataConfig, network: Sequence[str] = ()) -> Source:
+    """Find the images that `config.data` names and read their labels.
 
     Args:
-        data: one of `KNOWN_NAMES`, a local folder, or a Hugging Face dataset id.
+        config: names one of `KNOWN_NAMES`, a local folder, or a Hugging Face dataset id, and may say
+            what is a class or a column.
+        network: the class names of a trained network that is to see the images.
 
     Raises:
-        StageCostError: nothing usable is found there.
+        StageCostError: nothing usable is found there, or it can be understood in several ways.
     """
+    data = config.data or ""
+    classes = parse_classes(config.classes)
+    name, files, warnings = _open(data, config, classes or network)
+    source = one_source(name, files, classes, complete=not network)
+    return Source(name, source.class_names, source.parts, (*warnings, *source.warnings))
+
+
+_Opened = tuple[str, Mapping[str, Sequence[Part]], tuple[str, ...]]
+
+
+def _open(data: str, config: DataConfig, expected: Sequence[str]) -> _Opened:
     if data == "digits":
         return _digits()
     if data == "fashion-mnist" and idx_files(FASHION_FOLDER):
-        return read_idx_folder(FASHION_FOLDER, "fashion-mnist")
+        return _from_idx(FASHION_FOLDER, data)
     if data in HUB_IDS:
-        return _from_hub(HUB_IDS[data], name=data)
-    folder = Path(data).expanduser()
-    if folder.exists():
-        return _from_folder(folder)
-    if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", data):
-        return _from_hub(data, name=data)
+        return _from_hub(HUB_IDS[data], config)
+    folder = local_folder(data)
+    if folder is not None:
+        return _from_folder(folder, config, expected)
+    if re.fullmatch(r"(?=.{1,96}$)[\w-][\w.-]*(/[\w-][\w.-]*)?", data):
+        return _from_hub(data, config)
     raise StageCostError(
-        f"data folder {data} does not exist: check the spelling, or name a data set "
+        f"data folder {shown(data)} does not exist: check the spelling, or name a data set "
         f"({', '.join(KNOWN_NAMES)}, or a Hugging Face dataset id)"
     )
 
 
-def _digits() -> Source:
+def local_folder(data: str) -> Path | None:
+    """Return the folder or file whose path `data` is; None if there is none, or it is a known name.
+
+    The path is taken as it is; only where there is no such folder does ~ mean the user's home.
+    """
+    path = Path(data if os.path.lexists(data) else os.path.expanduser(data))  # noqa: PTH111
+    there = data not in KNOWN_NAMES and os.path.exists(path)  # noqa: PTH110 (no error for a long name)
+    return path if there else None
+
+
+def _digits() -> _Opened:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     array = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    part = Part(digits.target.astype(np.int64), ArrayImages(array, "digits"))
-    return Source("digits", "digits", DIGIT_NAMES, {"train": part})
+    part = Part(DIGIT_NAMES, digits.target.astype(np.int64), array_images(array, "digits"))
+    return "digits", {"train": [part]}, ()
 
 
-def _from_folder(folder: Path) -> Source:
+def _from_idx(folder: Path, name: str) -> _Opened:
+    parts = read_idx_folder(folder)
+    return name, {split: [parts[split]] for split in parts}, ()
+
+
+def _from_folder(folder: Path, config: DataConfig, expected: Sequence[str]) -> _Opened:
     if not folder.is_dir():
-        raise StageCostError(f"{folder} is a file: give the folder that holds the images")
-    try:
-        next(folder.iterdir(), None)
-    except OSError as error:
+        raise StageCostError(f"{shown(folder)} is a file: give the folder that holds the images")
+    listing = list_folder(folder)
+    name = folder.resolve().name
+    pictures = listing.ending_in(image_suffixes())
+    tables = listing.ending_in(frozenset({".parquet"}))
+    kinds = {"IDX files": [*idx_files(folder)], "parquet files": tables, "pictures": pictures}
+    if tables and (config.label_column or config.image_column):
+        kinds["pictures"] = []
+    counts = [f"{len(names)} {kind}" for kind, names in kinds.items() if names]
+    if len(counts) > 1:
         raise StageCostError(
-            f"data folder {folder} cannot be read ({error.strerror}): check its permissions"
-        ) from error
-    if idx_files(folder):
-        return read_idx_folder(folder)
-    suffixes = _suffixes(folder)
-    if not suffixes:
-        raise StageCostError(f"data folder {folder} is empty: give a folder that holds images")
-    if ".parquet" not in suffixes and suffixes & IMAGE_SUFFIXES:
-        return _from_class_directories(folder)
-    try:
-        found = load_quietly(str(folder), bars=False)
-    except Exception as error:
-        raise StageCostError(
-            f"no images can be loaded from {folder} ({one_line(error)}): give a folder of class "
-            "directories, or of parquet or IDX files"
-        ) from error
-    return source_from_dataset(found, folder.resolve().name, str(folder))
-
-
-def _suffixes(folder: Path) -> set[str]:
-    """Return the file name endings below `folder`, hidden files and metadata tables left out."""
-    return {
-        os.path.splitext(name)[1].lower()  # noqa: PTH122 (a Path for each of a million files is slow)
-        for _, _, names in os.walk(folder)
-        for name in names
-        if not name.startswith(".") and not name.startswith("metadata.")
-    }
-
-
-def _from_class_directories(folder: Path) -> Source:
-    # `datasets` guesses splits from any part of a file's name ("test_01.jpg", a class called
-    # "train"); here only top directories count, and only those that hold class directories.
-    patterns = {split: f"{name}/**" for split, name in _split_directories(folder).items()}
-    try:
-        found = load_quietly(
-            "imagefolder",
-            bars=False,
-            data_dir=str(folder),
-            data_files=patterns or {"train": "**"},
-            drop_labels=False,
+            f"data folder {shown(folder)} holds {' and '.join(counts)}, any of which may be the data: "
+            "give a folder that holds one kind of them, or say by --label-column that a table is meant"
         )
-    except Exception as error:
+    if kinds["IDX files"]:
+        return _from_idx(folder, name)
+    if tables:
+        opened, warnings = open_tables(folder, tables)
+        if not opened:
+            raise StageCostError(f"the parquet files of {shown(folder)} have no rows: fetch them again")
+        return name, read_tables(opened, config), warnings
+    if pictures:
+        return _from_pictures(listing, name, config, expected)
+    if not listing.files:
+        raise StageCostError(f"data folder {shown(folder)} is empty: give a folder that holds images")
+    endings = sorted({os.path.splitext(file)[1] or "without an ending" for file in listing.files})  # noqa: PTH122
+    raise StageCostError(
+        f"data folder {shown(folder)} has {len(listing.files)} files and no images that can be read "
+        f"({listed(endings)}): give a folder of class directories, or of parquet or IDX files"
+    )
+
+
+def _from_pictures(listing: Listing, name: str, config: DataConfig, expected: Sequence[str]) -> _Opened:
+    """Read pictures whose classes are their directories, or stand in a table beside them."""
+    beside = [
+        file for file in listing.files if file.split("/")[-1] in ("metadata.csv", "metadata.jsonl")
+    ]
+    folders = {file.rpartition("/")[0] for file in beside}
+    flat = all(file.rpartition("/")[0] in folders for file in listing.ending_in(image_suffixes()))
+    if beside and (config.label_column or (flat and not config.classes)):
+        return name, read_tables(open_metadata(listing.folder, beside), config), ()
+    if config.label_column:
         raise StageCostError(
-            f"the images below {folder} cannot be listed ({one_line(error)}): give a folder with "
-            "one directory of images for each class"
-        ) from error
-    return source_from_dataset(found, folder.resolve().name, str(folder))
+            f"data folder {shown(listing.folder)} holds pictures and no table: leave --label-column out"
+        )
+    parts, warnings = read_tree(listing, expected)
+    text = "the classes are the directories, not what metadata tables say (--label-column takes these)"
+    return name, {k: [part] for k, part in parts.items()}, warnings + ((text,) if beside else ())
 
 
-def _split_directories(folder: Path) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for path in sorted(folder.iterdir()):
-        split = canonical_split(path.name)
-        if split and split not in found and path.is_dir() and _holds_classes(path):
-            found[split] = path.name
-    return found
-
-
-def _holds_classes(directory: Path) -> bool:
-    children = directory.iterdir()
-    return any(child.is_dir() or child.name.startswith("metadata.") for child in children)
-
-
-def _from_hub(dataset_id: str, name: str) -> Source:
+def _from_hub(dataset_id: str, config: DataConfig) -> _Opened:
     if sys.stderr.isatty():  # somebody is watching, and it may take a while
         logger.info("looking for %s on the Hugging Face Hub and in its local cache", dataset_id)
     try:
-        found = load_quietly(dataset_id, bars=sys.stderr.isatty())
+        dataset = load_quietly(dataset_id, bars=sys.stderr.isatty())
     except Exception as error:
+        remedy = "check the spelling and the network"
+        if isinstance(error, OSError) and isinstance(error.errno, int) and error.filename:
+            remedy = "make its cache writable, or name another by the variable HF_HOME"
         raise StageCostError(
             f"data set '{dataset_id}' is not to be had from the Hugging Face Hub "
-            f"({one_line(error)}): check the spelling and the network, or give a local folder "
-            f"or one of {', '.join(KNOWN_NAMES)}"
+            f"({one_line(error)}): {remedy}, or give a local folder or one of {', '.join(KNOWN_NAMES)}"
         ) from error
-    return source_from_dataset(found, name, dataset_id)
+    name = next((name for name, hub_id in HUB_IDS.items() if hub_id == dataset_id), dataset_id)
+    tables, warnings = tables_of(dataset, dataset_id)
+    return name, read_tables(tables, config), warnings

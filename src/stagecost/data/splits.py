@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stagecost.data.class_names import shown
 from stagecost.data.config import DataConfig
-from stagecost.data.encoded import IntArray, Part, Source
+from stagecost.data.encoded import LEFT_OUT, IntArray, Part, Source
+from stagecost.data.split_names import SPLITS
 from stagecost.errors import StageCostError
 from stagecost.random_streams import FIXED_SEED, Stream, seed_sequence
 
-SPLITS = ("train", "val", "test")
 TEST_FRACTION = 0.2  # held out where a data set has no test split
 
 
@@ -33,9 +34,17 @@ class Rows:
         return self.part.labels[self.index]
 
 
-def choose_rows(source: Source, config: DataConfig, seed: int) -> dict[str, Rows]:
-    """Choose the images of each split from the labels alone; no image is read."""
-    rows = {split: Rows(part, np.arange(len(part.labels))) for split, part in source.parts.items()}
+def choose_rows(
+    source: Source, config: DataConfig, seed: int, *, hold_out: bool = True
+) -> dict[str, Rows]:
+    """Choose the images of each split from the labels alone; no image is read.
+
+    Without `hold_out` the splits are those that the source has, with all of their images.
+    """
+    used = {split: np.flatnonzero(part.labels != LEFT_OUT) for split, part in source.parts.items()}
+    rows = {split: Rows(part, used[split]) for split, part in source.parts.items() if len(used[split])}
+    if not hold_out:
+        return {split: rows[split] for split in SPLITS if split in rows}
     if "train" in rows and "test" not in rows:
         rows["train"], rows["test"] = _hold_out(rows["train"], TEST_FRACTION, FIXED_SEED)
     if "train" in rows:
@@ -47,13 +56,13 @@ def choose_rows(source: Source, config: DataConfig, seed: int) -> dict[str, Rows
         held_out = round(config.val_fraction * count)
         if held_out == count:
             raise StageCostError(
-                f"val_fraction {config.val_fraction} of {count} images leaves none for training: "
+                f"--val-fraction {config.val_fraction} of {count} images leaves none for training: "
                 "give a smaller --val-fraction or more images"
             )
         if held_out:
             split_seed = int(seed_sequence(seed, Stream.VALIDATION).generate_state(1)[0])
             rows["train"], rows["val"] = _hold_out(rows["train"], held_out, split_seed)
-    return rows
+    return {split: rows[split] for split in SPLITS if split in rows}
 
 
 def check_present(split: str, rows: Mapping[str, Rows], config: DataConfig) -> None:
@@ -63,16 +72,21 @@ def check_present(split: str, rows: Mapping[str, Rows], config: DataConfig) -> N
     if split == "val" and "train" in rows:
         count = len(rows["train"].index)
         raise StageCostError(
-            f"val_fraction {config.val_fraction} of {count} training images leaves none for "
+            f"--val-fraction {config.val_fraction} of {count} training images leaves none for "
             "validation: hold out more of them (--val-fraction 0.1)"
         )
     raise StageCostError(
-        f"{config.data} has no {split} split (only {', '.join(rows)}): give data with training images"
+        f"{shown(config.data)} has no {split} split (only {', '.join(rows)}): give data with training "
+        "images"
     )
 
 
 def _hold_out(rows: Rows, size: float, seed: int) -> tuple[Rows, Rows]:
-    """Split off `size` (a count or a fraction) of the rows; stratified where the classes allow."""
+    """Split off `size` (a count or a fraction) of the rows; stratified where the classes allow.
+
+    A class with a single image keeps it for training; where classes are too many to be stratified, each
+    keeps one if that leaves enough.
+    """
     from sklearn.model_selection import train_test_split
 
     total = len(rows.index)
@@ -82,15 +96,24 @@ def _hold_out(rows: Rows, size: float, seed: int) -> tuple[Rows, Rows]:
             f"{total} training image(s) leave nothing to train on once the test images are held "
             "out: give more images"
         )
-    _, members = np.unique(rows.labels, return_counts=True)
-    stratified = members.min() >= 2 and len(members) <= min(held_out, total - held_out)
-    rest, held = train_test_split(
-        rows.index,
-        test_size=held_out,
-        random_state=seed,
-        stratify=rows.labels if stratified else None,
+    _, first, class_of, members = np.unique(
+        rows.labels, return_index=True, return_inverse=True, return_counts=True
     )
-    return Rows(rows.part, np.sort(rest)), Rows(rows.part, np.sort(held))
+    if isinstance(size, float) and total == len(members):
+        raise StageCostError(
+            f"{total} training image(s), each of another class, leave no test images: give more "
+            "images of each class, or test images in a directory of their own"
+        )
+    several = np.flatnonzero(members[class_of] > 1)
+    fewest = np.count_nonzero(members > 1)  # images that both sides of a stratified split need
+    if fewest and fewest <= min(held_out, len(several) - held_out):
+        chosen, strata = several, rows.labels[several]
+    else:
+        spare = np.setdiff1d(np.arange(total), first)
+        chosen, strata = (spare if held_out < len(spare) else np.arange(total)), None
+    _, held = train_test_split(chosen, test_size=held_out, random_state=seed, stratify=strata)
+    rest = np.setdiff1d(np.arange(total), held)
+    return Rows(rows.part, rows.index[rest]), Rows(rows.part, rows.index[np.sort(held)])
 
 
 def _limit(rows: Rows, limit: int | None, seed: int) -> Rows:

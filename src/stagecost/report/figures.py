@@ -1,99 +1,198 @@
 """The figures of a report, each with the sentence that a screen reader says in its place."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from markupsafe import Markup
+from stagecost.report.charts import (
+    Axis,
+    Chart,
+    Series,
+    bar_chart,
+    fading_lines,
+    heatmap,
+    line_chart,
+)
+from stagecost.report.data import Analysis, Confusion, Epoch, Point, ReportData, value_at
+from stagecost.report.frames import drawn_epochs, played_epochs
+from stagecost.report.words import counted, measure_text, percent_text
 
-from stagecost.report import plots
-from stagecost.report.block_strip import block_strip
-from stagecost.report.content import Analysis, ReportData, number, numbers, value_at
-from stagecost.report.wording import blocks_text, measure_text, percent_text, ranges_text
+DEPTH, BLOCK = Axis("depth k (blocks in use)"), Axis("block k")
+LOSS, ACCURACY = Axis("loss", log=True), Axis("accuracy (%)")
+RATIO = Axis("size of F relative to the state", zero=True)
+NORM = Axis("norm of the weights of F", zero=True)
+MOST_DOTS = 41
+MOST_CLASSES = 20
+COST_RANGE = 15
+"""Points of accuracy below the best that the figure of the costs shows."""
 
 
-def draw_figures(analysis: Analysis, data: ReportData) -> dict[str, object]:
-    """Draw the figures. Their text is made here from numbers alone, so their SVG is safe as it is."""
-    starts, kept, needed = analysis.stage_starts, analysis.kept, analysis.needed
-    svgs = {
-        "strip": block_strip(
-            analysis.num_blocks, kept, stage_starts=starts, summary=_strip_summary(analysis)
-        ),
-        "loss": plots.loss_over_depth(
-            analysis.losses,
-            needed,
-            stage_starts=starts,
-            summary=_curve_summary("Loss", analysis.losses, needed, measure_text),
-        ),
-        "accuracy": plots.accuracy_over_depth(
-            analysis.accuracies,
-            needed,
-            analysis.tolerance,
-            stage_starts=starts,
-            summary=_curve_summary("Accuracy", analysis.accuracies, needed, percent_text),
-        ),
-        "ratios": plots.residual_ratios(
-            analysis.ratios,
-            kept,
-            stage_starts=starts,
-            summary=_bar_summary("Relative size of the residual branch", analysis.ratios),
-        ),
-        "norms": plots.weight_norms(
-            analysis.norms,
-            kept,
-            stage_starts=starts,
-            summary=_bar_summary("Weight norm of the residual branch", analysis.norms),
-        ),
+def figures_of(data: ReportData) -> dict[str, Chart]:
+    """Make the figures that the data suffice for, by name."""
+    analysis = data.analysis
+    figures = {
+        "loss": _loss_figure(analysis),
+        "accuracy": _accuracy_figure(analysis),
+        "ratios": _bars(data, analysis.residual_ratios, RATIO, "Relative size of the residual branch"),
+        "norms": _bars(data, analysis.weight_norms, NORM, "Weight norm of the residual branch"),
     }
-    figures: dict[str, object] = {name: Markup(svg) for name, svg in svgs.items()}
-    return figures | _epoch_figures(analysis, data.history)
-
-
-def _epoch_figures(analysis: Analysis, history: Sequence[Mapping[str, object]]) -> dict[str, object]:
-    if not history:
-        return {"learning": None, "development": None}
-    epochs = [int(number(entry["epoch"])) for entry in history]
-    train = [number(entry.get("train_loss")) for entry in history]
-    validation = [number(entry.get("val_loss")) for entry in history]
-    ends = f"training {measure_text(train[-1])}, validation {measure_text(validation[-1])}"
-    summary = f"Loss of the terminal output over {len(epochs)} epochs; at the end: {ends}."
-    svg = plots.learning_curve(epochs, train, validation, summary=summary)
-    figures: dict[str, object] = {"learning": Markup(svg), "development": None}
-    pairs = [(epoch, numbers(e.get("val_losses"))) for epoch, e in zip(epochs, history, strict=True)]
-    curves = [(epoch, losses) for epoch, losses in pairs if losses]
-    if curves:
-        drawn = [curves[index][0] for index in plots.chosen_epochs(len(curves))]
-        summary = f"Loss at every depth after epoch {', '.join(map(str, drawn))}."
-        svg = plots.development_over_epochs(curves, stage_starts=analysis.stage_starts, summary=summary)
-        figures |= {"development": Markup(svg), "drawn_epochs": drawn}
-        figures["all_drawn"] = len(drawn) == len(curves)
+    if data.history:
+        figures["learning"] = _learning_figure(data.history)
+    if played_epochs(data.history):
+        figures["development"] = _development_figure(data)
+    if points := data.points or _cut_points(data, "cuts"):
+        figures["cost"] = _cost_figure(points)
+    if data.confusion is not None:
+        figures["confusion"] = _confusion_figure(data.confusion)
     return figures
 
 
-def floor_text(analysis: Analysis) -> str:
-    """Say where the accuracy axis is cut off at the bottom; nothing if it is not."""
-    floor = plots.accuracy_floor(analysis.accuracies, analysis.tolerance)
-    return percent_text(floor) if math.isfinite(floor) else ""
+def comparison_figures(runs: Sequence[ReportData]) -> dict[str, Chart]:
+    """Make the figures that show several runs beside each other."""
+    names = ", ".join(run.run for run in runs)
+
+    def over(x: Axis, y: Axis, name: str, values: Callable[[Analysis], Sequence[float]]) -> Chart:
+        series = [_curve(values(run.analysis), run.run) for run in runs]
+        follows = "depth" if x is DEPTH else ""
+        return line_chart(series, x=x, y=y, summary=f"{name} of {names}.", follows=follows)
+
+    figures = {
+        "loss": over(DEPTH, LOSS, "Loss over depth", lambda analysis: analysis.losses),
+        "accuracy": over(DEPTH, ACCURACY, "Accuracy over depth", lambda analysis: analysis.accuracies),
+        "ratios": over(BLOCK, RATIO, "Relative size of the residual branches", _ratios),
+    }
+    points = [point for run in runs for point in _cut_points(run, run.run)]
+    return figures | ({"cost": _cost_figure(points)} if points else {})
 
 
-def _strip_summary(analysis: Analysis) -> str:
-    word = "kept" if analysis.pruned else "needed"
-    which = ranges_text(analysis.kept) or "none"
-    return f"{blocks_text(analysis.num_blocks)} from input to output; {word}: {which}."
+def _ratios(analysis: Analysis) -> Sequence[float]:
+    return analysis.residual_ratios
+
+
+def _loss_figure(analysis: Analysis) -> Chart:
+    needed = analysis.needed_blocks
+    return line_chart(
+        [_curve(analysis.losses)],
+        x=DEPTH,
+        y=LOSS,
+        summary=_curve_summary("Loss", analysis.losses, needed, measure_text),
+        mark=(needed, f"{needed} needed"),
+        stage_starts=analysis.stage_starts,
+        follows="depth",
+    )
+
+
+def _accuracy_figure(analysis: Analysis) -> Chart:
+    needed, terminal, floor = (
+        analysis.needed_blocks,
+        analysis.terminal_accuracy,
+        analysis.accuracy_floor,
+    )
+    highest = max((value for value in analysis.accuracies if math.isfinite(value)), default=terminal)
+    return line_chart(
+        [_curve(analysis.accuracies)],
+        x=DEPTH,
+        y=_cut_off(floor, highest) if math.isfinite(floor) else ACCURACY,
+        summary=_curve_summary("Accuracy", analysis.accuracies, needed, percent_text),
+        mark=(needed, f"{needed} needed"),
+        band=(terminal - analysis.tolerance, terminal),
+        stage_starts=analysis.stage_starts,
+        follows="depth",
+    )
+
+
+def _bars(data: ReportData, values: Sequence[float], y: Axis, name: str) -> Chart:
+    finite = [value for value in values if math.isfinite(value)]
+    summary = f"{name} of each block: no values."
+    if finite:
+        low, high = (f"{measure_text(v)} in block {values.index(v)}" for v in (min(finite), max(finite)))
+        summary = f"{name} of each block: smallest {low}, largest {high}."
+    starts = data.analysis.stage_starts
+    return bar_chart(values, data.kept_blocks, x=BLOCK, y=y, summary=summary, stage_starts=starts)
+
+
+def _learning_figure(history: Sequence[Epoch]) -> Chart:
+    """Draw the loss of the terminal output y_N over the epochs, in training and in validation."""
+    train, val = history[-1].train_loss, history[-1].val_loss
+    series = [
+        Series("validation", [(e.epoch, e.val_loss) for e in history], dots=False),
+        Series("training", [(e.epoch, e.train_loss) for e in history], dots=False, colour="muted"),
+    ]
+    return line_chart(
+        [each for each in series if any(math.isfinite(y) for _, y in each.points)] or series,
+        x=Axis("epoch"),
+        y=LOSS,
+        summary=f"Loss of the terminal output over {counted(len(history), 'epoch')}; at the end: "
+        f"training {measure_text(train)}, validation {measure_text(val)}.",
+    )
+
+
+def _development_figure(data: ReportData) -> Chart:
+    drawn = drawn_epochs(data.history)
+    return fading_lines(
+        [(entry.epoch, entry.val_losses) for entry in played_epochs(data.history)],
+        drawn,
+        x=DEPTH,
+        y=LOSS,
+        summary=f"Loss at every depth after epoch {', '.join(map(str, drawn))}.",
+        follows="epoch",
+        stage_starts=data.analysis.stage_starts,
+    )
+
+
+def _cost_figure(points: Sequence[Point]) -> Chart:
+    """Draw accuracy against MACs, a curve for each series."""
+    known = [p for p in points if math.isfinite(p.accuracy) and math.isfinite(p.macs)]
+    series = []
+    for name in dict.fromkeys(point.series for point in points):
+        chosen = sorted((p for p in known if p.series == name), key=lambda point: point.macs)
+        places = [(point.macs, point.accuracy) for point in chosen]
+        dots = len(places) <= MOST_DOTS
+        series.append(Series(name, places, dots=dots, labels=[point.name for point in chosen]))
+    accuracies = [point.accuracy for point in known] or [0.0]
+    best = max(accuracies)
+    return line_chart(
+        series,
+        x=Axis("MACs an image"),
+        y=_cut_off(max(min(accuracies), best - COST_RANGE) - 0.2, best),
+        summary=f"Accuracy against MACs of {', '.join(each.name for each in series)}; the best reaches "
+        f"{percent_text(best)}.",
+    )
+
+
+def _cut_points(data: ReportData, series: str) -> list[Point]:
+    """Return the cuts as accuracy against MACs, if the MACs are known."""
+    known = enumerate(zip(data.analysis.accuracies, data.analysis.macs, strict=False))
+    return [Point(series, counted(k, "block"), accuracy, macs) for k, (accuracy, macs) in known]
+
+
+def _confusion_figure(confusion: Confusion) -> Chart:
+    """Draw the classes that are confused most."""
+    counts, classes = confusion.counts, range(len(confusion.counts))
+    wrong = [sum(counts[i]) + sum(row[i] for row in counts) - 2 * counts[i][i] for i in classes]
+    most = sorted(sorted(classes, key=lambda i: -wrong[i])[:MOST_CLASSES])
+    right, images = sum(counts[i][i] for i in classes), sum(map(sum, counts))
+    return heatmap(
+        [confusion.class_names[i] for i in most],
+        [[counts[i][j] for j in most] for i in most],
+        summary=f"Answers of the cut network by class: {right:,} of {images:,} images right.",
+    )
+
+
+def _cut_off(low: float, high: float) -> Axis:
+    return replace(ACCURACY, domain=(low, high + 0.04 * (high - low)))
+
+
+def _curve(values: Sequence[float], name: str = "") -> Series:
+    return Series(name, list(enumerate(values)), dots=len(values) <= MOST_DOTS)
 
 
 def _curve_summary(
-    name: str, values: Sequence[float], needed: int, write: Callable[[object], str]
+    name: str, values: Sequence[float], needed: int, write: Callable[[float], str]
 ) -> str:
-    last = len(values) - 1
-    ends = (
-        f"{write(value_at(values, 0))} at depth 0, {write(value_at(values, needed))} at depth {needed}"
+    depths = (0, needed, len(values) - 1)
+    return (
+        f"{name} over depth: "
+        + ", ".join(f"{write(value_at(values, depth))} at depth {depth}" for depth in depths)
+        + "."
     )
-    return f"{name} over depth: {ends}, {write(value_at(values, last))} at depth {last}."
-
-
-def _bar_summary(name: str, values: Sequence[float]) -> str:
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
-        return f"{name} of each block: no values."
-    low, high = (f"{measure_text(v)} in block {values.index(v)}" for v in (min(finite), max(finite)))
-    return f"{name} of each block: smallest {low}, largest {high}."

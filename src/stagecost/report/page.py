@@ -1,80 +1,177 @@
-"""The report on a run: one HTML file that needs nothing else, neither scripts nor a network.
+"""The pages: one HTML file each that needs nothing else, no network and, to be read, no scripts.
 
-Plain data in, HTML out; nothing here knows about networks or tensors.
+Typed values in, HTML out; nothing here knows about networks or tensors. Figures are static SVG; where
+scripts may run, the chart library, which travels in the page, draws them anew, live.
 """
 
+import base64
+import hashlib
 import json
 import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from stagecost.report.content import Analysis, ReportData, read_analysis
-from stagecost.report.figures import draw_figures, floor_text
-from stagecost.report.sentences import consequence, notes_on, verdict
-from stagecost.report.tables import (
-    comparison_rows,
-    depth_rows,
-    history_rows,
-    make_cards,
-    result_rows,
-    setting_rows,
+from stagecost.errors import StageCostError
+from stagecost.report import sentences, words
+from stagecost.report.charts import Chart
+from stagecost.report.data import ReportData, value_at
+from stagecost.report.extra import report_extra
+from stagecost.report.figures import comparison_figures, figures_of
+from stagecost.report.frames import (
+    Frame,
+    comparison_frames,
+    depth_frames,
+    drawn_epochs,
+    epoch_frames,
 )
-from stagecost.report.wording import points_text, ranges_text
+from stagecost.report.tables import confusion_rows, differing_rows, pruning_rows, setting_rows
 from stagecost.storage import write_atomically
 
-TEMPLATE = "report.html.j2"
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+LARGEST_PAGE = 3_000_000
 
 
 def render_report(data: ReportData) -> str:
-    """Render a report as one self-contained HTML document; the same data give the same bytes."""
-    from jinja2 import Environment, StrictUndefined
+    """Render a report as one self-contained HTML document; the same data give the same bytes.
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    source = files("stagecost.report").joinpath("templates", TEMPLATE).read_text(encoding="utf-8")
-    analysis = read_analysis(data)
-    html = environment.from_string(source).render(
-        run=data.run,
-        version=data.version,
-        analysis=analysis,
-        tolerance=points_text(analysis.tolerance),
-        verdict=verdict(analysis),
-        consequence=consequence(analysis, data.pruning),
-        notes=notes_on(analysis, data),
-        cards=make_cards(analysis, data),
-        figures=draw_figures(analysis, data),
-        accuracy_floor=floor_text(analysis),
-        comparison=comparison_rows(analysis, data.pruning),
-        kept=ranges_text(analysis.kept) if data.pruning else "",
-        test=result_rows(data.test),
-        commands=_commands(analysis, data),
+    Raises:
+        StageCostError: the extra `report` is not installed, or the page would be too large.
+    """
+    return _render(
+        "report.html.j2",
+        figures_of(data),
+        {"depth": depth_frames(data), "epoch": epoch_frames(data.history)},
+        data=data,
+        drawn_epochs=drawn_epochs(data.history),
+        pruning_rows=pruning_rows(data),
+        confusions=confusion_rows(data.confusion),
+        commands=_commands(data),
         settings=setting_rows(data.settings),
-        history=history_rows(data.history),
-        depths=depth_rows(analysis),
     )
-    # A path may hold bytes that are no text (lone surrogates): they are shown as escapes.
-    return html.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def render_comparison(runs: Sequence[ReportData]) -> str:
+    """Render several runs beside each other as one self-contained HTML document.
+
+    Raises:
+        StageCostError: fewer than two runs, or see `render_report`.
+    """
+    if len(runs) < 2:
+        raise StageCostError(f"{len(runs)} run is nothing to compare: give two runs or more")
+    apart = _named_apart(runs)
+    return _render(
+        "comparison.html.j2",
+        comparison_figures(apart),
+        {"depth": comparison_frames(apart)},
+        runs=apart,
+        differing=differing_rows(apart),
+    )
 
 
 def write_report(data: ReportData, path: Path) -> None:
     """Write a report so that a reader, or a crash, sees either the old file or the new one.
 
     Raises:
+        StageCostError: see `render_report`.
         OSError: no permission, disk full, …; the old file is then untouched.
     """
     write_atomically(path, render_report(data))
 
 
-def _commands(analysis: Analysis, data: ReportData) -> dict[str, str]:
+def write_comparison(runs: Sequence[ReportData], path: Path) -> None:
+    """Write a comparison as `write_report` writes a report."""
+    write_atomically(path, render_comparison(runs))
+
+
+def _render(
+    template: str,
+    charts: Mapping[str, Chart],
+    frames: Mapping[str, Sequence[Frame]],
+    **content: Any,
+) -> str:
+    live = {
+        "charts": {name: chart.spec(live=True) for name, chart in charts.items()},
+        "frames": {name: [asdict(frame) for frame in shown] for name, shown in frames.items()},
+    }
+    scripts = [_chart_library(), _source("page.js")]
+    html = (
+        _templates()
+        .get_template(template)
+        .render(
+            # Vega escapes what it writes; the text of summaries is quoted where it enters the SVG.
+            charts={name: chart.svg(name) for name, chart in charts.items()},
+            frames=frames,
+            live=json.dumps(live, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+            scripts=scripts,
+            hashes=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
+            words=words,
+            sentences=sentences,
+            **content,
+        )
+    )
+    # A path may hold bytes that are no text (lone surrogates): they are shown as escapes.
+    page = html.encode("utf-8", "backslashreplace")
+    if len(page) > LARGEST_PAGE:
+        size = f"{len(page) / 1e6:.1f} MB"
+        raise StageCostError(f"the page has {size}, more than 3: give fewer or smaller thumbnails")
+    return page.decode("utf-8")
+
+
+@cache
+def _templates() -> "Environment":
+    with report_extra():
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("stagecost.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["at"] = value_at
+    return environment
+
+
+@cache
+def _chart_library() -> str:
+    with report_extra():
+        import vl_convert
+
+    library: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return library
+
+
+def _source(name: str) -> str:
+    return files("stagecost.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _named_apart(runs: Sequence[ReportData]) -> list[ReportData]:
+    """Number the runs whose names would be the same."""
+    names = [run.run for run in runs]
+    return [
+        replace(run, run=f"{run.run} ({place + 1})") if names.count(run.run) > 1 else run
+        for place, run in enumerate(runs)
+    ]
+
+
+def _commands(data: ReportData) -> dict[str, str]:
     """Write what to type next; names are quoted as the shell and Python need it."""
     if data.pruning is None:
-        drop = f"--max-drop {analysis.tolerance:g}"
+        drop = f"--max-drop {data.analysis.tolerance:g}"
         return {"prune": f"stagecost prune {shlex.quote(data.run)} {drop} --output small/"}
-    path = str(data.pruning["path"])
+    path = data.pruning.path
     quoted = json.dumps(path, ensure_ascii=False)
     load = ["import stagecost", "", f"network = stagecost.load({quoted})", "logits = network(images)"]
-    return {
-        "load": "\n".join(load),
-        "evaluate": f"stagecost evaluate {shlex.quote(path)} --split test",
-    }
+    evaluate = f"stagecost evaluate {shlex.quote(path)} --split test"
+    return {"load": "\n".join(load), "evaluate": evaluate}

@@ -1,70 +1,119 @@
-"""The sentences of a report: what was found, what follows, and what makes it less than it seems."""
+"""The sentences of a report: what was measured, what follows, and what makes it less than it seems."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 
-from stagecost.report.content import Analysis, ReportData, number
-from stagecost.report.wording import blocks_text, percent_text, points_text, ranges_text
+from stagecost.report.data import Analysis, Pruning, ReportData
+from stagecost.report.words import counted, percent_text, points_text, ranges_text
 
 
 def verdict(analysis: Analysis) -> str:
     """Say how many blocks are needed, and for what."""
-    verb = "is" if analysis.needed == 1 else "are"
+    needed = analysis.needed_blocks
+    verb = "is" if needed == 1 else "are"
     return (
-        f"{analysis.needed:,} of {blocks_text(analysis.num_blocks)} {verb} needed on the "
-        f"{analysis.split} split to stay within {points_text(analysis.tolerance)} of the full network’s "
-        f"{percent_text(analysis.terminal_accuracy)}."
+        f"{needed:,} of {counted(analysis.num_blocks, 'block')} {verb} needed on the "
+        f"{analysis.split_word} split to stay within {points_text(analysis.tolerance)} of the full "
+        f"network’s {percent_text(analysis.terminal_accuracy)}."
     )
 
 
-def consequence(analysis: Analysis, pruning: Mapping[str, object] | None) -> str:
+def consequence(data: ReportData) -> str:
     """Say what pruning has brought or would bring."""
+    analysis, pruning = data.analysis, data.pruning
     if pruning is not None:
         return (
-            f"The pruned network keeps {blocks_text(len(analysis.kept))} and reaches "
-            f"{percent_text(pruning.get('accuracy_after'))}, without retraining."
+            f"The pruned network keeps {counted(len(pruning.kept_blocks), 'block')} and reaches "
+            f"{percent_text(pruning.accuracy_after)}{_retraining(pruning)}."
         )
-    rest = analysis.num_blocks - analysis.needed
+    rest = analysis.num_blocks - analysis.needed_blocks
     if rest <= 0:
         return "Within this tolerance no block can be cut off."
-    other = "The other block" if rest == 1 else f"The other {blocks_text(rest)}"
+    other = "The other block" if rest == 1 else f"The other {counted(rest, 'block')}"
     remaining = percent_text(analysis.needed_accuracy)
     return f"{other} can be cut off without retraining; {remaining} would remain."
 
 
-def notes_on(analysis: Analysis, data: ReportData) -> list[str]:
+def _retraining(pruning: Pruning) -> str:
+    if not pruning.finetune_epochs:
+        return ", without retraining"
+    before = pruning.accuracy_before_finetuning
+    known = f" ({percent_text(before)} right after the cut)" if math.isfinite(before) else ""
+    return f" after {counted(pruning.finetune_epochs, 'epoch')} of fine-tuning{known}"
+
+
+def what_pruning_did(pruning: Pruning) -> str:
+    """Say which blocks are left, and whether they were trained after the cut."""
+    epochs = pruning.finetune_epochs
+    after = f"and the rest was fine-tuned for {counted(epochs, 'epoch')}" if epochs else ""
+    kept = ranges_text(pruning.kept_blocks) or "none"
+    return f"Blocks were removed, {after or 'nothing was retrained'}. Kept: blocks {kept}."
+
+
+def notes_on(data: ReportData) -> list[str]:
     """Say what makes the numbers of this very report less than they seem."""
     notes = []
-    if analysis.split == "test":
+    if data.analysis.split_word == "test":
         notes.append(
             "The depth was chosen on the test split, so an accuracy on the same images flatters. "
             "Choose it on a validation split and read the test split once."
         )
-    if analysis.split == "training":
+    if data.analysis.split_word == "training":
         notes.append(
             "The depth was chosen on the images that the network was trained on. New images may "
             "need more blocks."
         )
-    if number(data.settings.get("gamma")) == 0:
+    if data.settings.get("gamma") == 0:
         notes.append(
             "Trained with gamma = 0, plain training: nothing rewarded good intermediate outputs, so "
             "most blocks are expected to be needed."
         )
-    return notes if data.pruning is None else notes + _pruning_notes(analysis, data.pruning)
+    return notes if data.pruning is None else notes + _pruning_notes(data.analysis, data.pruning)
 
 
-def _pruning_notes(analysis: Analysis, pruning: Mapping[str, object]) -> list[str]:
+def blocks_summary(data: ReportData) -> str:
+    """Say which blocks the row of blocks colours."""
+    word = "needed" if data.pruning is None else "kept"
+    which = ranges_text(data.kept_blocks) or "none"
+    return f"{counted(data.analysis.num_blocks, 'block')} from input to output; {word}: {which}."
+
+
+def newly_wrong_text(data: ReportData) -> str:
+    """Say how many images the cut gets newly wrong, and how many are shown."""
+    shown = len(data.newly_wrong)
+    count = max(shown, data.newly_wrong_count)
+    verb = "is" if count == 1 else "are"
+    seen = f"; {shown:,} shown" if shown < count else ""
+    return f"{counted(count, 'image')} {verb} right with all blocks and wrong after the cut{seen}."
+
+
+def comparison_verdict(runs: Sequence[ReportData]) -> str:
+    """Say which run needs the fewest blocks, and which reaches the highest accuracy."""
+    fewest = min(run.analysis.needed_blocks for run in runs)
+    accuracies = [run.analysis.terminal_accuracy for run in runs]
+    highest = max((value for value in accuracies if math.isfinite(value)), default=math.nan)
+    shallow = [run.run for run in runs if run.analysis.needed_blocks == fewest]
+    best = [run.run for run, value in zip(runs, accuracies, strict=True) if value == highest]
+    first = f"{' and '.join(shallow)} need{'s' * (len(shallow) == 1)} the fewest blocks, {fewest:,}"
+    if not best:
+        return f"{first}."
+    second = f"{' and '.join(best)} reach{'es' * (len(best) == 1)} the highest accuracy"
+    return f"{first}; {second}, {percent_text(highest)}."
+
+
+def _pruning_notes(analysis: Analysis, pruning: Pruning) -> list[str]:
     notes = []
-    if analysis.kept != list(range(analysis.needed)):
-        kept = f"blocks {ranges_text(analysis.kept)}" if analysis.kept else "no block"
+    if list(pruning.kept_blocks) != list(range(analysis.needed_blocks)):
+        kept = f"blocks {ranges_text(pruning.kept_blocks)}" if pruning.kept_blocks else "no block"
         notes.append(
             f"The pruned network keeps {kept}, not the first "
-            f"{analysis.needed:,}: the figures over depth do not show its accuracy."
+            f"{analysis.needed_blocks:,}: the figures over depth do not show its accuracy."
         )
-    predicted = number(pruning.get("accuracy_predicted"))
-    measured = number(pruning.get("accuracy_after"))
-    if abs(predicted - measured) >= 0.05:
+    # What was predicted is the accuracy of the cut; training after it changes that in any case.
+    cut = pruning.accuracy_before_finetuning if pruning.finetune_epochs else pruning.accuracy_after
+    if abs(pruning.accuracy_predicted - cut) >= 0.05:
         notes.append(
-            f"{percent_text(predicted)} was predicted for the pruned network, and "
-            f"{percent_text(measured)} measured. Trust the measurement."
+            f"{percent_text(pruning.accuracy_predicted)} was predicted for the pruned network, and "
+            f"{percent_text(cut)} measured. Trust the measurement."
         )
     return notes

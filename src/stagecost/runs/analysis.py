@@ -1,7 +1,8 @@
 """`stagecost analyze`: loss and accuracy over depth, and how many blocks are needed.
 
-What is needed is said of cuts that can be made, by the rule of `stagecost prune`: the cheapest cut within
-the tolerance. In a homogeneous network these are the y_k; in a staged one some are measured beside them.
+What is needed is said of cuts that can be made, by the rule of `stagecost prune`: the cheapest cut
+within the tolerance. In a homogeneous network these are the y_k; in a staged one some are measured
+beside them.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from stagecost.runs.trained import CheckpointName, Judged, Split, Trained, open_
 from stagecost.trajectory import Score, Trajectory, loss_trajectory, needed_blocks
 
 MEASURED_CUTS = 27
-"""How many cuts of a staged network are measured: all of three numbers of blocks in each of three stages."""
+"""How many cuts of a staged network are measured: three numbers of blocks in each of three stages."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def analyze(
     checkpoint: CheckpointName = "last",
     device: str = "auto",
     data: str | None = None,
+    allow_trained: bool = False,
 ) -> Analysis:
     """Show loss and accuracy over depth, and how many blocks are needed.
 
@@ -99,13 +101,15 @@ def analyze(
         checkpoint: of a run.
         device: where to compute.
         data: other images, or where those of the training are now.
+        allow_trained: judge it also on images that it was trained on.
 
     Raises:
         StageCostError: an impossible tolerance, nothing trained, or no such images.
     """
     needed_blocks((0.0, 0.0), tolerance)  # refuse an impossible tolerance before the long work
     trained = open_trained(path, checkpoint=checkpoint, device=device)
-    return analysis_of(trained, split, tolerance, data)
+    images = trained.judged(split, data, allow_trained=allow_trained)
+    return summarise(trained, measure(trained, images), images, split, tolerance)
 
 
 def analysis_of(trained: Trained, split: Split, tolerance: float, data: str | None = None) -> Analysis:

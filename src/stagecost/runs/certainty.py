@@ -61,8 +61,8 @@ def warnings_on(
     image = 100 / num_images
     if tolerance is not None and 0 < tolerance < image:
         said.append(
-            f"one image of {num_images} is {image:.2f} points, more than the tolerance of {tolerance:g}: "
-            "use more images, or a larger tolerance"
+            f"one image of {num_images} is {image:.2f} points, more than the tolerance of "
+            f"{tolerance:g}: use more images, or a larger tolerance"
         )
     interval = wilson(accuracy, num_images)
     if interval is not None and interval[0] <= chance:

@@ -44,6 +44,11 @@ class RunFolder:
         return self.path / "best.safetensors"
 
     @property
+    def images(self) -> Path:
+        """The fingerprint of the images of the training."""
+        return self.path / "images.json"
+
+    @property
     def pruning(self) -> Path:
         """The outcome of the latest pruning."""
         return self.path / "pruning.json"
@@ -153,8 +158,8 @@ def check_same(stored: RunSettings, wanted: RunSettings, path: Path) -> None:
     for name, value in after.items():
         if value != before[name] and name not in FREE_ON_RESUME:
             raise StageCostError(
-                f"{flag(name)} is {before[name]} in {path}, not {value}: leave it out to go on with that "
-                "run, or give another --output"
+                f"{flag(name)} is {before[name]} in {path}, not {value}: leave it out to go on with "
+                "that run, or give another --output"
             )
 
 

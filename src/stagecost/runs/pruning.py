@@ -13,7 +13,6 @@ from stagecost.cut import Cut
 from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
 from stagecost.network import CONFIG_FILE, ResidualNetwork
-from stagecost.objective import StageCost
 from stagecost.prune import PruningPlan, carry_optimizer, plan_pruning
 from stagecost.runs.analysis import measure
 from stagecost.runs.certainty import Interval, paired_drop, warnings_on, wilson
@@ -21,7 +20,7 @@ from stagecost.runs.folder import RunFolder
 from stagecost.runs.lock import locked
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Judged, Trained, open_trained
-from stagecost.storage import write_json
+from stagecost.storage import write_atomically, write_json
 from stagecost.train.checkpoint import load_optimizer_tensors
 from stagecost.train.display import TrainingDisplay
 from stagecost.train.loop import Epoch, fit
@@ -109,6 +108,7 @@ def prune(
         if trained.checkpoint is None:
             raise StageCostError(f"{run} is a saved network: give the run that it was pruned from")
         bundle = trained.load("train", "val", data=data)
+        trained.check_images(bundle, "val", data)
         val = trained.judged_on([bundle.splits["val"]])
         plan = _plan(trained, val, max_drop, keep)
         pruned = _recalibrated(trained, plan, bundle, val)
@@ -118,6 +118,9 @@ def prune(
         _check_drop(pruning, max_drop)
         content = pruning.to_json()
         pruned.save_pretrained(target, **trained.details(), pruning=content)
+        images = RunFolder(trained.path).images
+        if images.is_file():
+            write_atomically(RunFolder(target).images, images.read_bytes())
         write_json(RunFolder(trained.path).pruning, content)
     return pruning
 
@@ -264,8 +267,8 @@ def finetune_settings(
 def _decay_of_run(trained: Trained) -> float:
     """Return the decay that the optimiser of a run had.
 
-    A normalised objective divides lambda by the weight of all losses. Without the stage cost nothing would
-    divide it any more, and a lambda that was raised to make up for it would be as many times too large.
+    A normalised objective divides lambda by the weight of all losses. Without the stage cost nothing
+    would divide it any more, and a lambda that was raised to make up for it would be far too large.
     """
     assert trained.checkpoint is not None
     return trained.checkpoint.weight_decay

@@ -1,4 +1,4 @@
-"""`stagecost report`: report.html in a run folder, from its analysis, its history and its latest pruning."""
+"""`stagecost report`: report.html of a run, from its analysis, its history and its latest pruning."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,13 +6,14 @@ from pathlib import Path
 
 from stagecost import __version__
 from stagecost.errors import StageCostError
-from stagecost.report.content import ReportData
+from stagecost.macs import macs_by_part
+from stagecost.report.data import ReportData
 from stagecost.report.page import write_report
 from stagecost.runs.analysis import Analysis, analysis_of
 from stagecost.runs.evaluation import Evaluation
 from stagecost.runs.folder import RunFolder
 from stagecost.runs.results import Result
-from stagecost.runs.trained import CheckpointName, Trained, open_trained
+from stagecost.runs.trained import CheckpointName, Split, Trained, open_trained
 from stagecost.storage import read_json
 from stagecost.trajectory import needed_blocks
 
@@ -66,7 +67,7 @@ def report(
     needed_blocks((0.0, 0.0), tolerance)  # refuse an impossible tolerance before the long work
     trained = open_trained(run, checkpoint=checkpoint, device=device)
     # Without a validation split the training images stand in; the report says which split it shows.
-    split = "val" if trained.settings.data.val_fraction > 0 else "train"
+    split: Split = "val" if trained.settings.data.val_fraction > 0 else "train"
     return write_run_report(trained, analysis_of(trained, split, tolerance, data))
 
 
@@ -78,14 +79,19 @@ def write_run_report(
     if checkpoint is None:
         raise StageCostError(f"{trained.path} is a saved network: give the run that it was pruned from")
     settings = {**trained.settings.to_flat(), "gamma": checkpoint.gamma}
-    data = ReportData(
-        run=str(run.path),
-        settings={**settings, "num_blocks": analysis.num_blocks},
-        analysis=analysis.to_json(),
-        history=[entry.to_json() for entry in checkpoint.progress.history],
-        pruning=read_json(run.pruning) if run.pruning.is_file() else None,
-        test=[row.to_json() for row in test],
-        version=__version__,
-    )
-    write_report(data, run.report)
+    macs = macs_by_part(trained.network, trained.image_shape)
+    depths = range(analysis.num_blocks + 1)
+    content = {
+        "run": str(run.path),
+        "settings": {**settings, "num_blocks": analysis.num_blocks},
+        "analysis": {
+            **analysis.to_json(),
+            "macs": [macs[0] + sum(macs[1 : 1 + k]) + macs[-1] for k in depths],
+        },
+        "history": [entry.to_json() for entry in checkpoint.progress.history],
+        "pruning": read_json(run.pruning) if run.pruning.is_file() else None,
+        "test": [row.to_json() for row in test],
+        "version": __version__,
+    }
+    write_report(ReportData.from_json(content), run.report)
     return Report(str(run.path), str(run.report), analysis.needed_blocks)

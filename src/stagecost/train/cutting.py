@@ -1,8 +1,8 @@
 """How blocks leave a running training: network, optimiser, average and wrapper, all of them or none.
 
-When they leave is the caller's business. In a homogeneous network the tail goes, which is exact: the loss
-after the cut is one that the trajectory already tells. In a staged network each stage loses its tail, and
-BatchNorm statistics are estimated anew.
+When they leave is the caller's business. In a homogeneous network the tail goes, which is exact: the
+trajectory tells the loss after it. In a staged network each stage loses its tail, and BatchNorm
+statistics are estimated anew.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from stagecost.network import ResidualNetwork
 from stagecost.train.checkpoint import load_optimizer_tensors, optimizer_tensors
 from stagecost.train.history import CutRecord, EpochRecord
 from stagecost.train.settings import TrainingSettings
-from stagecost.train.state import State, compile_in_place, make_optimizer, wrap
+from stagecost.train.state import State, make_optimizer, wrap
 from stagecost.train.validation import Validation
 from stagecost.trajectory import Score, terminal_score
 
@@ -105,12 +105,12 @@ def replace_networks(
 ) -> None:
     """Go on with smaller networks; every parameter that stays keeps its optimiser state.
 
-    The optimiser is built and filled as after a restart, so that a training that goes on is no different.
+    The optimiser is built and filled as after a restart, so that one which goes on is no different.
     The networks are copies, because hooks of a distributed wrapper would stay behind on old parameters.
     """
     network = networks[0]
     if training.compile:  # what was compiled knows the old blocks
-        compile_in_place(network, state.fabric.device)
+        network.compile(dynamic=False)
     kept = optimizer_tensors(state.optimizer, state.network)
     staying = dict(network.named_parameters())
     decay = {group["name"]: group["weight_decay"] for group in state.optimizer.param_groups}

@@ -24,7 +24,7 @@ _FOREIGN_BEGIN = ("SLURM_", "JSM_", "LSB_", "OMPI_", "TORCHELASTIC_", "LT_", "LI
 
 
 def is_first_process() -> bool:
-    """Tell whether this process is the one that the user started, and not one that it started in turn."""
+    """Tell whether this process is the one that the user started, not one that it started in turn."""
     return os.environ.get(_STARTED_BY) != str(os.getppid())
 
 
@@ -57,8 +57,8 @@ def make_fabric(
         raise StageCostError("--precision fp16 needs an accelerator: use --precision bf16 or 32")
     if kind == "cuda" and num_processes > torch.cuda.device_count():
         raise StageCostError(
-            f"--num-processes is {num_processes}, but this machine has {torch.cuda.device_count()} GPUs: "
-            "give at most one process a GPU"
+            f"--num-processes is {num_processes}, but this machine has {torch.cuda.device_count()} "
+            "GPUs: give at most one process a GPU"
         )
     with _own_environment(), warnings.catch_warnings():
         # Fabric looks for a cluster's launcher and says so where one merely happens to be installed.

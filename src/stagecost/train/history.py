@@ -73,7 +73,9 @@ class EpochRecord:
         Raises:
             TypeError: an entry is missing or unknown.
         """
-        values = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
+        values: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in content.items()
+        }
         if values.get("cut") is not None:
             cut = dict(values["cut"])
             values["cut"] = CutRecord(**{**cut, "kept_blocks": tuple(cut["kept_blocks"])})

@@ -1,4 +1,4 @@
-"""Settings from plain values, such as those of a YAML file or of a command line, by their declared types.
+"""Settings from plain values, such as those of a YAML file or a command line, by their declared types.
 
 A value is what its type says, or a text that says such a value. Nothing heavy is imported here.
 """
@@ -75,8 +75,8 @@ def read_value(name: str, kind: Any, value: object) -> Any:
 
     Args:
         name: for messages, such as --num-blocks.
-        kind: int, float, bool, str, a `Literal` of texts, a tuple of ints or of texts; or one of these or
-            None.
+        kind: int, float, bool, str, a `Literal` of texts, a tuple of ints or of texts; or one of these
+            or None.
         value: of that type, or a text that says it.
 
     Raises:
@@ -95,7 +95,7 @@ def read_value(name: str, kind: Any, value: object) -> Any:
         shown = "null" if value is None else repr(value)
         shown = shown if len(shown) <= 80 else shown[:79] + "…"
         if get_origin(kind) is tuple:
-            wanted = "numbers like 16,32,64" if get_args(kind)[0] is int else "texts like 4,8"
+            wanted = "numbers like 16,32,64" if int in get_args(kind) else "texts like 4,8"
         choices = ", ".join(map(repr, get_args(kind)))
         raise StageCostError(f"{name} is {shown}: give {wanted or f'one of {choices}'}") from None
 
@@ -134,12 +134,13 @@ def _choice(value: object, *choices: str) -> str:
     return text
 
 
-def _several(value: object, item: Any, *_: object) -> tuple[Any, ...]:
-    parts = (value.split(",") if value else []) if isinstance(value, str) else value
-    if not isinstance(parts, list | tuple):
+def _several(value: object, item: Any, *more: object) -> tuple[Any, ...]:
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")] if value else []
+    if not isinstance(value, list | tuple):
         raise ValueError
     read, _ = _READERS[item]
-    return tuple(read(part.strip() if isinstance(part, str) else part) for part in parts)
+    return tuple(map(read, value))
 
 
 _READERS: dict[Any, tuple[Callable[..., Any], str]] = {

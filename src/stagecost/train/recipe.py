@@ -15,6 +15,7 @@ from stagecost.data.augmentation import Augmentation
 from stagecost.data.batches import epoch_batches, num_batches
 from stagecost.data.images import ImageFormat, ImageSplit
 from stagecost.dynamics import Pass
+from stagecost.network import LITERALLY
 from stagecost.train.settings import RunSettings
 
 
@@ -72,7 +73,7 @@ class Recipe:
     sampled_depths: int = 0
     drop_path: float = 0.0
     seed: int = 0
-    how: Pass = Pass()
+    how: Pass = LITERALLY
 
     @classmethod
     def of(cls, settings: RunSettings) -> "Recipe":

@@ -39,7 +39,8 @@ def stage_cost_of(settings: RunSettings, network: ResidualNetwork) -> StageCost:
     }
     if stage.first_depth >= num_blocks:
         raise StageCostError(
-            f"--first-depth is {stage.first_depth}, but there are {num_blocks} blocks: give a smaller number"
+            f"--first-depth is {stage.first_depth}, but there are {num_blocks} blocks: give a smaller "
+            "number"
         )
     if not stage.targets:
         return StageCost.uniform(num_blocks, gamma, first=stage.first_depth, **options)

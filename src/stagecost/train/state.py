@@ -1,4 +1,4 @@
-"""The state of a training: network, optimiser, average, device, progress. A small value that the loop moves."""
+"""The state of a training, which the loop moves on: network, optimiser, average, device, progress."""
 
 import copy
 from collections.abc import Sequence
@@ -124,9 +124,9 @@ def start(
     if kept_blocks is not None:
         network.remove_all_but(Cut(tuple(k for k, index in enumerate(indices) if index in kept_blocks)))
     # On CPUs, too, convolutions of few channels are much faster with channels last.
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if training.compile:
-        compile_in_place(network, fabric.device)
+    network.to(memory_format=torch.channels_last)
+    if training.compile:  # when it first meets a shape; parameters keep their names
+        network.compile(dynamic=False)
     asked, model, optimizer = wrap(fabric, network, make_optimizer(network, training, weight_decay))
     average = None
     if training.ema_decay:
@@ -154,18 +154,6 @@ def wrap(
     return asked, model, wrapped
 
 
-def compile_in_place(network: nn.Module, device: torch.device) -> None:
-    """Have calls of the network compiled when they first meet a shape; its parameters keep their names.
-
-    Raises:
-        StageCostError: nothing can compile here.
-    """
-    from stagecost.fast.reading import check_compiler
-
-    check_compiler(device.type)
-    network.compile(dynamic=False)
-
-
 @torch.no_grad()
 def check_batch(network: ResidualNetwork, image_shape: Sequence[int], batch_size: int) -> None:
     """Refuse a batch of which a BatchNorm would see one value a channel, so that there is no variance.
@@ -188,6 +176,6 @@ def check_batch(network: ResidualNetwork, image_shape: Sequence[int], batch_size
     twin(torch.empty(1, *image_shape, device="meta"), depths="all")
     if min(pixels, default=2) < 2:
         raise StageCostError(
-            "a batch of one image gives a BatchNorm one value a channel, which has no variance: give more "
-            "images, a larger --batch-size, or larger images"
+            "a batch of one image gives a BatchNorm one value a channel, which has no variance: give "
+            "more images, a larger --batch-size, or larger images"
         )

@@ -1,0 +1,619 @@
+"""The paper's table and the targets at 54 blocks, on one GPU, with no trainer but this file.
+
+Hardware: one GPU (recorded: NVIDIA H100 80GB HBM3), bf16 autocast, channels last; without one the same
+code runs, slowly, on a CPU. Data: all training images of MNIST, CIFAR-10, CIFAR-100 but a fixed tenth
+for validation; crops after padding by 4 (MNIST 2) and, CIFAR alone, mirror images. Recipe: `Recipe`
+below, one for all arms; SGD with Nesterov momentum, linear warm-up and half a cosine, lambda on the
+residual branches alone. Seeds 0, 1, 2; the pilot has others.
+
+Arms, all of homogeneous networks of N = 54 blocks or the first M = 12:
+    plain_full   N blocks, gamma = 0
+    plain_sub    M blocks, trained alone, gamma = 0
+    stage        gamma = 1/N on every y_k, J/(1 + gamma·N); its first M blocks need no more training
+    joint        one training for two depths: a pass through N blocks, and one through the first M with
+                 the same convolutions and linear map but norms of its own; costs as much as both apart
+    joint_light  the same with 0.3 of the second pass's loss
+    plain_long   plain_full for as many MACs as joint
+    cut_first    plain_sub for as many MACs as joint
+
+Speed: a whole step (crops, forward, backward, optimiser) is one CUDA graph; several jobs replay theirs
+on streams of their own. Blocks are compiled where that is measured to pay. Where capture fails, the job
+goes on without a graph.
+
+    python -m experiments.gpu_tier decode --parquet DATA/cifar10 --file IMAGES/cifar10.safetensors
+    python -m experiments.gpu_tier train pilot cifar10 cifar100 mnist --images IMAGES --out OUT
+    python -m experiments.gpu_speed --out OUT
+    python -m experiments.gpu_tier_records --lines OUT/gpu-tier.jsonl --results results --commit ID
+
+`IMAGES/pilot.safetensors` is decoded from the first three of CIFAR-10's five training files. `train`
+writes a line for each finished job at once. Test images are read once a job, at its end.
+"""
+
+import argparse
+import copy
+import io
+import json
+import math
+import platform
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stagecost.cut import Cut
+from stagecost.errors import StageCostError
+from stagecost.models.catalogue import create_model
+from stagecost.network import ResidualNetwork
+from stagecost.objective import parameter_groups
+from stagecost.storage import read_tensors, write_tensors
+
+ARMS = ("plain_full", "plain_sub", "stage", "joint", "joint_light", "plain_long", "cut_first")
+TARGET_WEIGHTS = {"joint": 1.0, "joint_light": 0.3}
+# Epochs and arms of each data set: what fitted into a quarter of an hour of the device.
+PLAN: dict[str, tuple[int, tuple[str, ...]]] = {
+    "cifar10": (10, ARMS),
+    "cifar100": (5, ("plain_full", "plain_sub", "stage", "joint_light")),
+    "mnist": (1, ("plain_full", "plain_sub", "stage", "joint")),
+}
+SEEDS, PILOT_SEEDS, PILOT_EPOCHS = (0, 1, 2), (100, 101), 6
+LEARNING_RATES = (0.1, 0.2, 0.4)
+VARIANTS = tuple((distilled, beta) for beta in (1.0, 0.3) for distilled in (False, True))
+STATISTICS = {
+    "mnist": ((0.1307,), (0.3081,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all arms have in common; the pilot chose the last five.
+
+    Attributes:
+        warmup: part of the steps in which the learning rate rises.
+        distilled: the second pass's loss is ½ cross-entropy + ½ KL to the detached whole output, else
+            cross-entropy alone.
+        beta: factor of the first pass's gradient on all weights that both passes share.
+        compiled: compile blocks.
+        at_once: how many jobs share the GPU.
+    """
+
+    num_blocks: int = 54
+    kept: int = 12
+    width: int = 32
+    stem_stride: int = 2
+    batch_size: int = 256
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 0.15
+    learning_rate: float = 0.4
+    distilled: bool = False
+    beta: float = 1.0
+    compiled: bool = True
+    at_once: int = 3
+
+    @property
+    def gamma(self) -> float:
+        """The paper's uniform stage weight, here 1/N."""
+        return 1 / self.num_blocks
+
+    def epoch_factor(self, arm: str) -> float:
+        """Return how many epochs an arm trains in one of plain_full's."""
+        both = self.num_blocks + self.kept
+        return {"plain_long": both / self.num_blocks, "cut_first": both / self.kept}.get(arm, 1.0)
+
+
+# ---------------------------------------------------------------- images
+
+
+def decode_image(encoded: bytes) -> npt.NDArray[np.uint8]:
+    """Return the pixels (H, W, C) of a PNG or WebP file."""
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(io.BytesIO(encoded)))
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def decode(folder: Path, file: Path, processes: int = 16) -> None:
+    """Decode parquet files, `train-*` and perhaps `test-*`, to bytes in one safetensors file."""
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    tensors: dict[str, Tensor] = {}
+    for part in ("train", "test"):
+        tables = [pq.read_table(path) for path in sorted(folder.glob(f"{part}-*.parquet"))]
+        if not tables:
+            continue
+        encoded = [row["bytes"] for table in tables for row in table.column("image").to_pylist()]
+        name = "fine_label" if "fine_label" in tables[0].column_names else "label"
+        labels = np.concatenate([table.column(name).to_numpy() for table in tables])
+        with ProcessPoolExecutor(processes) as pool:
+            pixels = np.stack(list(pool.map(decode_image, encoded, chunksize=500)))
+        tensors |= {
+            f"{part}_pixels": torch.from_numpy(pixels),
+            f"{part}_labels": torch.from_numpy(labels).long(),
+        }
+    write_tensors(file, tensors, {})
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images as bytes on the device, padded, (n, H + 2·pad, W + 2·pad, C), and their labels (n,)."""
+
+    pixels: Tensor
+    labels: Tensor
+    mean: Tensor
+    std: Tensor
+    pad: int
+    flip: bool
+
+    def crops(self, draws: Tensor) -> Tensor:
+        """Return normalised crops (B, C, H, W), channels last.
+
+        Args:
+            draws: (B, 4), of each crop the image, the row, the column, and 1 where it is mirrored.
+        """
+        height, width = (side - 2 * self.pad for side in self.pixels.shape[1:3])
+        across = torch.arange(width, device=draws.device)
+        rows = draws[:, 1, None] + torch.arange(height, device=draws.device)
+        columns = draws[:, 2, None] + torch.where(draws[:, 3, None] == 1, width - 1 - across, across)
+        pixels = self.pixels[draws[:, 0, None, None], rows[:, :, None], columns[:, None, :]]
+        return ((pixels.float() - self.mean) / self.std).permute(0, 3, 1, 2)
+
+    def draw(self, steps: int, batch_size: int, seed: int) -> Tensor:
+        """Draw the crops of a whole training, (steps, B, 4) int32: one permutation after the other.
+
+        Raises:
+            StageCostError: fewer images than a batch has.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        per_epoch = len(self.labels) // batch_size
+        if not per_epoch:
+            raise StageCostError(
+                f"a batch of {batch_size} needs as many images, got {len(self.labels)}: lower it"
+            )
+        orders = [
+            torch.randperm(len(self.labels), generator=generator)[: per_epoch * batch_size]
+            for _ in range(math.ceil(steps / per_epoch))
+        ]
+        draws = torch.zeros(steps * batch_size, 4, dtype=torch.int32)
+        draws[:, 0] = torch.cat(orders)[: len(draws)]
+        draws[:, 1:3] = torch.randint(2 * self.pad + 1, (len(draws), 2), generator=generator)
+        if self.flip:
+            draws[:, 3] = torch.randint(2, (len(draws),), generator=generator)
+        return draws.reshape(steps, batch_size, 4)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three splits of a data set; `test` may be empty."""
+
+    name: str
+    classes: int
+    train: Images
+    val: Images
+    test: Images | None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a crop."""
+        _, height, width, channels = self.train.pixels.shape
+        return channels, height - 2 * self.train.pad, width - 2 * self.train.pad
+
+
+def load_splits(name: str, file: Path, device: torch.device) -> Splits:
+    """Read decoded images and hold out a tenth, the same for all seeds, for validation."""
+    tensors, _ = read_tensors(file)
+    colour = name != "mnist"
+    mean, std = (torch.tensor(values, device=device) * 255 for values in STATISTICS[name])
+
+    def images(pixels: Tensor, labels: Tensor) -> Images:
+        pad = 4 if colour else 2
+        padded = F.pad(pixels, (0, 0, pad, pad, pad, pad)).to(device)
+        return Images(padded, labels.to(device), mean, std, pad, colour)
+
+    pixels, labels = tensors["train_pixels"], tensors["train_labels"]
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    held = len(labels) // 10
+    test = images(tensors["test_pixels"], tensors["test_labels"]) if "test_pixels" in tensors else None
+    return Splits(
+        name,
+        100 if name == "cifar100" else 10,
+        images(pixels[order[held:]], labels[order[held:]]),
+        images(pixels[order[:held]], labels[order[:held]]),
+        test,
+    )
+
+
+# ---------------------------------------------------------------- networks and losses
+
+
+def build(
+    recipe: Recipe, splits: Splits, num_blocks: int, seed: int, device: torch.device
+) -> ResidualNetwork:
+    """Build a network from a seed; the first blocks of two depths begin with the same weights."""
+    torch.manual_seed(seed)
+    network = create_model(
+        "homogeneous",
+        num_blocks=num_blocks,
+        width=recipe.width,
+        num_classes=splits.classes,
+        in_channels=splits.image_shape[0],
+        stem_stride=recipe.stem_stride,
+    )
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def with_separate_norms(network: ResidualNetwork, kept: int) -> ResidualNetwork:
+    """Return the first blocks as an ordinary network that shares all weights but those of the norms."""
+    smaller = network.keep(Cut.first(kept))
+    for name, module in smaller.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            original = network.get_submodule(name)
+            for key in list(module._parameters):
+                setattr(module, key, getattr(original, key))
+    return smaller
+
+
+def stage_loss(outputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Return Σ_k w_k·L_k / Σ_k w_k of outputs (K, B, classes): J_N / (1 + gamma·N) for the stage cost.
+
+    As `StageCost`, but with nothing that a CUDA graph cannot hold.
+    """
+    repeated = labels.expand(len(outputs), -1).flatten()
+    singles = F.cross_entropy(outputs.flatten(0, 1), repeated, reduction="none")
+    return (singles.reshape(len(outputs), -1).mean(1) * weights).sum() / weights.sum()
+
+
+def target_loss(output: Tensor, whole: Tensor, labels: Tensor, distilled: bool) -> Tensor:
+    """Return the loss of the target's output (B, classes) beside the whole network's."""
+    loss = F.cross_entropy(output, labels)
+    if not distilled:
+        return loss
+    wanted = F.log_softmax(whole.detach().float(), dim=1)
+    given = F.log_softmax(output.float(), dim=1)
+    return 0.5 * loss + 0.5 * F.kl_div(given, wanted, log_target=True, reduction="batchmean")
+
+
+# ---------------------------------------------------------------- one training
+
+
+class Job:
+    """One training: networks, and all draws and rates on the device, so that a step needs no host."""
+
+    def __init__(self, arm: str, seed: int, epochs: int, recipe: Recipe, splits: Splits) -> None:
+        """Build the networks and draw the whole training; `epochs` are those of plain_full."""
+        self.arm, self.seed, self.epochs, self.recipe, self.splits = arm, seed, epochs, recipe, splits
+        device = splits.train.labels.device
+        blocks = recipe.kept if arm in ("plain_sub", "cut_first") else recipe.num_blocks
+        self.network = build(recipe, splits, blocks, seed, device)
+        self.target = with_separate_norms(self.network, recipe.kept) if arm in TARGET_WEIGHTS else None
+        per_epoch = len(splits.train.labels) // recipe.batch_size
+        self.steps = max(2, round(epochs * recipe.epoch_factor(arm) * per_epoch))
+        self.draws = splits.train.draw(self.steps, recipe.batch_size, seed).to(device)
+        self.rates = rates(self.steps, recipe).to(device)
+        self.counter = torch.zeros(1, dtype=torch.long, device=device)
+        self.rate = torch.zeros((), device=device)
+        self.weights = torch.tensor([recipe.gamma] * recipe.num_blocks + [1.0], device=device)
+        self.optimizer = optimizer(self.networks, self.rate, recipe)
+        self.done, self.begun = 0, time.monotonic()
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.stream: torch.cuda.Stream | None = None
+        self.event: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        if recipe.compiled:
+            for network in self.networks:
+                for block in network.blocks.values():
+                    block.compile(dynamic=False)
+
+    @property
+    def networks(self) -> list[ResidualNetwork]:
+        """The whole network and, in a joint training, its target."""
+        return [self.network] if self.target is None else [self.network, self.target]
+
+    def backward(self, images: Tensor, labels: Tensor) -> None:
+        """Leave the gradients of one batch in the parameters."""
+        with torch.autocast(images.device.type, torch.bfloat16, images.is_cuda, cache_enabled=False):
+            if self.arm == "stage":
+                loss = stage_loss(self.network(images, depths="all"), labels, self.weights)
+                loss.backward()  # type: ignore[no-untyped-call]
+                return
+            whole = self.network(images)
+            F.cross_entropy(whole, labels).backward()  # type: ignore[no-untyped-call]
+            if self.target is None:
+                return
+            shared = {id(p) for p in self.target.parameters()}
+            both = [p.grad for p in self.network.parameters() if id(p) in shared and p.grad is not None]
+            if self.recipe.beta != 1:
+                torch._foreach_mul_(both, self.recipe.beta)
+            loss = target_loss(self.target(images), whole, labels, self.recipe.distilled)
+            (TARGET_WEIGHTS[self.arm] * loss).backward()  # type: ignore[no-untyped-call]
+
+    def step(self) -> None:
+        """Do one step of the training, all of it on the device."""
+        draws = self.draws.index_select(0, self.counter)[0].long()
+        self.rate.copy_(self.rates.index_select(0, self.counter)[0])
+        self.optimizer.zero_grad(set_to_none=True)
+        self.backward(self.splits.train.crops(draws), self.splits.train.labels[draws[:, 0]])
+        self.optimizer.step()
+        self.counter += 1
+
+    def capture(self) -> None:
+        """Record the step as a CUDA graph, the training staying where it was; nothing without a GPU."""
+        if self.stream is None:
+            return
+        networks = self.networks
+        state = [t for network in networks for t in (*network.parameters(), *network.buffers())]
+        state.append(self.counter)
+        before = [t.detach().clone() for t in state]
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            self.step()
+            self.step()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                self.step()
+            self.graph = graph
+        except Exception as error:  # whatever a capture may raise: go on without
+            print(f"no graph, {self.arm} goes on without: {error}", file=sys.stderr)
+        torch.cuda.synchronize()
+        momenta = [s["momentum_buffer"] for s in self.optimizer.state.values()]
+        with torch.no_grad():
+            torch._foreach_copy_(state, before)
+            torch._foreach_zero_(momenta)
+        torch.cuda.synchronize()
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was asked of the device is done."""
+        return self.event is None or self.event.query()  # type: ignore[no-untyped-call]
+
+    def advance(self, steps: int = 8) -> None:
+        """Ask the device for some more steps."""
+        for _ in range(min(steps, self.steps - self.done)):
+            self.done += 1
+            if self.stream is None:
+                self.step()
+                continue
+            with torch.cuda.stream(self.stream):
+                if self.graph is None:
+                    self.step()
+                else:
+                    self.graph.replay()
+        if self.event is not None:
+            self.event.record(self.stream)
+
+    def results(self) -> dict[str, Any]:
+        """Read validation and test images by each network that this training yields."""
+        networks = {"whole": self.network}
+        if self.network.num_blocks == self.recipe.kept:
+            networks = {"cut": self.network}
+        elif self.arm == "stage":
+            networks["cut"] = self.network.keep(Cut.first(self.recipe.kept))
+        elif self.target is not None:
+            networks["cut"] = self.target
+        accuracies: dict[str, dict[str, float]] = {}
+        for name, network in networks.items():
+            ordinary = copy.deepcopy(network)  # compiled blocks stay behind
+            accuracies[name] = {"val": accuracy(ordinary, self.splits.val)}
+            if self.splits.test is not None:
+                accuracies[name]["test"] = accuracy(ordinary, self.splits.test)
+        return {
+            "dataset": self.splits.name,
+            "arm": self.arm,
+            "seed": self.seed,
+            "epochs": self.epochs,
+            "steps": self.steps,
+            "shared_seconds": round(time.monotonic() - self.begun, 1),
+            "graph": self.graph is not None,
+            "networks": accuracies,
+            "recipe": asdict(self.recipe),
+        }
+
+
+def rates(steps: int, recipe: Recipe) -> Tensor:
+    """Return the learning rate of each step: linear warm-up, then half a cosine to zero."""
+    warm = max(1, round(recipe.warmup * steps))
+    step = torch.arange(1, steps + 1, dtype=torch.float64)
+    falling = 0.5 * (1 + torch.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    return (recipe.learning_rate * torch.where(step < warm, step / warm, falling)).float()
+
+
+def optimizer(networks: Sequence[ResidualNetwork], rate: Tensor, recipe: Recipe) -> torch.optim.SGD:
+    """Return SGD over all parameters, each once, lambda on residual branches; `rate` can be changed."""
+    seen: set[int] = set()
+    groups: list[dict[str, Any]] = []
+    for network in networks:
+        for group in parameter_groups(network, recipe.weight_decay):
+            fresh = [p for p in group["params"] if id(p) not in seen]
+            seen |= {id(p) for p in fresh}
+            groups.append({**group, "params": fresh, "name": f"{group['name']}-{len(groups)}"})
+    return torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, nesterov=True, fused=True)
+
+
+@torch.no_grad()
+def accuracy(network: ResidualNetwork, images: Images, chunk: int = 2500) -> float:
+    """Return the percentage of images that a network gets right, in the precision of training."""
+    network.eval()
+    count, right = len(images.labels), 0
+    for start in range(0, count, chunk):
+        index = torch.arange(start, min(start + chunk, count), device=images.labels.device)
+        middle = torch.full_like(index, images.pad)
+        draws = torch.stack([index, middle, middle, torch.zeros_like(index)], dim=1)
+        with torch.autocast(index.device.type, torch.bfloat16, index.is_cuda):
+            right += int((network(images.crops(draws)).argmax(1) == images.labels[index]).sum())
+    return 100 * right / count
+
+
+# ---------------------------------------------------------------- many trainings
+
+Planned = tuple[str, int, int, Recipe]
+"""A job to come: arm, seed, plain_full's epochs, recipe."""
+
+
+class Session:
+    """Where the lines go, and when to stop."""
+
+    def __init__(self, out: Path, seconds: float = math.inf) -> None:
+        """Begin to count, and write on what."""
+        self.lines, self.end = out / "gpu-tier.jsonl", time.monotonic() + seconds
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        out.mkdir(parents=True, exist_ok=True)
+        name = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
+        versions = {
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        }
+        self.write("machine", machine=name, versions=versions)
+
+    def write(self, stage: str, **content: Any) -> None:
+        """Append one line and show its beginning."""
+        line = json.dumps({"stage": stage, **content})
+        with self.lines.open("a") as file:
+            file.write(line + "\n")
+        print(line[:300], flush=True)
+
+    def train_all(self, stage: str, planned: Sequence[Planned], splits: Splits) -> list[dict[str, Any]]:
+        """Train jobs, a few at once; write the results of each; stop cleanly at the end of the time."""
+        waiting, active, finished = deque(planned), list[Job](), list[dict[str, Any]]()
+        while waiting or active:
+            while waiting and len(active) < waiting[0][3].at_once:
+                active.append(Job(*waiting.popleft(), splits))
+                active[-1].capture()
+            for job in [job for job in active if job.idle]:
+                if job.done < job.steps:
+                    job.advance()
+                    continue
+                active.remove(job)
+                finished.append(job.results())
+                self.write(stage, **finished[-1])
+            if time.monotonic() > self.end:
+                unfinished = [*((job.arm, job.seed) for job in active), *(job[:2] for job in waiting)]
+                self.write("stopped", during=stage, dataset=splits.name, jobs=unfinished)
+                break
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return finished
+
+
+def fastest(session: Session, recipe: Recipe, splits: Splits) -> Recipe:
+    """Measure jobs at once and compiled blocks; return the recipe to go on with."""
+    best, least = recipe, math.inf
+    for compiled in (False, True):
+        try:
+            trial = replace(recipe, compiled=compiled)
+            begun = time.monotonic()
+            jobs = [Job("plain_full", seed, 1, trial, splits) for seed in range(6)]
+            for job in jobs:
+                job.capture()
+            prepared = time.monotonic() - begun
+            seconds = {at_once: seconds_a_step(jobs[:at_once]) for at_once in (1, 3, 6)}
+        except Exception as error:  # whatever a compiler may raise: go on without
+            session.write("fastest", compiled=compiled, error=str(error)[:500])
+            continue
+        session.write("fastest", compiled=compiled, preparation=prepared, seconds=seconds)
+        at_once = 6 if seconds[6] < 0.95 * seconds[3] else 3
+        if seconds[at_once] < 0.97 * least:
+            best, least = replace(trial, at_once=at_once), seconds[at_once]
+    return best
+
+
+def seconds_a_step(jobs: Sequence[Job], steps: int = 24) -> float:
+    """Return seconds for a step of one job when these train at once; they begin anew."""
+    steps = min(steps, jobs[0].steps) if jobs[0].stream else 1
+    begun = 0.0
+    for _ in ("warm", "measured"):
+        for job in jobs:
+            job.done = 0
+            job.counter.zero_()
+        begun = time.monotonic()
+        while any(job.done < steps for job in jobs) or not all(job.idle for job in jobs):
+            for job in jobs:
+                if job.idle and job.done < steps:
+                    job.advance(min(8, steps))
+    return (time.monotonic() - begun) / (steps * len(jobs))
+
+
+def pilot(session: Session, recipe: Recipe, splits: Splits) -> Recipe:
+    """Choose speed, learning rate and the joint arm's variant on validation images.
+
+    The learning rate is the one with the best mean of plain_full and plain_sub; the variant the one with
+    the best mean of both depths.
+    """
+    recipe = fastest(session, recipe, splits)
+    plain, (first, *others) = ("plain_full", "plain_sub"), PILOT_SEEDS
+    trials = [replace(recipe, learning_rate=rate) for rate in LEARNING_RATES]
+    planned = [(arm, first, PILOT_EPOCHS, trial) for arm in plain for trial in trials]
+    lines = session.train_all("pilot", planned, splits)
+    recipe = max(trials, key=lambda trial: mean_validation(lines, trial))
+    variants = [replace(recipe, distilled=distilled, beta=beta) for distilled, beta in VARIANTS]
+    planned = [("joint", seed, PILOT_EPOCHS, variant) for seed in PILOT_SEEDS for variant in variants]
+    planned += [(arm, seed, PILOT_EPOCHS, recipe) for seed in others for arm in plain]
+    lines = [line for line in session.train_all("pilot", planned, splits) if line["arm"] == "joint"]
+    chosen = max(variants, key=lambda variant: mean_validation(lines, variant))
+    session.write("choice", recipe=asdict(chosen))
+    return chosen
+
+
+def mean_validation(lines: Sequence[Mapping[str, Any]], recipe: Recipe) -> float:
+    """Return the mean validation accuracy of all networks that a recipe yielded, −1 if none."""
+    chosen = [line for line in lines if line["recipe"] == asdict(recipe)]
+    values = [network["val"] for line in chosen for network in line["networks"].values()]
+    return statistics.mean(values) if values else -1.0
+
+
+def train(session: Session, images: Path, stages: Sequence[str], recipe: Recipe) -> None:
+    """Do the stages in the order given; what the pilot chooses holds for the data sets after it."""
+    for stage in stages:
+        name = "cifar10" if stage == "pilot" else stage
+        splits = load_splits(name, images / f"{stage}.safetensors", session.device)
+        if stage == "pilot":
+            recipe = pilot(session, recipe, splits)
+            continue
+        epochs, arms = PLAN[stage]
+        planned = [(arm, seed, epochs, recipe) for arm in arms for seed in SEEDS]
+        session.train_all("main", planned, splits)
+
+
+# ---------------------------------------------------------------- command line
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Decode images or train."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("decode")
+    verb.add_argument("--parquet", type=Path, required=True)
+    verb.add_argument("--file", type=Path, required=True)
+    verb = verbs.add_parser("train")
+    verb.add_argument("stages", nargs="+", choices=("pilot", *PLAN))
+    verb.add_argument("--images", type=Path, required=True)
+    verb.add_argument("--out", type=Path, required=True)
+    verb.add_argument("--seconds", type=float, default=math.inf)
+    given = parser.parse_args(arguments)
+    if given.verb == "decode":
+        decode(given.parquet, given.file)
+        return
+    torch.backends.cudnn.benchmark = True
+    session = Session(given.out, given.seconds)
+    train(session, given.images, given.stages, Recipe())
+
+
+if __name__ == "__main__":
+    main()

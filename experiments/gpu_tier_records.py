@@ -1,0 +1,231 @@
+"""Records of `gpu_tier` and `gpu_speed`: from their lines to the files in `results`.
+
+`layer-pruning/gpu-<data>.json` is the paper's table, `targets/gpu-<data>.json` one training for two
+depths beside each depth trained alone, `gpu-speed/gpu.json` the speed table.
+
+    python -m experiments.gpu_tier_records --lines OUT/gpu-tier.jsonl --results results --commit ID
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.gpu_tier import PLAN, SEEDS, TARGET_WEIGHTS, Recipe
+from stagecost.macs import count_macs, count_parameters
+from stagecost.models.catalogue import create_model
+from stagecost.storage import write_json
+
+Line = Mapping[str, Any]
+COMMAND = "python -m experiments.gpu_tier train pilot cifar10 cifar100 mnist --images IMAGES --out OUT"
+SPEED_COMMAND = "python -m experiments.gpu_speed --out OUT"
+PAPER = {
+    "mnist": {"plain_full": 99.64, "plain_sub": 99.63, "stage_full": 99.62, "stage_pruned": 99.54},
+    "cifar10": {"plain_full": 93.05, "plain_sub": 91.43, "stage_full": 91.59, "stage_pruned": 91.02},
+    "cifar100": {"plain_full": 71.94, "plain_sub": 68.77, "stage_full": 69.97, "stage_pruned": 66.55},
+}
+TABLE = {  # the row's arm: the job's arm, which of its networks
+    "plain_full": ("plain_full", "whole"),
+    "plain_sub": ("plain_sub", "cut"),
+    "stage_full": ("stage", "whole"),
+    "stage_pruned": ("stage", "cut"),
+}
+TARGETS = (  # the row's arm, the job's arm, which of its networks
+    ("alone", "plain_full", "whole"),
+    ("alone", "plain_sub", "cut"),
+    ("joint", "joint", "whole"),
+    ("joint", "joint", "cut"),
+    ("joint_light", "joint_light", "whole"),
+    ("joint_light", "joint_light", "cut"),
+    ("plain_long", "plain_long", "whole"),
+    ("cut_first", "cut_first", "cut"),
+)
+
+
+def write_records(file: Path, results: Path, commit: str) -> None:
+    """Write the records of all data sets whose jobs are in the lines, and of the speed table."""
+    lines = [json.loads(text) for text in file.read_text().splitlines()]
+    for dataset in PLAN:
+        jobs = [line for line in lines if line["stage"] == "main" and line["dataset"] == dataset]
+        if jobs:
+            about = circumstances(lines, commit, dataset, COMMAND) | {"settings": settings(jobs)}
+            write_json(
+                results / "layer-pruning" / f"gpu-{dataset}.json", about | layer_pruning(jobs, dataset)
+            )
+            content = targets(jobs, dataset) | {"pilot": tried(lines) if dataset == "cifar10" else []}
+            write_json(results / "targets" / f"gpu-{dataset}.json", about | content)
+    if any(line["stage"] == "speed" for line in lines):
+        about = circumstances(lines, commit, "gpu", SPEED_COMMAND) | {"seeds": [0]}
+        write_json(results / "gpu-speed" / "gpu.json", about | speed_table(lines))
+
+
+def circumstances(lines: Sequence[Line], commit: str, name: str, command: str) -> dict[str, Any]:
+    """Return what every record begins with."""
+    machine = next(line for line in lines if line["stage"] == "machine")
+    return {
+        "name": name,
+        "tier": "gpu",
+        "seeds": list(SEEDS),
+        "command": command,
+        "commit": commit,
+        "machine": machine["machine"],
+        "threads": 1,
+        "versions": {"stagecost": version("stagecost"), **machine["versions"]},
+    }
+
+
+def settings(jobs: Sequence[Line]) -> dict[str, Any]:
+    """Return the recipe, and the epochs and steps of each arm."""
+    arms = {job["arm"]: job for job in jobs}
+    recipe = Recipe(**jobs[0]["recipe"])
+    recorded = jobs[0]["recipe"] | {"gamma": recipe.gamma, "precision": "bf16", "val_fraction": 0.1}
+    weights = {arm: weight for arm, weight in TARGET_WEIGHTS.items() if arm in arms}
+    return {
+        "recipe": recorded | {"target_weights": weights},
+        "epochs": {arm: round(job["epochs"] * recipe.epoch_factor(arm), 2) for arm, job in arms.items()},
+        "steps": {arm: job["steps"] for arm, job in arms.items()},
+    }
+
+
+def row(jobs: Sequence[Line], dataset: str, arm: str, network: str) -> dict[str, Any]:
+    """Return the accuracies of one arm's network over the seeds, and what it costs.
+
+    `macs` are for one image; `training_macs` count three forward passes for each image of the training
+    that the network comes from, and no reading of validation or test images; `seconds` are those of the
+    device for one training, its share where several trained at once.
+    """
+    chosen = sorted((job for job in jobs if job["arm"] == arm), key=lambda job: int(job["seed"]))
+    recipe = Recipe(**chosen[0]["recipe"])
+    whole, cut = size(recipe, dataset, recipe.num_blocks), size(recipe, dataset, recipe.kept)
+    passes = [cut] if arm in ("plain_sub", "cut_first") else [whole]
+    if arm in TARGET_WEIGHTS:
+        passes = [whole, cut]
+    parameters, macs = whole if network == "whole" else cut
+    tested = [job["networks"][network]["test"] for job in chosen]
+    return {
+        "dataset": dataset,
+        "num_blocks": recipe.num_blocks if network == "whole" else recipe.kept,
+        "seeds": [job["seed"] for job in chosen],
+        "test_accuracies": tested,
+        "val_accuracies": [job["networks"][network]["val"] for job in chosen],
+        "mean": statistics.mean(tested),
+        "std": statistics.stdev(tested) if len(tested) > 1 else 0.0,
+        "parameters": parameters,
+        "macs": macs,
+        "training_macs": 3 * sum(m for _, m in passes) * chosen[0]["steps"] * recipe.batch_size,
+        "seconds": round(statistics.median(job["shared_seconds"] for job in chosen) / recipe.at_once, 1),
+        "num_test": 10000,
+    }
+
+
+@cache
+def size(recipe: Recipe, dataset: str, num_blocks: int) -> tuple[int, int]:
+    """Return a network's parameters, and its MACs for one image."""
+    shape = (1, 28, 28) if dataset == "mnist" else (3, 32, 32)
+    with torch.random.fork_rng():
+        network = create_model(
+            "homogeneous",
+            num_blocks=num_blocks,
+            width=recipe.width,
+            num_classes=100 if dataset == "cifar100" else 10,
+            in_channels=shape[0],
+            stem_stride=recipe.stem_stride,
+        )
+    return count_parameters(network), count_macs(network, shape)
+
+
+def layer_pruning(jobs: Sequence[Line], dataset: str) -> dict[str, Any]:
+    """Return the paper's table: rows, and differences in points."""
+    paper = PAPER[dataset]
+    rows = [
+        {**row(jobs, dataset, arm, network), "arm": name, "paper": paper[name]}
+        for name, (arm, network) in TABLE.items()
+    ]
+    means = {entry["arm"]: entry["mean"] for entry in rows}
+    differences = {
+        "dataset": dataset,
+        "full_depth": means["stage_full"] - means["plain_full"],
+        "pruned": means["stage_pruned"] - means["plain_sub"],
+        "paper_full_depth": round(paper["stage_full"] - paper["plain_full"], 2),
+        "paper_pruned": round(paper["stage_pruned"] - paper["plain_sub"], 2),
+    }
+    content = {"rows": rows, "other_rows": [], "differences": [differences], "figures": []}
+    return {"experiment": "layer-pruning", "dataset": dataset, **content}
+
+
+def targets(jobs: Sequence[Line], dataset: str) -> dict[str, Any]:
+    """Return one training for two depths beside each depth alone, at equal epochs and equal MACs."""
+    present = {job["arm"] for job in jobs}
+    rows = []
+    for name, arm, network in TARGETS:
+        if arm in present:
+            entry = row(jobs, dataset, arm, network)
+            cut = "whole" if network == "whole" else str(entry["num_blocks"])
+            rows.append({**entry, "arm": name, "cut": cut})
+    means = {(entry["arm"], entry["cut"]): entry["mean"] for entry in rows}
+    differences = [
+        {"arm": arm, "other": other, "cut": cut, "points": mean - means[other, cut]}
+        for (arm, cut), mean in means.items()
+        for other in ("alone", "plain_long", "cut_first")
+        if arm in TARGET_WEIGHTS and (other, cut) in means
+    ]
+    return {"experiment": "targets", "dataset": dataset, "rows": rows, "differences": differences}
+
+
+def tried(lines: Sequence[Line]) -> list[Line]:
+    """Return what the pilot measured and chose, by validation images alone."""
+    return [line for line in lines if line["stage"] in ("fastest", "pilot", "choice")]
+
+
+def speed_table(lines: Sequence[Line]) -> dict[str, Any]:
+    """Return medians of ratios within a round, with their quartiles."""
+    rows, inference, rounds = [], [], 0
+    for line in lines:
+        if line["stage"] == "speed":
+            times, peaks = line["milliseconds"], line["peak_bytes"]
+            rounds = len(times["plain"])
+            entry = {"configuration": line["configuration"], "mode": line["mode"], "device": "cuda"}
+            for arm in ("literal", "sampled"):
+                entry[f"{arm}_step_ratio"], entry[f"{arm}_spread"] = ratio(times[arm], times["plain"])
+                entry[f"{arm}_memory_ratio"] = round(peaks[arm] / max(1, peaks["plain"]), 4)
+            rows.append({**entry, "milliseconds": medians(times), "peak_bytes": peaks})
+        elif line["stage"] == "inference":
+            times = line["milliseconds"]
+            speedup, spread = ratio(times["whole"], times["cut"])
+            entry = {"blocks_before": Recipe().num_blocks, "blocks_after": Recipe().kept}
+            entry |= {key: line[key] for key in ("batch", "mode", "width")}
+            entry |= {"speedup": speedup, "spread": spread, "milliseconds": medians(times)}
+            inference.append(entry)
+    return {"rows": rows, "pruned_speedup": inference, "rounds": rounds}
+
+
+def ratio(times: Sequence[float], others: Sequence[float]) -> tuple[float, list[float]]:
+    """Return the median over rounds of times / others, and its quartiles."""
+    ratios = [a / b for a, b in zip(times, others, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return round(middle, 4), [round(low, 4), round(high, 4)]
+
+
+def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return the median of each list."""
+    return {name: round(statistics.median(values), 4) for name, values in times.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the records."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--lines", type=Path, required=True)
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--commit", required=True)
+    given = parser.parse_args(arguments)
+    write_records(given.lines, given.results, given.commit)
+
+
+if __name__ == "__main__":
+    main()

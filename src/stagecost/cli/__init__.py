@@ -1,0 +1,1 @@
+"""The command line: parsing, views of typed results, and one line for whatever goes wrong."""

@@ -1,0 +1,178 @@
+"""Flags of a verb: declared with a type and a sentence, read from texts into values.
+
+Nothing heavy is imported here, so that the command line can show its help at once.
+"""
+
+import difflib
+import re
+from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, NoReturn
+
+from stagecost.errors import StageCostError
+from stagecost.train.parsing import PARTS, read_value, setting_types
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One argument of a verb.
+
+    Attributes:
+        name: num_blocks for --num-blocks; of a positional argument, as it is shown.
+        kind: the type of its value: int, float, bool, str, a `Literal` of texts, a tuple of these.
+        text: what it does, in a phrase.
+        default: as shown; nothing is passed on for a flag that is not given.
+        positional: whether it is given by its place, without a name.
+        required: whether it must be given.
+        several: whether it takes several values, parted by spaces.
+        level: 1 is shown by --help, 2 by --help-all, 3 by neither: the documentation tells of it.
+    """
+
+    name: str
+    kind: Any
+    text: str
+    default: object = None
+    positional: bool = False
+    required: bool = False
+    several: bool = False
+    level: int = 1
+
+    @property
+    def option(self) -> str:
+        """As it is typed."""
+        return self.name if self.positional else "--" + self.name.replace("_", "-")
+
+    @property
+    def help(self) -> str:
+        """Its sentence, with choices and default."""
+        choices = getattr(self.kind, "__args__", ()) if "Literal" in str(self.kind) else ()
+        parts = [self.text]
+        if choices and all(isinstance(choice, str) for choice in choices):
+            parts.append(f"[{', '.join(choices)}]")
+        if self.default not in (None, False, ()):
+            parts.append(f"(default {_shown(self.default)})")
+        return " ".join(parts).replace("%", "%%")
+
+
+def _shown(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
+
+
+def setting_flags(shown: Sequence[str], often: Sequence[str]) -> tuple[Flag, ...]:
+    """Return a flag for every setting of a training.
+
+    Args:
+        shown: settings that --help-all shows; all others can be given as well.
+        often: settings that --help shows.
+    """
+    flags = []
+    kinds = setting_types()
+    for part in PARTS.values():
+        texts = argument_texts(part.__doc__ or "")
+        for item in fields(part):
+            level = 1 if item.name in often else 2 if item.name in shown else 3
+            default = None if item.default is MISSING else item.default
+            flags.append(
+                Flag(item.name, kinds[item.name], texts.get(item.name, ""), default, level=level)
+            )
+    return tuple(flags)
+
+
+def argument_texts(doc: str) -> dict[str, str]:
+    """Read the section "Args:" of a docstring: name → text in one line."""
+    section = doc.partition("Args:\n")[2]
+    texts: dict[str, str] = {}
+    name = ""
+    for line in section.splitlines():
+        begins = re.match(r"\s{4,8}(\w+): (.*)", line)
+        if begins and not line.startswith(" " * 9):
+            name, texts[begins[1]] = begins[1], begins[2]
+        elif name and line.strip():
+            texts[name] += " " + line.strip()
+    return texts
+
+
+class VerbParser(ArgumentParser):
+    """Says what is wrong with the arguments in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Turn a message of argparse into the one error of the project."""
+        text = message.replace("argument ", "", 1).replace(
+            "the following arguments are required", "missing"
+        )
+        raise StageCostError(f"{text} (see `{self.prog} --help`)")
+
+
+def build_parser(prog: str, summary: str, flags: Sequence[Flag], *, everything: bool) -> VerbParser:
+    """Build the parser of a verb; `everything` shows what --help-all shows."""
+    parser = VerbParser(
+        prog=prog,
+        description=summary,
+        allow_abbrev=False,
+        argument_default=SUPPRESS,
+        add_help=False,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    most = 2 if everything else 1
+    for flag in flags:
+        text = flag.help if flag.level <= most else SUPPRESS
+        if flag.positional:
+            parser.add_argument(flag.name, help=text)
+        elif flag.kind is bool:
+            parser.add_argument(
+                flag.option, dest=flag.name, action="store_const", const="true", help=text
+            )
+        else:
+            parser.add_argument(
+                flag.option,
+                dest=flag.name,
+                required=flag.required,
+                nargs="+" if flag.several else None,
+                metavar=flag.name.upper() if not flag.several else "PATH",
+                help=text,
+            )
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("-h", "--help", action="help", default=SUPPRESS, help="show this")
+    if any(flag.level == 2 for flag in flags):
+        parser.add_argument("--help-all", action="store_true", help="show further flags")
+    return parser
+
+
+def read_flags(parser: VerbParser, flags: Sequence[Flag], arguments: Sequence[str]) -> dict[str, Any]:
+    """Read the arguments of a verb: the values of what was given, by name.
+
+    Raises:
+        StageCostError: an unknown flag, a missing one, or a value that is not of its type.
+    """
+    dashed = [_with_dashes(argument) for argument in arguments]
+    _refuse_unknown(flags, dashed)
+    given = vars(parser.parse_args(dashed))
+    kinds = {flag.name: flag for flag in flags}
+    return {name: _value(kinds.get(name), value) for name, value in given.items()}
+
+
+def _with_dashes(argument: str) -> str:
+    """Take --num_blocks for --num-blocks."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _value(flag: Flag | None, value: Any) -> Any:
+    if flag is None or flag.several:
+        return value
+    return read_value(flag.option, flag.kind, value)
+
+
+def _refuse_unknown(flags: Sequence[Flag], arguments: Sequence[str]) -> None:
+    """Refuse a flag that is unknown, and offer the nearest."""
+    known = [flag.option for flag in flags if not flag.positional]
+    known += ["--json", "--help", "--help-all", "-h"]
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if re.fullmatch(r"--[a-zA-Z][\w-]*", name) and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "see --help"
+            raise StageCostError(f"{name} is unknown: {hint}")

@@ -1,0 +1,189 @@
+"""The console script `stagecost`: arguments in, a result or one line out."""
+
+import contextlib
+import difflib
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TextIO
+
+from stagecost.errors import StageCostError, missing_extra
+
+if TYPE_CHECKING:
+    from stagecost.runs.results import Result
+
+DESCRIPTION = (
+    "Train residual networks with a stage cost, see how many blocks they need, and cut off the rest."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with 0, or with 2 after one line on standard error."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    _prepare_streams()
+    as_json = "--json" in given
+    try:
+        _dispatch(given)
+    except StageCostError as error:
+        _fail(str(error), as_json)
+    except KeyboardInterrupt:
+        _fail("interrupted: what was saved before is kept", as_json)
+    except ModuleNotFoundError as error:
+        _fail(str(missing_extra(error)), as_json)
+    except OSError as error:
+        _fail(_describe(error), as_json)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _fail("not enough memory: lower --batch-size, --width or the number of blocks", as_json)
+
+
+def _dispatch(given: list[str]) -> None:
+    from stagecost.cli.verbs import VERBS
+
+    if not given or given[0] in ("-h", "--help", "--help-all"):
+        return _say(_overview())
+    if given[0] == "--version":
+        from stagecost import __version__
+
+        return _say(__version__)
+    name, rest = given[0], given[1:]
+    if name not in VERBS:
+        near = difflib.get_close_matches(name, VERBS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(VERBS)}"
+        raise StageCostError(f"{name!r} is not a verb: {hint}")
+    return _run(name, rest)
+
+
+def _run(name: str, rest: list[str]) -> None:
+    from stagecost.cli.flags import build_parser, read_flags
+    from stagecost.cli.verbs import VERBS
+
+    verb, everything = VERBS[name], "--help-all" in rest
+    parser = build_parser(f"stagecost {name}", verb.summary, verb.flags, everything=everything)
+    if everything or "--help" in rest or "-h" in rest:
+        return _say(parser.format_help().rstrip())
+    options = read_flags(parser, verb.flags, rest)
+    if options.get("output") == "":
+        raise StageCostError("--output is empty: give a folder")
+    as_json = options.pop("json", False)
+    _quieten()
+    result = verb.run(options)
+    if _is_first_process():
+        _print(name, result, as_json)
+    return None
+
+
+def _overview() -> str:
+    from stagecost.cli.verbs import VERBS
+
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            f"{DESCRIPTION}\n\nstagecost VERB … [--json]\n",
+            *lines,
+            "\n`stagecost VERB --help` shows what a verb takes, `stagecost --version` the version.",
+        ]
+    )
+
+
+def _prepare_streams() -> None:
+    """Let every terminal and every pipe take what is printed, in replacement characters if need be."""
+    sys.stdout = _stream(sys.stdout)
+    sys.stderr = _stream(sys.stderr)
+
+
+def _stream(stream: TextIO | None) -> TextIO:
+    if stream is None:  # closed by whoever started the process
+        return Path(os.devnull).open("w", encoding="utf-8")
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")
+    return stream
+
+
+def _is_first_process() -> bool:
+    # Fabric starts further processes by running the same command; one of them speaks for all.
+    from stagecost.train.devices import is_first_process
+
+    return is_first_process()
+
+
+def _print(name: str, result: "Result", as_json: bool) -> None:
+    if as_json:
+        return _say(json.dumps(result.to_json(), allow_nan=False))
+    from stagecost.cli.views import show
+
+    with _standard_output():
+        show(name, result)
+    return None
+
+
+def _say(text: str) -> None:
+    with _standard_output():
+        print(text)
+
+
+@contextlib.contextmanager
+def _standard_output() -> Iterator[None]:
+    """Print within this: a reader that has seen enough is no error, a full device is one."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+    except OSError as error:
+        _drop_output()
+        raise OSError(error.errno, error.strerror, "standard output") from None
+
+
+def _drop_output() -> None:
+    # Without this Python complains at its end about what it could not write.
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(message: str, as_json: bool) -> NoReturn:
+    text = " ".join(message.split())
+    with contextlib.suppress(OSError):
+        if _is_first_process():
+            if as_json:
+                print(json.dumps({"error": text}), flush=True)
+            print(f"stagecost: {text}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch has no type of its own for this on a CPU.
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
+
+
+def _quieten() -> None:
+    """Keep remarks of libraries off the screen; the project's own go to standard error."""
+    warnings.simplefilter("ignore")
+    # Its modules one by one: when Fabric is imported it sets the level of the logger above them.
+    for name in ("distributed", "rank_zero"):
+        logging.getLogger(f"lightning_fabric.utilities.{name}").setLevel(logging.ERROR)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # GPU tools without a GPU
+    own = logging.getLogger("stagecost")
+    own.handlers = [logging.StreamHandler(sys.stderr)]
+    own.setLevel(logging.INFO)
+
+
+def _describe(error: OSError) -> str:
+    remedy = {
+        13: "check the permissions or choose another folder",
+        17: "choose another folder",
+        20: "a part of the path is a file: choose another folder",
+        28: "the disk is full: make room and go on with --resume",
+        30: "the disk is read-only: choose another folder",
+        36: "the name is too long: choose a shorter one",
+    }.get(error.errno or 0, "check the path and the disk")
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}: {remedy}"

@@ -1,0 +1,196 @@
+"""The verbs: what each takes, and the function of `stagecost.runs` that does it.
+
+Heavy imports happen when a verb runs, so that the command line can show its help at once.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from stagecost.cli.flags import Flag, setting_flags
+from stagecost.cut import Cut
+from stagecost.errors import StageCostError
+
+if TYPE_CHECKING:
+    from stagecost.runs.results import Result
+
+Options = Mapping[str, Any]
+Split = Literal["val", "test", "train", "all"]
+
+CHECKPOINT = Flag("checkpoint", Literal["last", "best"], "which checkpoint of a run", "last")
+DEVICE = Flag("device", str, "auto, cpu, cuda or mps", "auto")
+TOLERANCE = Flag("tolerance", float, "points of accuracy that may be missing to the full depth", 0.5)
+ALLOWED = Flag("allow_trained", bool, "judge also on images that the network was trained on")
+MOVED = Flag("data", str, "where the images of the training are now, if they moved")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb of the command line.
+
+    Attributes:
+        summary: what it does, in a sentence.
+        flags: what it takes.
+        run: does it.
+    """
+
+    summary: str
+    flags: tuple[Flag, ...]
+    run: "Callable[[dict[str, Any]], Result]"
+
+
+def _train(options: Options) -> "Result":
+    from stagecost.runs.folder import read_yaml
+    from stagecost.runs.training import train
+
+    given = dict(options)
+    output, resume = given.pop("output"), given.pop("resume", False)
+    config = given.pop("config", None)
+    settings = {} if config is None else read_yaml(Path(config))
+    return train({**settings, **given}, output, resume=resume)
+
+
+def _analyze(options: Options) -> "Result":
+    from stagecost.runs.analysis import analyze
+
+    given = dict(options)
+    return analyze(given.pop("run"), **given)
+
+
+def _prune(options: Options) -> "Result":
+    from stagecost.runs.pruning import prune
+
+    given = dict(options)
+    blocks, stages = given.pop("keep_blocks", None), given.pop("keep_per_stage", None)
+    if blocks is not None and stages is not None:
+        raise StageCostError("--keep-blocks and --keep-per-stage exclude each other: give one of them")
+    keep = Cut.stages(*stages) if stages is not None else blocks
+    return prune(given.pop("run"), given.pop("output"), keep=keep, **given)
+
+
+def _evaluate(options: Options) -> "Result":
+    from stagecost.runs.evaluation import evaluate
+
+    given = dict(options)
+    return evaluate(given.pop("path"), **given)
+
+
+def _bound(options: Options) -> "Result":
+    from stagecost.runs.bound import bound
+
+    given = dict(options)
+    return bound(given.pop("run"), given.pop("sub"), **given)
+
+
+def _report(options: Options) -> "Result":
+    from stagecost.runs.reporting import report
+
+    given = dict(options)
+    return report(given.pop("run"), **given)
+
+
+def _demo(options: Options) -> "Result":
+    from stagecost.runs.demo import demo
+
+    given = dict(options)
+    return demo(given.pop("output", "stagecost-demo"), **given)
+
+
+def _models(options: Options) -> "Result":
+    from stagecost.runs.models import list_or_check
+
+    return list_or_check(**options)
+
+
+OFTEN = (
+    *("data", "model", "num_blocks", "blocks_per_stage", "widths"),
+    *("gamma", "targets", "epochs", "seed"),
+)
+SHOWN = (
+    *("data", "image_size", "val_fraction", "limit_train"),
+    *("label_column", "image_column", "classes", "skip_broken"),
+    *("model", "num_blocks", "width", "blocks_per_stage", "widths", "stem_stride"),
+    *("gamma", "targets", "weight_decay", "epochs", "batch_size", "lr", "seed", "device"),
+)
+
+VERBS: dict[str, Verb] = {
+    "demo": Verb(
+        "Show the whole way on scikit-learn's digits in a few minutes; no network is needed.",
+        (
+            Flag("output", str, "folder for everything that the demo writes", "stagecost-demo"),
+            Flag("seed", int, "of the trainings", 0),
+        ),
+        _demo,
+    ),
+    "train": Verb(
+        "Train a residual network with a stage cost on images.",
+        (
+            Flag("output", str, "folder of the run", required=True),
+            Flag("config", str, "YAML file of settings, by the names of the flags; flags win over it"),
+            Flag("resume", bool, "go on with the run in the folder"),
+            *setting_flags(SHOWN, OFTEN),
+        ),
+        _train,
+    ),
+    "analyze": Verb(
+        "Show loss and accuracy over depth, and how many blocks are needed.",
+        (
+            Flag("run", str, "folder of a run or of a saved network", positional=True),
+            Flag("split", Split, "the images; choose depths on val, never on test", "val"),
+            *(TOLERANCE, MOVED, ALLOWED, CHECKPOINT, DEVICE),
+        ),
+        _analyze,
+    ),
+    "prune": Verb(
+        "Cut off the blocks that are not needed, and save the small network.",
+        (
+            Flag("run", str, "folder of a run", positional=True),
+            Flag("output", str, "folder of the small network", required=True),
+            Flag("max_drop", float, "points of validation accuracy that may be lost"),
+            Flag("keep_blocks", int, "how many blocks to keep"),
+            Flag("keep_per_stage", tuple[int, ...], "how many to keep in each stage, such as 3,2,4"),
+            Flag("finetune_epochs", int, "epochs of training after the cut, at a tenth of the rate", 0),
+            *(MOVED, CHECKPOINT, DEVICE),
+        ),
+        _prune,
+    ),
+    "evaluate": Verb(
+        "Measure the accuracy of a run's network or of a saved one.",
+        (
+            Flag("path", str, "folder of a run or of a saved network", positional=True),
+            Flag("data", str, "other images; those of the training if not given"),
+            Flag("split", Split, "the images", "test"),
+            *(ALLOWED, CHECKPOINT, DEVICE),
+        ),
+        _evaluate,
+    ),
+    "bound": Verb(
+        "Compare the objective of a run with the bound of Theorem 3.1 from shallower runs.",
+        (
+            Flag("run", str, "the run of ResNet-N", positional=True),
+            Flag(
+                "sub",
+                str,
+                "runs of SubResNets of fewer blocks, trained alone by the same recipe",
+                required=True,
+                several=True,
+            ),
+            *(MOVED, CHECKPOINT, DEVICE),
+        ),
+        _bound,
+    ),
+    "report": Verb(
+        "Write report.html into a run folder: figures, tables, and how to use the result.",
+        (
+            Flag("run", str, "folder of a run", positional=True),
+            *(TOLERANCE, MOVED, CHECKPOINT, DEVICE),
+        ),
+        _report,
+    ),
+    "models": Verb(
+        "List the networks that can be trained by name.",
+        (Flag("pattern", str, "shell pattern, such as 'timm/*resnet*'", "*"),),
+        _models,
+    ),
+}

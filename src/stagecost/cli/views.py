@@ -1,0 +1,193 @@
+"""How the results of verbs look to a person on a terminal; `--json` prints the same results bare."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from stagecost.runs.analysis import Analysis
+from stagecost.runs.bound import Bound
+from stagecost.runs.certainty import Interval
+from stagecost.runs.demo import Demo
+from stagecost.runs.evaluation import Evaluation
+from stagecost.runs.models import ModelList
+from stagecost.runs.pruning import Pruning
+from stagecost.runs.reporting import Report
+from stagecost.runs.results import Result
+from stagecost.runs.training import TrainingResult
+from stagecost.train.display import sparkline
+
+CAVEAT = (
+    "The bound limits how many blocks stay active, not which; where the shallow network's loss is far "
+    "from its infimum it promises nothing."
+)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # what that means is the command line's business
+
+
+def show(verb: str, result: Result) -> None:
+    """Print the result of a verb on standard output."""
+    VIEWS[verb](_Console(highlight=False), result)
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    console.print(text, soft_wrap=True, markup=False, style=style)
+
+
+def _warnings(console: Console, warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        _line(console, f"note: {warning}", style="yellow")
+
+
+def accuracy_text(accuracy: float | None, interval: Interval | None, num_images: int) -> str:
+    """Write an accuracy with its interval and the number of images that it rests on."""
+    if accuracy is None:
+        return "no accuracy"
+    if interval is None:
+        return f"{accuracy:.2f} %"
+    return f"{accuracy:.2f} % ({interval[0]:.2f} to {interval[1]:.2f}, {num_images:,} images)"
+
+
+def _train(console: Console, result: TrainingResult) -> None:
+    _line(console, f"trained {result.epochs} epochs in {result.seconds:.1f} s")
+    if result.val_accuracy is not None:
+        accuracy = accuracy_text(result.val_accuracy, result.interval, result.num_images)
+        _line(console, f"validation: accuracy {accuracy}, loss {result.val_loss:.4f}")
+    if result.cuts:
+        steps = " → ".join(str(len(cut.kept_blocks)) for cut in result.cuts)
+        _line(console, f"blocks: {result.cuts[0].num_blocks_before} → {steps}")
+    _line(console, f"next: stagecost analyze {result.run}")
+
+
+def _analyze(console: Console, result: Analysis) -> None:
+    staged = len(result.stage_starts) > 1
+    console.print(_depth_table(result, mark=None if staged else result.needed_blocks))
+    if staged:
+        starts = ", ".join(map(str, result.stage_starts))
+        _line(console, f"stages begin at blocks {starts}; y_k skips all later stages whole,")
+        _line(console, "so what can be cut is in the next table")
+        console.print(_cut_table(result))
+    whole = accuracy_text(result.accuracies[-1], result.intervals[-1], result.num_images)
+    blocks = f"{result.needed_blocks} of {result.num_blocks} blocks"
+    if staged:
+        blocks += f" ({result.needed_cut})"
+    _line(console, f"{blocks} are needed to stay within {result.tolerance:g} points of {whole}")
+    _warnings(console, result.warnings)
+
+
+def _depth_table(result: Analysis, mark: int | None) -> Table:
+    table = Table(title=f"loss over depth, {result.split} split", title_justify="left")
+    for name in ("k", "loss L_k", "accuracy", "", "‖F_k(x_k)‖/‖x_k‖", "‖w_F,k‖"):
+        table.add_column(name, justify="left" if name == "" else "right", no_wrap=True)
+    top = max(result.losses)
+    for k, (loss, accuracy) in enumerate(zip(result.losses, result.accuracies, strict=True)):
+        bar = "█" * max(1, round(12 * loss / top)) if top > 0 else ""
+        last = k == result.num_blocks
+        ratio = "" if last else f"{result.residual_ratios[k]:.3f}"
+        norm = "" if last else f"{result.weight_norms[k]:.2f}"
+        style = "" if mark is None or k < mark else "bold green" if k == mark else "dim"
+        table.add_row(str(k), f"{loss:.4f}", f"{accuracy:.2f} %", bar, ratio, norm, style=style)
+    return table
+
+
+def _cut_table(result: Analysis) -> Table:
+    table = Table("cut", "blocks", "loss", "accuracy", "MACs", title="cuts that can be made")
+    for cut in sorted(result.cuts, key=lambda one: one.macs):
+        style = "bold green" if cut.cut == result.needed_cut else ""
+        scores = (f"{cut.loss:.4f}", f"{cut.accuracy:.2f} %", f"{cut.macs:,}")
+        table.add_row(cut.cut, str(len(cut.kept_blocks)), *scores, style=style)
+    return table
+
+
+def _prune(console: Console, result: Pruning) -> None:
+    table = Table("", "before", "after", "")
+    kept, blocks = len(result.kept_blocks), result.num_blocks_before
+    table.add_row("blocks", str(blocks), str(kept), f"{kept / blocks:.2f}×")
+    before, after = result.accuracy_before, result.accuracy_after
+    predicted = f"predicted {result.accuracy_predicted:.2f} %"
+    table.add_row("validation accuracy", f"{before:.2f} %", f"{after:.2f} %", predicted)
+    for name, sizes in (
+        ("parameters", (result.parameters_before, result.parameters_after)),
+        ("MACs an image", (result.macs_before, result.macs_after)),
+    ):
+        table.add_row(name, *(f"{size:,}" for size in sizes), f"{sizes[1] / sizes[0]:.2f}×")
+    console.print(table)
+    low, high = result.drop_interval
+    _line(console, f"drop: {before - after:.2f} points ({low:.2f} to {high:.2f}, the same images)")
+    trained = (
+        f", trained {result.finetune_epochs} epochs after the cut" if result.finetune_epochs else ""
+    )
+    _line(console, f"kept blocks k = {list(result.kept_blocks)}{trained}")
+    _warnings(console, result.warnings)
+    _line(console, f"saved: {result.path}")
+    _line(console, f"next: stagecost evaluate {result.path} --split test")
+
+
+def _evaluate(console: Console, result: Evaluation) -> None:
+    accuracy = accuracy_text(result.accuracy, result.interval, result.num_images)
+    _line(console, f"{result.split}: accuracy {accuracy}, loss {result.loss:.4f}")
+    sizes = f"{result.parameters:,} parameters, {result.macs:,} MACs an image"
+    _line(console, f"{result.num_blocks} blocks, {sizes}")
+
+
+def _bound(console: Console, result: Bound) -> None:
+    _line(
+        console,
+        f"J_N = {result.objective:.4f} on {result.num_images:,} training images "
+        f"(N = {result.num_blocks}, gamma = {result.gamma:g}, lambda = {result.weight_decay:g})",
+    )
+    if result.trained_variant:
+        _line(console, "this run was trained by a variant; J_N is the paper's objective all the same")
+    table = Table("M", "right-hand side", "J_N ≤ it", "J_N / it", title="Theorem 3.1")
+    for row in result.bounds:
+        holds = "yes" if row.holds else "no: not optimised far enough"
+        stages = (
+            f" ({', '.join(map(str, row.blocks_per_stage))})" if len(row.blocks_per_stage) > 1 else ""
+        )
+        side = f"{row.right_hand_side:.4f}"
+        table.add_row(f"{row.num_blocks}{stages}", side, holds, f"{row.tightness:.3f}")
+    console.print(table)
+    _line(console, f"predicted depth: {result.predicted_blocks} blocks")
+    _line(console, CAVEAT)
+
+
+def _report(console: Console, result: Report) -> None:
+    _line(console, f"wrote {result.report}")
+
+
+def _demo(console: Console, result: Demo) -> None:
+    analysis, pruning = result.analyze, result.prune
+    _line(console, f"\nloss over depth  {sparkline(analysis.losses)}  (validation images)")
+    _line(
+        console,
+        f"{analysis.needed_blocks} of {analysis.num_blocks} blocks are needed within "
+        f"{analysis.tolerance:g} points; kept {len(pruning.kept_blocks)}, without retraining\n",
+    )
+    table = Table("test images", "blocks", "accuracy", "parameters", "MACs")
+    for row in result.test:
+        sizes = (f"{row.parameters:,}", f"{row.macs:,}")
+        table.add_row(row.name, str(row.num_blocks), f"{row.accuracy:.2f} %", *sizes)
+    console.print(table)
+    _line(console, f"the small network: {result.pruned}")
+    _line(console, f"the report:        {result.report}")
+
+
+def _models(console: Console, result: ModelList) -> None:
+    for name in result.models:
+        _line(console, name)
+
+
+VIEWS: dict[str, Callable[[Console, Any], None]] = {
+    "train": _train,
+    "analyze": _analyze,
+    "prune": _prune,
+    "evaluate": _evaluate,
+    "bound": _bound,
+    "report": _report,
+    "demo": _demo,
+    "models": _models,
+}

@@ -1,0 +1,190 @@
+"""Tables in files: parquet, read without a cache, and the metadata.csv or .jsonl beside pictures."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stagecost.data.class_names import counted, listed, shown
+from stagecost.data.encoded import Images, IntArray, file_images, file_size
+from stagecost.data.split_names import splits_in
+from stagecost.data.tables import Table, reading
+from stagecost.errors import StageCostError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_SERIES = re.compile(r"(.*)-(\d+)-of-(\d+)(.*)", re.DOTALL)
+
+
+def open_tables(folder: Path, names: Sequence[str]) -> tuple[dict[str, list[Table]], tuple[str, ...]]:
+    """Open parquet files, by the splits that their names tell ('train-00000-of-00001', 'test/part-0').
+
+    Returns:
+        The tables of each split, and a line for what was left out.
+
+    Raises:
+        StageCostError: a file is damaged, or it is not certain which files belong to a split.
+    """
+    _check_series(folder, names)
+    files = defaultdict[str, list[str]](list)
+    for name in names:
+        files[_split_of_file(folder, name)].append(name)
+    nameless = files.pop("", []) if len(files) > 1 else []
+    tables: dict[str, list[Table]] = {}
+    for split in files:
+        _check_one_set(folder, split, files[split])
+        opened = [table for name in files[split] if (table := _open(folder / name)) is not None]
+        if opened:
+            tables[split or "train"] = opened
+    text = f"left out {counted(len(nameless), 'file')} whose names tell no split: {listed(nameless, 3)}"
+    return tables, (text,) if nameless else ()
+
+
+def _split_of_file(folder: Path, name: str) -> str:
+    """Return the split that the last telling part of a path names; '' if none does."""
+    for part in reversed(name.removesuffix(".parquet").split("/")):
+        splits = splits_in(part)
+        if len(splits) > 1:
+            raise StageCostError(
+                f"{shown(folder / name)} may hold {' or '.join(sorted(splits))} images by its name: "
+                "rename it"
+            )
+        if splits:
+            return splits.pop()
+    return ""
+
+
+def _check_series(folder: Path, names: Sequence[str]) -> None:
+    """Refuse a series such as a-00000-of-00002.parquet that is incomplete."""
+    series = defaultdict[tuple[str, str], set[int]](set)
+    for name in names:
+        if match := _SERIES.fullmatch(name):
+            series[match[1], match[3]].add(int(match[2]))
+    for (start, total), numbers in series.items():
+        if len(numbers) < int(total):
+            lost = (number for number in range(int(total)) if number not in numbers)
+            first = listed([f"{start}-{number:05d}-of-{total}" for number in islice(lost, 3)])
+            raise StageCostError(
+                f"data folder {shown(folder)} lacks {int(total) - len(numbers)} of the {int(total)} "
+                f"files of a series (the first: {first}): fetch them, too"
+            )
+
+
+def _check_one_set(folder: Path, split: str, names: Sequence[str]) -> None:
+    """Refuse several sets of files for one split, such as two versions of a data set."""
+    sets = set[tuple[str, ...]]()
+    for name in names:
+        match = _SERIES.fullmatch(name)
+        sets.add((match[1], match[3]) if match else (name.rpartition("/")[0],))
+    if len(sets) > 1:
+        kinds = [
+            f"{start}-…-of-{total[0]}" if total else f"{start or '.'}/*"
+            for start, *total in sorted(sets)
+        ]
+        raise StageCostError(
+            f"data folder {shown(folder)} has several sets of files for its {split or 'training'} "
+            f"images ({listed(kinds)}): give a folder that holds one of them"
+        )
+
+
+def _open(path: Path) -> Table | None:
+    """Open a parquet file; None if it has no rows."""
+    import pyarrow.parquet as pq
+
+    with reading(shown(path)), path.open("rb") as file, pq.ParquetFile(file) as table:
+        schema, groups = table.schema_arrow, range(table.num_row_groups)
+        starts = np.cumsum([0, *(table.metadata.row_group(group).num_rows for group in groups)])
+    if starts[-1] == 0:
+        return None
+    return Table(
+        shown(path),
+        schema,
+        lambda name: _read(path, groups, name),
+        lambda name: _images(path, name, starts),
+    )
+
+
+def _read(path: Path, groups: Sequence[int], column: str) -> "pa.ChunkedArray":
+    import pyarrow.parquet as pq
+
+    with reading(shown(path)), path.open("rb") as file, pq.ParquetFile(file) as table:
+        return table.read_row_groups([*groups], columns=[column], use_threads=False).column(column)
+
+
+def _images(path: Path, column: str, starts: IntArray) -> Images:
+    """Return the images in a column, read by groups of rows, whose first rows are `starts`."""
+    kept: dict[int, pa.ChunkedArray] = {}
+    lock = Lock()
+
+    def group_of(row: int) -> int:
+        return int(np.searchsorted(starts, row, side="right")) - 1
+
+    def group(number: int) -> "pa.ChunkedArray":
+        with lock:  # the last two groups are kept, as rows are mostly read in order
+            if number not in kept:
+                for old in [*kept][:-1]:
+                    del kept[old]
+                kept[number] = _read(path, [number], column)
+            return kept[number]
+
+    def read(rows: Sequence[int]) -> list[Any]:
+        records = [
+            group(number)[row - int(starts[number])].as_py()
+            for row in rows
+            for number in [group_of(row)]
+        ]
+        return [_with_folder(record, path.parent) for record in records]
+
+    return Images(
+        read,
+        lambda row: f"image {row} of {shown(path)}",
+        lambda row: f"{path.name} {file_size(path)} {row}",
+    )
+
+
+def _with_folder(record: Any, folder: Path) -> Any:
+    """Find an image that a table holds the path of, from the folder of the table on."""
+    if isinstance(record, Mapping) and record.get("bytes") is None and record.get("path"):
+        return folder / record["path"]
+    return record
+
+
+def open_metadata(folder: Path, names: Sequence[str]) -> dict[str, list[Table]]:
+    """Open tables that stand beside the pictures which their column file_name tells.
+
+    Raises:
+        StageCostError: a table is damaged, or has no such column.
+    """
+    tables = defaultdict[str, list[Table]](list)
+    for name in names:
+        split = _split_of_file(folder, name.rpartition("/")[0]) or "train"
+        tables[split].append(_metadata(folder / name))
+    return dict(tables)
+
+
+def _metadata(path: Path) -> Table:
+    from pyarrow import csv, json
+
+    with reading(shown(path)), path.open("rb") as file:
+        table = csv.read_csv(file) if path.suffix == ".csv" else json.read_json(file)
+        columns = table.column_names
+        files = table["file_name"].to_pylist() if "file_name" in columns else None
+    if files is None:
+        raise StageCostError(
+            f"{shown(path)} has no column file_name (its columns: {listed(columns)}): add it, or "
+            "remove the file"
+        )
+    noted = b'{"info": {"features": {"file_name": {"_type": "Image"}}}}'
+    names = [name if isinstance(name, str) else "" for name in files]
+    return Table(
+        shown(path),
+        table.schema.with_metadata({b"huggingface": noted}),
+        table.column,
+        lambda _: file_images(path.parent, names),
+    )

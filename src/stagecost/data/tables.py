@@ -1,0 +1,220 @@
+"""Tables of labelled images: which column is the image, which is the label, and what labels mean.
+
+A column is taken unasked only where there is no doubt; else the columns are listed for the user.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stagecost.data.class_names import class_name, counted, listed, number_name, shown
+from stagecost.data.config import DataConfig
+from stagecost.data.encoded import WITHHELD, Images, Part
+from stagecost.errors import StageCostError
+from stagecost.text import one_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_LABELS = ("label", "labels", "fine_label", "class", "classes", "category", "target")
+_IMAGES = ("image", "images", "img")
+_WORDS = {
+    "class": "classes",
+    "text": "text",
+    "whole": "whole numbers",
+    "float": "floating-point numbers",
+    "bool": "true or false",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that is read column by column.
+
+    Attributes:
+        origin: its file or split, for messages.
+        schema: the columns, with what Hugging Face `datasets` notes of them.
+        column: reads a column.
+        images: returns the images of a column, on request.
+    """
+
+    origin: str
+    schema: "pa.Schema"
+    column: Callable[[str], "pa.ChunkedArray"]
+    images: Callable[[str], Images]
+
+
+@contextmanager
+def reading(origin: str) -> Iterator[None]:
+    """Say of a file or split that is damaged that it is, whatever the reader below says."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
+        raise StageCostError(
+            f"{origin} cannot be read ({one_line(error)}): fetch the file again"
+        ) from error
+
+
+def read_tables(tables: Mapping[str, Sequence[Table]], config: DataConfig) -> dict[str, list[Part]]:
+    """Read the labels of the tables of each split; `config` may name the columns.
+
+    Raises:
+        StageCostError: the columns cannot be told, or the labels mean nothing.
+    """
+    parts: dict[str, list[Part]] = {}
+    for split, several in tables.items():
+        parts[split] = []
+        for table in several:
+            with reading(table.origin):
+                parts[split].append(_read(table, config))
+    if "train" in parts:
+        _refuse_ids(tables["train"][0], config, parts["train"])
+    return parts
+
+
+def _read(table: Table, config: DataConfig) -> Part:
+    kinds = _kinds(table)
+    images = [name for name, kind in kinds.items() if kind == "image"]
+    image = _choose(table, "image", config.image_column, images, _IMAGES, images)
+    label = _label_column(table, config)
+    if config.label_column is None and kinds[label] in ("float", "bool"):
+        raise StageCostError(
+            f"{table.origin} has {_WORDS[kinds[label]]} in its column {shown(label)}: name the column "
+            f"of classes by --label-column, or this one if it is that ({_columns(table, labels=True)})"
+        )
+    return _part(table, image, label, kinds[label])
+
+
+def _label_column(table: Table, config: DataConfig) -> str:
+    kinds = _kinds(table)
+    labels = [name for name, kind in kinds.items() if kind in _WORDS]
+    sole = [name for name in labels if kinds[name] == "class"]
+    return _choose(table, "label", config.label_column, labels, _LABELS, sole)
+
+
+def _refuse_ids(table: Table, config: DataConfig, parts: Sequence[Part]) -> None:
+    """Refuse a column that differs in every training image."""
+    label, rows = _label_column(table, config), sum(len(part.labels) for part in parts)
+    names = {name for part in parts for name in part.names}
+    if len(names) == rows > 2 and not _class_names(table, label):
+        raise StageCostError(
+            f"{table.origin} has another value in each of the {rows} rows of its column {shown(label)}, "
+            f"as ids have: name the column of classes by --label-column ({_columns(table, labels=True)})"
+        )
+
+
+def _kinds(table: Table) -> dict[str, str]:
+    """Return what each column holds: 'image', one of `_WORDS`, or 'other'."""
+    import pyarrow as pa
+
+    kinds: dict[str, str] = {}
+    for field in table.schema:
+        kind, feature = field.type, _feature(table, field.name)
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        content = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+        binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        if feature.get("_type") == "Image" or content or (binary and field.name.casefold() in _IMAGES):
+            kinds[field.name] = "image"
+        elif pa.types.is_integer(kind):
+            kinds[field.name] = "class" if _class_names(table, field.name) else "whole"
+        elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            kinds[field.name] = "text"
+        else:
+            flag = "bool" if pa.types.is_boolean(kind) else "other"
+            kinds[field.name] = "float" if pa.types.is_floating(kind) else flag
+    return kinds
+
+
+def _feature(table: Table, column: str) -> Mapping[str, Any]:
+    """Return what `datasets` notes of a column."""
+    try:
+        noted = json.loads((table.schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
+
+
+def _class_names(table: Table, column: str) -> tuple[str, ...]:
+    names = _feature(table, column).get("names")
+    return tuple(map(class_name, names)) if isinstance(names, list) else ()
+
+
+def _choose(
+    table: Table,
+    what: str,
+    asked: str | None,
+    fit: Sequence[str],
+    usual: Sequence[str],
+    sole: Sequence[str],
+) -> str:
+    """Return the column asked for, the one with a usual name, or the only one of its kind."""
+    if asked is not None and asked not in fit:
+        raise StageCostError(
+            f"{table.origin} has no column {shown(asked)} of {what}s, as --{what}-column says (its "
+            f"columns: {_columns(table)})"
+        )
+    if not fit:
+        raise StageCostError(
+            f"{table.origin} has no column of {'class labels' if what == 'label' else 'images'} (its "
+            f"columns: {_columns(table)}): it needs an image column and a label column"
+        )
+    named = [asked] if asked is not None else [name for name in fit if name.casefold() in usual]
+    chosen = named or sole
+    if len(chosen) != 1:
+        raise StageCostError(
+            f"{table.origin} has no column that is certainly the {what} "
+            f"({_columns(table, what == 'label')}): name it by --{what}-column {shown(fit[0])}"
+        )
+    return chosen[0]
+
+
+def _columns(table: Table, labels: bool = False) -> str:
+    """List columns with what they hold."""
+    kinds = {name: kind for name, kind in _kinds(table).items() if kind in _WORDS or not labels}
+    return listed([f"{name}: {_WORDS.get(kind, kind)}" for name, kind in kinds.items()], 12)
+
+
+def _part(table: Table, image: str, label: str, kind: str) -> Part:
+    values = table.column(label).to_pylist()
+    missing = sum(
+        value is None or value == "" or (kind == "float" and math.isnan(value)) for value in values
+    )
+    if missing:
+        raise StageCostError(
+            f"{table.origin} has {counted(missing, 'image')} without a value in its column "
+            f"{shown(label)}: remove these rows"
+        )
+    names = _class_names(table, label)
+    numeric = kind in ("class", "whole", "float")
+    wrong = [
+        value for value in values if numeric and not (value == -1 or (value >= 0 and value % 1 == 0))
+    ]
+    wrong += [value for value in values if kind == "class" and value >= len(names)]
+    if wrong:
+        last = f"has names for 0 to {len(names) - 1} ({listed(names, 4)})"
+        raise StageCostError(
+            f"{table.origin} has the label {wrong[0]} in its column {shown(label)}, which "
+            f"{last if names else 'takes whole numbers from 0 on'}: correct "
+            f"{counted(len(wrong), 'row')}, or name another column by --label-column"
+        )
+    texts: list[str | None]
+    if kind == "class":
+        texts = [names[value] if value >= 0 else None for value in values]
+        names = tuple(dict.fromkeys(names))
+    elif numeric:
+        texts = [number_name(int(value)) if value >= 0 else None for value in values]
+        names = tuple(number_name(number) for number in sorted({int(value) for value in values} - {-1}))
+    else:
+        texts = [class_name(value) for value in values]
+        names = tuple(sorted({*map(class_name, values)}))
+    place_of: dict[str | None, int] = {name: place for place, name in enumerate(names)}
+    labels = np.array([place_of.get(text, WITHHELD) for text in texts], np.int64)
+    return Part(names, labels, table.images(image))

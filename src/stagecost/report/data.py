@@ -1,0 +1,257 @@
+"""What a report is made of: typed values, and the one place where JSON becomes them.
+
+A measurement that is missing is NaN, which the page writes as a dash and the figures as a gap.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from types import MappingProxyType, NoneType
+from typing import Any, SupportsFloat, TypeVar, get_args, get_origin, get_type_hints
+
+from stagecost.errors import StageCostError
+
+SPLIT_WORDS = {"val": "validation", "train": "training"}
+THUMBNAIL = "data:image/"
+
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What a pass over a split tells of every depth k = 0 … N.
+
+    Attributes:
+        num_blocks: N.
+        split: of the images, such as `val`.
+        losses: of y_0 … y_N.
+        accuracies: percent, of y_0 … y_N.
+        residual_ratios: mean of ‖F_k(x_k)‖ / ‖x_k‖, k = 0 … N-1.
+        weight_norms: ‖w_F,k‖, k = 0 … N-1.
+        tolerance: points of accuracy that may be missing to the full depth.
+        needed_blocks: M, the least depth within the tolerance.
+        stage_starts: the paper's k of each stage's first block.
+        macs: multiply-accumulates of one image, with the first 0 … N blocks; empty if unknown.
+        parameters: trainable numbers of the network cut after 0 … N blocks; empty if unknown.
+        latencies: seconds for one image at depth 0 … N; empty if unknown.
+    """
+
+    num_blocks: int
+    split: str
+    losses: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    residual_ratios: tuple[float, ...]
+    weight_norms: tuple[float, ...]
+    tolerance: float
+    needed_blocks: int
+    stage_starts: tuple[int, ...] = (0,)
+    macs: tuple[float, ...] = ()
+    parameters: tuple[float, ...] = ()
+    latencies: tuple[float, ...] = ()
+
+    @property
+    def split_word(self) -> str:
+        """The split as prose names it."""
+        return SPLIT_WORDS.get(self.split, self.split)
+
+    @property
+    def terminal_accuracy(self) -> float:
+        """Percent, of y_N."""
+        return value_at(self.accuracies, self.num_blocks)
+
+    @property
+    def needed_accuracy(self) -> float:
+        """Percent, of y_M."""
+        return value_at(self.accuracies, self.needed_blocks)
+
+    @property
+    def accuracy_floor(self) -> float:
+        """Where the accuracy axis ends at the bottom: minus infinity if nothing is cut off.
+
+        With an axis down to chance level, a tolerance of half a point would be as thin as a hair. What
+        lies below the floor is far from good enough, and the loss figure shows all of it.
+        """
+        floor = self.terminal_accuracy - max(20 * self.tolerance, 4.0)
+        return floor if any(value < floor for value in self.accuracies) else -math.inf
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch brought; `seconds` count from the start of the training, not of the epoch."""
+
+    epoch: int
+    seconds: float = math.nan
+    learning_rate: float = math.nan
+    train_objective: float = math.nan
+    train_loss: float = math.nan
+    val_loss: float = math.nan
+    val_accuracy: float = math.nan
+    val_losses: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """The latest pruning of the run.
+
+    Attributes:
+        kept_blocks: the paper's k of the blocks that stayed.
+        path: folder of the small network.
+        accuracy_before: percent, of the whole network.
+        accuracy_predicted: percent, from the outputs over depth.
+        accuracy_after: percent, of the small network as it was saved.
+        accuracy_before_finetuning: percent, of the small network right after the cut.
+        finetune_epochs: epochs of training after the cut.
+        parameters_before: trainable numbers; `parameters_after` of the small network.
+        macs_before: multiply-accumulates of one image; `macs_after` of the small network.
+    """
+
+    kept_blocks: tuple[int, ...]
+    path: str
+    accuracy_before: float = math.nan
+    accuracy_predicted: float = math.nan
+    accuracy_after: float = math.nan
+    accuracy_before_finetuning: float = math.nan
+    finetune_epochs: int = 0
+    parameters_before: float = math.nan
+    parameters_after: float = math.nan
+    macs_before: float = math.nan
+    macs_after: float = math.nan
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a network reaches on the test split."""
+
+    name: str
+    num_blocks: float = math.nan
+    accuracy: float = math.nan
+    loss: float = math.nan
+    parameters: float = math.nan
+    macs: float = math.nan
+
+
+@dataclass(frozen=True)
+class Point:
+    """A network, or a way of running one, as accuracy (percent) against MACs an image.
+
+    Attributes:
+        series: what it belongs to, such as `cuts`, `early exits` or `trained at this depth`.
+        name: what hovering shows, such as `4 blocks`.
+        accuracy: percent.
+        macs: multiply-accumulates of one image, on average.
+    """
+
+    series: str
+    name: str
+    accuracy: float
+    macs: float
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How often the cut network calls an image of one class (row) by the name of another (column)."""
+
+    class_names: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class WrongImage:
+    """An image that the whole network names rightly, and the cut network wrongly.
+
+    Attributes:
+        thumbnail: a small image as a `data:image/…;base64,…` address.
+        label: name of its class.
+        answer: name that the cut network gives.
+    """
+
+    thumbnail: str
+    label: str
+    answer: str
+
+    def __post_init__(self) -> None:
+        """Refuse addresses that would make the page load something."""
+        if not self.thumbnail.startswith(THUMBNAIL):
+            raise StageCostError(
+                f"thumbnail {self.thumbnail[:40]!r} is no image in place: begin it with {THUMBNAIL}"
+            )
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What a report is made of.
+
+    Attributes:
+        run: the name or path of the run, as shown.
+        settings: the merged configuration of the run; names, and values or further mappings.
+        analysis: loss and accuracy over depth.
+        history: the epochs of the training.
+        pruning: the latest one; None if nothing was pruned yet.
+        test: networks on the test split.
+        points: accuracy against MACs of cuts, exits and controls.
+        confusion: of the cut network (the pruned one, or else the first `needed_blocks`).
+        newly_wrong: images that the cut gets newly wrong, as many as the page is to show.
+        newly_wrong_count: how many there are in all; 0 for just those given.
+        version: the version of stagecost that made the report.
+    """
+
+    run: str
+    analysis: Analysis
+    settings: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    history: tuple[Epoch, ...] = ()
+    pruning: Pruning | None = None
+    test: tuple[Result, ...] = ()
+    points: tuple[Point, ...] = ()
+    confusion: Confusion | None = None
+    newly_wrong: tuple[WrongImage, ...] = ()
+    newly_wrong_count: int = 0
+    version: str = ""
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "ReportData":
+        """Read the attributes from JSON: what verbs print, and what run folders hold.
+
+        Raises:
+            StageCostError: a value without which there is no report is missing.
+        """
+        return _read_fields(cls, content, "report")
+
+    @property
+    def kept_blocks(self) -> tuple[int, ...]:
+        """The paper's k of the blocks that the figures colour: those kept, or else those needed."""
+        needed = tuple(range(self.analysis.needed_blocks))
+        return needed if self.pruning is None else self.pruning.kept_blocks
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the training: the last of the epochs' seconds, which count from its start."""
+        return self.history[-1].seconds if self.history else math.nan
+
+
+def value_at(values: Sequence[float], index: int) -> float:
+    """Return one of the values, or NaN beyond their end."""
+    return values[index] if index < len(values) else math.nan
+
+
+def _read_fields(kind: type[Kind], content: Mapping[str, Any], place: str) -> Kind:
+    hints, known = get_type_hints(kind), fields(kind)  # type: ignore[arg-type]
+    needed = (f.name for f in known if f.default is MISSING and f.default_factory is MISSING)
+    if lacking := [name for name in needed if name not in content]:
+        raise StageCostError(f"{place} lacks {', '.join(lacking)}: make it anew with `stagecost report`")
+    given = {f.name: content[f.name] for f in known if f.name in content}
+    return kind(**{name: _read(hints[name], value, name) for name, value in given.items()})
+
+
+def _read(kind: Any, value: Any, place: str) -> Any:
+    arguments = get_args(kind)
+    if NoneType in arguments:
+        return None if value is None else _read(arguments[0], value, place)
+    if get_origin(kind) is tuple:
+        return tuple(_read(arguments[0], item, place) for item in value or ())
+    if is_dataclass(kind):
+        return _read_fields(kind, value, place)  # type: ignore[arg-type]
+    if kind is int:
+        return int(value)
+    if kind is float:  # whatever is no number is missing
+        return float(value) if isinstance(value, SupportsFloat) else math.nan
+    return value

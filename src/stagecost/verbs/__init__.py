@@ -1,1 +1,0 @@
-"""The verbs of the command line, one typed function each, and how their results look."""

@@ -1,0 +1,197 @@
+"""What a run remembers of its images, and what a later look says of images that changed."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_files import fill, grey, load, parquet, png, tree
+from stagecost.data.fingerprint import check_fingerprint, fingerprint
+from stagecost.data.loading import DataBundle
+from stagecost.errors import StageCostError
+
+OWN = {"train/cat": 12, "train/dog": 12, "test/cat": 4, "test/dog": 4}
+HELD_OUT = {"cat": 30, "dog": 30}
+
+
+def add_to_test(folder: Path) -> None:
+    fill(folder / "test" / "cat", 0, 3, first=500)
+
+
+def remove_from_test(folder: Path) -> None:
+    (folder / "test" / "cat" / "200.png").unlink()
+
+
+def other_content(folder: Path) -> None:
+    path = folder / "test" / "cat" / "200.png"
+    size = path.stat().st_size
+    path.write_bytes(png(grey(0, 999)))
+    with path.open("ab") as file:  # as large as before, if need be
+        file.write(bytes(max(0, size - path.stat().st_size)))
+
+
+def relabel(folder: Path) -> None:
+    for path in sorted((folder / "test" / "cat").iterdir()):
+        path.rename(folder / "test" / "dog" / f"x{path.name}")
+
+
+def add_to_train(folder: Path) -> None:
+    fill(folder / "train" / "cat", 0, 3, first=500)
+
+
+def move_to_test(folder: Path) -> None:
+    shutil.move(folder / "train" / "cat" / "000.png", folder / "test" / "cat" / "new.png")
+
+
+def copy_to_test(folder: Path) -> None:
+    shutil.copy(folder / "train" / "dog" / "100.png", folder / "test" / "dog" / "new.png")
+
+
+def swap(folder: Path) -> None:
+    first, second = folder / "train" / "cat" / "000.png", folder / "test" / "cat" / "200.png"
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
+
+
+def keep(folder: Path) -> None:
+    for path in folder.rglob("*.png"):
+        os.utime(path, (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "changed", "trained"),
+    [
+        (keep, [], False),
+        (add_to_test, ["test"], False),
+        (remove_from_test, ["test"], False),
+        (relabel, ["test"], False),
+        (add_to_train, ["train"], False),
+        (move_to_test, ["test", "train"], True),
+        (copy_to_test, ["test"], True),
+        (swap, None, True),
+    ],
+)
+@pytest.mark.parametrize("everything", [True, False])
+def test_changes_of_a_folder(
+    tmp_path: Path,
+    change: Callable[[Path], None],
+    changed: list[str] | None,
+    trained: bool,
+    everything: bool,
+) -> None:
+    folder = tree(tmp_path / "set", OWN)
+    splits = None if everything else ("train",)
+    run = load(folder, val_fraction=0, splits=splits)
+    saved = fingerprint(run)
+    assert json.loads(saved)["splits"]["test"]["images"] == 8
+    change(folder)
+    now = load(folder, val_fraction=0, splits=("test",), like=run.format)
+    if trained:
+        with pytest.raises(
+            StageCostError, match=r"1 image of the .* test images of set were trained on"
+        ):
+            check_fingerprint(saved, now, "test")
+    lines = check_fingerprint(saved, now, "test", allow_trained=True)
+    if changed is not None:
+        assert [line.split()[1] for line in lines] == changed
+    train = load(folder, val_fraction=0, splits=("train",), like=run.format)
+    check_fingerprint(saved, train, "train")  # which may of course hold trained images
+    both = load(folder, val_fraction=0, splits=("all",), like=run.format)
+    check_fingerprint(saved, both, "all")
+
+
+def test_other_content_under_the_same_name(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "set", OWN)
+    run = load(folder)
+    other_content(folder)
+    now = load(folder, splits=("test",), like=run.format)
+    lines = check_fingerprint(fingerprint(run), now, "test")
+    assert lines == () or "test" in lines[0]  # its size may be the same; but none of it was trained on
+
+
+def test_a_folder_that_moved_is_the_same(tmp_path: Path) -> None:
+    for kind in ("tree", "table"):
+        folder = tmp_path / kind
+        if kind == "tree":
+            tree(folder, HELD_OUT)
+        else:
+            parquet(folder / "a.parquet", [0, 1] * 30)
+        run = load(folder)
+        saved = fingerprint(run)
+        shutil.copytree(folder, tmp_path / f"{kind} elsewhere")
+        shutil.rmtree(folder)
+        now = load(tmp_path / f"{kind} elsewhere", like=run.format)
+        assert not check_fingerprint(saved, now, "test")
+        assert not check_fingerprint(saved, now, "val")
+
+
+def test_held_out_images_that_fall_otherwise(tmp_path: Path) -> None:
+    """One more image, and the test images that are held out are others: most of them trained on."""
+    folder = tree(tmp_path / "set", HELD_OUT)
+    run = load(folder)
+    fill(folder / "cat", 0, 1, first=700)
+    now = load(folder, like=run.format)
+    for split in ("test", "val"):
+        with pytest.raises(
+            StageCostError, match=rf"{split} images of set were trained on.*--allow-trained"
+        ):
+            check_fingerprint(fingerprint(run), now, split)
+        lines = check_fingerprint(fingerprint(run), now, split, allow_trained=True)
+        assert "the test images have changed since the run: 12 then, 13 now" in lines
+        assert len(lines) == 3
+
+
+def test_copies_that_were_there_from_the_start(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "set", OWN)
+    copy_to_test(folder)
+    run = load(folder)
+    saved = fingerprint(run)
+    now = load(folder, splits=("test",), like=run.format)
+    assert not check_fingerprint(saved, now, "test")
+    shutil.copy(folder / "train" / "dog" / "103.png", folder / "test" / "dog" / "newer.png")
+    with pytest.raises(StageCostError, match="2 images of the 10 test images"):
+        check_fingerprint(saved, load(folder, splits=("test",), like=run.format), "test")
+
+
+def test_digits() -> None:
+    run = load("digits", limit_train=100)
+    assert not check_fingerprint(fingerprint(run), load("digits", limit_train=100), "test")
+    with pytest.raises(StageCostError, match="trained on"):
+        check_fingerprint(fingerprint(run), load("digits", seed=1), "val")
+    assert check_fingerprint(fingerprint(run), load("digits", val_fraction=0, limit_train=100), "test")
+
+
+@cache
+def digits() -> DataBundle:
+    return load("digits", limit_train=20, limit_test=5)
+
+
+KEYS = st.sampled_from(["splits", "trained", "images", "digest", "test"])
+JSON = st.recursive(
+    st.none() | st.integers() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(KEYS, x)
+)
+
+
+@settings(max_examples=50)
+@given(st.text() | JSON.map(json.dumps))
+def test_damaged_fingerprints(saved: str) -> None:
+    try:
+        check_fingerprint(saved, digits(), "test")
+    except StageCostError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_the_fingerprint_is_small_json() -> None:
+    run = load("digits", val_fraction=0)
+    content = json.loads(fingerprint(run))
+    assert set(content) == {"splits", "trained"}
+    assert len(fingerprint(run)) < 12 * len(run.splits["train"]) + 500
+    assert np.isfinite(content["splits"]["train"]["images"])
