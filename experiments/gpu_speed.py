@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from experiments.gpu_tier import Recipe, Session, optimizer, stage_loss
-
-from stagecost.models import create_model
 from stagecost.sampling import sample_depths
 from stagecost.surgery import copy_with_blocks
+
+from experiments.gpu_tier import Recipe, Session, optimizer, stage_loss
+from stagecost.models import create_model
 
 
 def milliseconds(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

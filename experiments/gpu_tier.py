@@ -49,6 +49,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from stagecost.surgery import copy_with_blocks
 from torch import Tensor, nn
 
 from stagecost.errors import StageCostError
@@ -56,7 +57,6 @@ from stagecost.models import create_model
 from stagecost.network import ResidualNetwork
 from stagecost.objective import parameter_groups
 from stagecost.storage import read_tensors, write_tensors
-from stagecost.surgery import copy_with_blocks
 
 ARMS = ("plain_full", "plain_sub", "stage", "joint", "joint_light", "plain_long", "cut_first")
 TARGET_WEIGHTS = {"joint": 1.0, "joint_light": 0.3}

@@ -17,15 +17,11 @@ from typing import Any
 from unittest import mock
 
 CONTEXT = multiprocessing.get_context("forkserver")
+VERBS = ("training", "analysis", "pruning", "evaluation", "bound", "reporting", "models", "demo")
 PRELOAD = [
-    *("stagecost.cli", "stagecost.verbs.summaries", "stagecost.verbs.pruning", "stagecost.verbs.bound"),
-    *(
-        "stagecost.verbs.console",
-        "stagecost.verbs.benchmark",
-        "sklearn.datasets",
-        "sklearn.model_selection",
-        "datasets",
-    ),
+    *("stagecost.cli.main", "stagecost.cli.verbs", "stagecost.cli.views"),
+    *(f"stagecost.runs.{name}" for name in VERBS),
+    *("sklearn.datasets", "sklearn.model_selection", "datasets", "PIL.Image", "rich.progress"),
 ]
 
 
@@ -47,15 +43,16 @@ class Outcome:
 
     @property
     def refusal(self) -> str:
-        """The one line on standard error of a command that was refused."""
+        """The one line on standard error of a command that was refused; what was loaded comes before."""
         assert self.status == 2, (self.status, self.stdout, self.stderr)
-        assert self.stdout == ""
         assert "Traceback" not in self.stderr
-        lines = self.stderr.splitlines()
-        assert len(lines) == 1, self.stderr
-        assert lines[0].startswith("stagecost: ")
-        assert ": " in lines[0].removeprefix("stagecost: ") or "see --help" in lines[0]
-        return lines[0]
+        *before, last = self.stderr.splitlines()
+        assert last.startswith("stagecost: "), self.stderr
+        assert not any(line.startswith("stagecost: ") for line in before), self.stderr
+        text = last.removeprefix("stagecost: ")
+        assert ": " in text or "--help" in text
+        assert self.stdout == "" or json.loads(self.stdout) == {"error": text}
+        return last
 
 
 @dataclass(frozen=True)
@@ -113,6 +110,6 @@ def _run(arguments: list[str], stdout: Path, stderr: Path, prepare: Callable[[],
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
     if prepare is not None:
         prepare()
-    from stagecost.cli import main
+    from stagecost.cli.main import main
 
     main(arguments)

@@ -43,17 +43,17 @@ SETTINGS = [
     ([*STAGED], "num_blocks", "it takes blocks_per_stage, widths"),
     (["--gamma", "-1"], "gamma is -1", "at least 0"),
     (["--gamma", "nan"], "'nan'", "give a number"),
-    (["--gamma", "inf"], "'inf'", "give a number"),
+    (["--gamma", "inf"], "gamma is inf", "finite"),
     (["--gamma", "1e999"], "gamma is inf", "finite"),
-    (["--weight-decay", "-1"], "weight_decay is -1", "at least 0"),
+    (["--weight-decay", "-1"], "--weight-decay is -1", "at least 0"),
     (["--weight-decay", "nan"], "'nan'", "give a number"),
-    (["--label-smoothing", "1"], "label_smoothing is 1", "from 0 to below 1"),
-    (["--ema-decay", "1"], "ema_decay is 1", "from 0 to below 1"),
-    (["--clip-norm", "-1"], "clip_norm is -1", "at least 0"),
-    (["--warmup-epochs", "-1"], "warmup_epochs is -1", "at least 0"),
+    (["--label-smoothing", "1"], "--label-smoothing is 1", "from 0 to below 1"),
+    (["--ema-decay", "1"], "--ema-decay is 1", "from 0 to below 1"),
+    (["--clip-norm", "-1"], "--clip-norm is -1", "at least 0"),
+    (["--warmup-epochs", "-1"], "--warmup-epochs is -1", "at least 0"),
     (["--epochs", "0"], "epochs is 0", "at least 1"),
     (["--epochs", "1.5"], "'1.5'", "give a whole number"),
-    (["--batch-size", "0"], "batch_size is 0", "at least 1"),
+    (["--batch-size", "0"], "--batch-size is 0", "at least 1"),
     (["--lr", "0"], "lr is 0", "above 0"),
     (["--lr", "nan"], "'nan'", "give a number"),
     (["--seed", "-1"], "seed is -1", "at least 0"),
@@ -68,12 +68,12 @@ SETTINGS = [
     (["--device", "foo"], "'foo'", "choose auto, cpu, cuda or mps"),
     (["--precision", "64"], "'64'", "'32', 'bf16', 'fp16'"),
     (["--precision", "fp16"], "fp16", "use --precision bf16 or 32"),
-    (["--checkpoint-minutes", "0"], "checkpoint_minutes is 0", "above 0"),
-    (["--num-processes", "0"], "num_processes is 0", "at least 1"),
+    (["--checkpoint-minutes", "0"], "--checkpoint-minutes is 0", "above 0"),
+    (["--num-processes", "0"], "--num-processes is 0", "at least 1"),
     (["--num-processes", "3"], "3 processes", "give a multiple"),
     (["--num-processes", "32", "--limit-train", "20"], "32 processes", "use fewer processes"),
-    (["--nonsense", "7"], "--nonsense 7", "--help"),
-    (["--gam", "7"], "--gam 7", "--help"),
+    (["--nonsense", "7"], "--nonsense is unknown", "--help"),
+    (["--gam", "7"], "--gam is unknown", "did you mean --gamma?"),
     (["stray"], "stray", "--help"),
     (["--epochs"], "--epochs", "expected one argument"),
 ]
@@ -92,7 +92,7 @@ STAGES = [
     (["--blocks-per-stage", "1,1", "--widths", "4"], "(4,)", "one width a stage"),
     (["--blocks-per-stage", "1,x"], "'1,x'", "numbers like 16,32,64"),
     (["--blocks-per-stage", "1,,2"], "'1,,2'", "numbers like 16,32,64"),
-    (["--blocks-per-stage", ""], "''", "numbers like 16,32,64"),
+    (["--blocks-per-stage", ""], "stages", "one width a stage"),
     (["--blocks-per-stage", "0,1", "--widths", "4,4"], "is 0", "at least 1"),
     (["--blocks-per-stage", "1,1", "--widths", "4,-4"], "is -4", "at least 1"),
     (["--widths", "4.5,8"], "'4.5,8'", "numbers like 16,32,64"),
@@ -118,9 +118,10 @@ def test_no_data_no_output_no_verb(cli: CommandLine, tmp_path: Path) -> None:
     assert "--data digits" in cli("train", "--epochs", 1, "--output", tmp_path / "run").refusal
     assert "output" in cli("train", "--data", "digits").refusal
     assert "--output is empty" in cli("train", *RECIPE, *MODEL, "--output", "").refusal
-    for arguments in ([], ["frobnicate"], ["analyze"], ["evaluate"], ["bound"], ["prune", tmp_path]):
+    for arguments in (["frobnicate"], ["analyze"], ["evaluate"], ["bound"], ["prune", tmp_path]):
         outcome = cli(*arguments)
         assert (outcome.status, outcome.stdout, len(outcome.stderr.splitlines())) == (2, "", 1)
+    assert "analyze" in cli().stdout, "without a verb the verbs are shown"
 
 
 CONFIGS: list[tuple[bytes | None, str]] = [
@@ -134,7 +135,7 @@ CONFIGS: list[tuple[bytes | None, str]] = [
     (b"epochs: -3\n", "epochs is -3"),
     (b"epochs: null\n", "epochs is null"),
     (b"widths: {a: 1}\n", "numbers like 16,32,64"),
-    (b"\x00\xff\xfe", "is no text"),
+    (b"\x00\xff\xfe", "not valid YAML"),
     (b"!!python/object/apply:os.system ['touch pwned']\n", "not valid YAML"),
 ]
 
@@ -253,6 +254,6 @@ def test_a_folder_that_holds_something(cli: CommandLine, runs: Runs) -> None:
 def test_resuming_with_other_settings(cli: CommandLine, runs: Runs, flag: str, value: float) -> None:
     before = contents(runs.three)
     line = cli("train", "--resume", flag, value, "--output", runs.three).refusal
-    assert flag.removeprefix("--").replace("-", "_") in line
+    assert flag in line
     assert str(value) in line
     assert contents(runs.three) == before

@@ -88,10 +88,10 @@ def test_validation_depends_on_the_seed_and_test_does_not() -> None:
 def test_a_split_is_the_same_whatever_else_is_asked_for(splits: tuple[str, ...]) -> None:
     config = DataConfig("digits", limit_train=300, limit_test=50)
     everything = load_data(config, seed=5)
-    some = load_data(config, seed=5, splits=splits)
-    assert set(some.splits) == set(splits)
-    assert some.format == everything.format
-    assert all(same(some.splits[name], everything.splits[name]) for name in splits)
+    part = load_data(config, seed=5, splits=splits)
+    assert set(part.splits) == set(splits)
+    assert part.format == everything.format
+    assert all(same(part.splits[name], everything.splits[name]) for name in splits)
     like = load_data(config, seed=5, splits=splits, like=everything.format)
     assert all(same(like.splits[name], everything.splits[name]) for name in splits)
 
@@ -131,6 +131,9 @@ def test_limits() -> None:
     assert [len(bundle.splits[name]) for name in ("train", "val", "test")] == [75, 25, 360]
     whole = load_data(DataConfig("digits", limit_train=100), seed=0, splits=("all", "val"))
     assert {name: len(split) for name, split in whole.splits.items()} == {"val": 10, "all": 460}
+    assert (
+        len(load_data(DataConfig("digits", limit_train=9), seed=0, splits=["all"]).splits["all"]) == 1797
+    )
     few = [load_data(DataConfig("digits", limit_test=7), seed=seed) for seed in (0, 1)]
     assert same(few[0].splits["test"], few[1].splits["test"])
 
@@ -484,10 +487,10 @@ def crops(image: torch.Tensor, pad: int, flip: bool) -> list[torch.Tensor]:
     _, height, width = image.shape
     padded = torch.zeros(image.shape[0], height + 2 * pad, width + 2 * pad, dtype=image.dtype)
     padded[:, pad : pad + height, pad : pad + width] = image
-    found = [
+    every = [
         padded[:, y : y + height, x : x + width] for y in range(2 * pad + 1) for x in range(2 * pad + 1)
     ]
-    return found + ([crop.flip(-1) for crop in found] if flip else [])
+    return every + ([crop.flip(-1) for crop in every] if flip else [])
 
 
 @settings(deadline=None, max_examples=50)

@@ -11,17 +11,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from stagecost.surgery import copy_with_blocks
 from torch import Tensor, nn
 
 from stagecost import create_model, parameter_groups, stage_cost_objective
 from stagecost.storage import write_tensors
-from stagecost.surgery import copy_with_blocks
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiments import gpu_speed, gpu_tier, gpu_tier_records  # noqa: E402
 from experiments.gpu_tier import Images, Job, Recipe, Session, Splits  # noqa: E402
+
+from experiments import gpu_speed, gpu_tier, gpu_tier_records  # noqa: E402
 
 TINY = Recipe(num_blocks=4, kept=2, width=4, stem_stride=4, batch_size=16, compiled=False)
 

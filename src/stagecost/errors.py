@@ -8,3 +8,19 @@ class StageCostError(ValueError):
     on standard error and exits with status 2, without a traceback. It is a `ValueError`, so callers
     of the library may catch either.
     """
+
+
+_EXTRAS = {
+    "report": ("vl_convert", "jinja2", "markupsafe"),
+    "timm": ("timm", "torchvision"),
+    "tensorboard": ("tensorboard",),
+    "hub": ("huggingface_hub",),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+}
+
+
+def missing_extra(error: ModuleNotFoundError) -> StageCostError:
+    """Say in one line which extra of this project brings a package that is not there."""
+    package = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, names in _EXTRAS.items() if package in names), "train")
+    return StageCostError(f"the package {package} is missing: pip install 'stagecost[{extra}]'")

@@ -145,10 +145,19 @@ def read_flags(parser: VerbParser, flags: Sequence[Flag], arguments: Sequence[st
     Raises:
         StageCostError: an unknown flag, a missing one, or a value that is not of its type.
     """
-    _refuse_unknown(flags, arguments)
-    given = vars(parser.parse_args(list(arguments)))
+    dashed = [_with_dashes(argument) for argument in arguments]
+    _refuse_unknown(flags, dashed)
+    given = vars(parser.parse_args(dashed))
     kinds = {flag.name: flag for flag in flags}
     return {name: _value(kinds.get(name), value) for name, value in given.items()}
+
+
+def _with_dashes(argument: str) -> str:
+    """Take --num_blocks for --num-blocks."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
 
 
 def _value(flag: Flag | None, value: Any) -> Any:
@@ -162,7 +171,7 @@ def _refuse_unknown(flags: Sequence[Flag], arguments: Sequence[str]) -> None:
     known = [flag.option for flag in flags if not flag.positional]
     known += ["--json", "--help", "--help-all", "-h"]
     for argument in arguments:
-        name = argument.partition("=")[0].replace("_", "-")
+        name = argument.partition("=")[0]
         if re.fullmatch(r"--[a-zA-Z][\w-]*", name) and name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else "see --help"

@@ -75,9 +75,9 @@ def epoch_batches(
             rows = order[batch * size : (batch + 1) * size].to(split.images.device)
             # Drawn for the whole batch, so that the processes together see what one would see.
             draws = augmentation.draw(size, torch_generator(seed, Stream.AUGMENT, epoch, batch))
-            own = rows[rank::world_size]
-            images = augmentation.apply(split.images[own].to(device), draws[rank::world_size])
-            yield normalise(images, image_format), split.targets[own].to(device)
+            shared = rows[rank::world_size]
+            images = augmentation.apply(split.images[shared].to(device), draws[rank::world_size])
+            yield normalise(images, image_format), split.targets[shared].to(device)
 
     return batches()
 

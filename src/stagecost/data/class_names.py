@@ -33,13 +33,17 @@ def class_number(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def parse_classes(text: str | None) -> tuple[str, ...]:
-    """Read the list of `--classes`: names with commas between them; none for None.
+def parse_classes(text: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Read the list of `--classes`: names with commas between them, or already apart; none for None.
 
     Raises:
         StageCostError: a name is empty, or is there twice.
     """
-    names = [class_name(name.strip()) for row in csv.reader([text or ""]) for name in row]
+    try:
+        given = [*csv.reader([text])] if isinstance(text, str) else [text or ()]
+    except csv.Error:  # as of a line break within a name
+        given = []
+    names = [class_name(name.strip()) for row in given for name in row]
     if text is not None and (not names or "" in names or len(names) > len({*names})):
         raise StageCostError(
             f"--classes {shown(text)} has an empty name or one twice: give names such as cat,dog"

@@ -39,5 +39,5 @@ class DataConfig:
     augment: Literal["auto", "none"] = "auto"
     label_column: str | None = None
     image_column: str | None = None
-    classes: str | None = None
+    classes: str | tuple[str, ...] | None = None
     skip_broken: bool = False

@@ -100,10 +100,11 @@ class _Seen:
         self.sizes.add(picture.size)
         if _is_deep(picture):
             values = np.asarray(picture)
-            if not np.isfinite(values).all():
+            low, high = float(values.min()), float(values.max())
+            if not math.isfinite(high - low):
                 raise ValueError("it has values that are no numbers")
-            self.values |= {float(values.min()), float(values.max())}
-            self.fractions |= bool((values != np.rint(values)).any())
+            self.values |= {low, high}
+            self.fractions |= values.dtype.kind == "f" and bool((values != np.rint(values)).any())
         elif any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ())):
             self.deep_colours.add(int(np.asarray(picture.convert("RGB")).max()))
 
@@ -150,12 +151,8 @@ def read_pixels(
         height, width = images.array.shape[1:]
         if height == width == (size or width):
             return Pixels(images.array[rows][:, None], np.arange(len(rows)), None)
-    from PIL import Image
-
     asked = _Shape(channels, size, levels)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with _quiet():
         first = _first(images, rows)
         large = any(max(sides) >= THREADS_FROM for sides in first.sizes)
         threads = min(8, os.cpu_count() or 1) if large else 1
@@ -180,7 +177,8 @@ def read_pixels(
 
 def peek_shape(images: Images, row: int) -> tuple[int, int | None]:
     """Return the channels (1 or 3) of one image, and its side in pixels (None: not square)."""
-    seen = _first(images, np.array([row]))
+    with _quiet():
+        seen = _first(images, np.array([row]))
     width, height = next(iter(seen.sizes), (0, 1))
     return (3 if seen.colour else 1), (width if width == height else None)
 
@@ -283,8 +281,12 @@ def _eight_bits(picture: "Image", levels: Levels | None) -> "Image":
 
     assert levels is not None
     low, high = levels
-    values = (np.asarray(picture).astype(np.float64) - low) * (255 / (high - low))
-    return Image.fromarray(np.rint(np.clip(values, 0, 255)).astype(np.uint8))
+    scale = 255 / (high - low)
+    values = np.array(picture, np.float32)
+    values *= scale  # in place, as such pictures may be large
+    values -= low * scale
+    np.rint(np.clip(values, 0, 255, out=values), out=values)
+    return Image.fromarray(values.astype(np.uint8))
 
 
 def _on_background(picture: "Image") -> "Image":
@@ -295,6 +297,23 @@ def _on_background(picture: "Image") -> "Image":
     ground = Image.new(solid, picture.size, BACKGROUND)
     ground.paste(picture.convert(solid), mask=picture.getchannel("A"))
     return ground
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Pillow's remarks to itself, and take an image for broken that is too large to be one."""
+    from PIL import Image
+
+    remarks = logging.getLogger("PIL")
+    level = remarks.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        remarks.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            remarks.setLevel(level)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Folders of IDX files, the format in which MNIST and Fashion-MNIST are published."""
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 
@@ -17,12 +18,13 @@ FIRST_LABELS = {
     "mnist": (5, 0, 4, 1, 9, 2, 1, 3, 1, 4),
     "fashion-mnist": (9, 0, 0, 3, 0, 2, 7, 2, 5, 5),
 }
+LARGEST_FILE = 2**33  # bytes that are read at most
 CLASS_NAMES = {"mnist": DIGIT_NAMES, "fashion-mnist": FASHION_NAMES}
 
 
 def idx_files(folder: Path) -> dict[str, Path]:
     """Return the image file of each split in a folder of IDX files, unpacked ones first."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     try:
         names = sorted(path.name for path in folder.iterdir() if "images" in path.name)
     except OSError:
@@ -31,14 +33,14 @@ def idx_files(folder: Path) -> dict[str, Path]:
         if not name.endswith(("-ubyte", "-ubyte.gz")):
             continue
         split = "train" if "train" in name else "test"
-        known = found.get(split)
+        known = files.get(split)
         if known is not None and name != known.name + ".gz":
             raise StageCostError(
                 f"{shown(folder)} has two sets of {split} images ({known.name}, {name}): "
                 "put one of them into a folder of its own"
             )
-        found.setdefault(split, folder / name)
-    return found
+        files.setdefault(split, folder / name)
+    return files
 
 
 def read_idx_folder(folder: Path) -> dict[str, Part]:
@@ -72,21 +74,24 @@ def _label_file(images: Path) -> Path:
 
 def _read_idx(path: Path, ndim: int) -> ByteArray:
     """Read a file of unsigned bytes in the IDX format: magic number, sizes, data (big-endian)."""
+    start = 4 + 4 * ndim
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(start)
+            if len(head) < start or head[:4] != bytes((0, 0, 8, ndim)):
+                raise StageCostError(
+                    f"{shown(path)} is not an IDX file of bytes with {ndim} dimension(s): fetch it again"
+                )
+            shape = [int(size) for size in np.frombuffer(head, ">u4", ndim, offset=4)]
+            promised = math.prod(shape)
+            content = file.read(min(promised, LARGEST_FILE) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise StageCostError(
             f"{shown(path)} cannot be read ({one_line(error)}): fetch the file again"
         ) from error
-    start = 4 + 4 * ndim
-    if len(content) < start or content[:4] != bytes((0, 0, 8, ndim)):
+    if len(content) != promised:
         raise StageCostError(
-            f"{shown(path)} is not an IDX file of bytes with {ndim} dimension(s): fetch the file again"
+            f"{shown(path)} promises {'×'.join(map(str, shape))} bytes of data and has another "
+            "number of them: fetch the file again"
         )
-    shape = [int(size) for size in np.frombuffer(content, ">u4", ndim, offset=4)]
-    if len(content) - start != int(np.prod(shape, dtype=object)):
-        raise StageCostError(
-            f"{shown(path)} promises {'×'.join(map(str, shape))} bytes of data and has "
-            f"{len(content) - start}: fetch the file again"
-        )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(content, np.uint8).reshape(shape)

@@ -30,7 +30,7 @@ class KnownData:
     channels: int
     size: int
     num_classes: int
-    some_names: frozenset[str]
+    typical_names: frozenset[str]
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None
     augmentation: Augmentation
 

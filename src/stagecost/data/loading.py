@@ -87,13 +87,14 @@ def load_data(
     """Load the images that `config` describes.
 
     Only the images of the splits asked for are decoded, and, without `like`, the training images, from
-    which the format is then taken. No limit applies to a data set's own validation split. The logger
-    "stagecost" tells the classes, the images of each split and the warnings.
+    which the format is then taken. No limit applies to a data set's own validation split. The warnings
+    go to the logger "stagecost", too; `DataBundle.summary` counts the images of each class.
 
     Args:
         config: which images.
         seed: for `limit_train` and for the validation split, ≥ 0.
         splits: any of 'train', 'val', 'test' and 'all'; None: the first three, as far as they are there.
+            For 'all' alone nothing is held out, and no limit applies.
         like: the format of a trained network. Images are converted to its size and channels,
             and targets are numbered in the order of its class names.
 
@@ -111,7 +112,7 @@ def load_data(
             f"({listed(source.class_names)}): it takes two or more, each in a directory of its own or "
             f"with its own label{beside}"
         )
-    rows = choose_rows(source, config, seed)
+    rows = choose_rows(source, config, seed, hold_out=splits is None or {*splits} != {ALL})
     wanted = _wanted(splits, rows, config)
     reader = Reader(source, rows, config, like)
     for split in wanted:
@@ -131,14 +132,13 @@ def load_data(
         reader.rows,
         (*source.warnings, *_lacking(reader.rows, image_format.class_names), *reader.warnings),
     )
-    logger.info(bundle.summary().split("\n  warning: ")[0])
     for text in bundle.warnings:
         logger.warning(text)
     return bundle
 
 
 def _check(config: DataConfig, seed: int, splits: Collection[str] | None) -> None:
-    if config.data is None or not config.data.strip():
+    if not config.data:
         raise StageCostError(
             f"say which images to use: --data {', '.join(KNOWN_NAMES)}, a Hugging Face dataset id "
             "or a local folder"

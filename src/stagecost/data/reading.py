@@ -26,6 +26,7 @@ class Reader:
     def __init__(
         self, source: Source, rows: Mapping[str, Rows], config: DataConfig, like: ImageFormat | None
     ) -> None:
+        """Take what is to be read; `like` is the format, if that is settled already."""
         if like is not None and config.image_size not in (None, like.size):
             raise StageCostError(
                 f"--image-size {config.image_size} is not the {like.size} pixels that the network was "
@@ -118,10 +119,10 @@ class Reader:
                 "folder with a train directory"
             )
         part = self.rows["train"].part
-        own = [
+        together = [
             split for split in ("train", "val") if split in self.rows and self.rows[split].part is part
         ]
-        pixels = self._decode(own, None)
+        pixels = self._decode(together, None)
         if not len(pixels.kept):
             self.refuse_broken()
         channels, size = pixels.array.shape[1:3]
@@ -138,7 +139,7 @@ def resembling(source: Source) -> str | None:
     names = frozenset(map(name_key, source.class_names))
     shape = peek_shape(next(iter(source.parts.values())).images, 0)
     for name, known in KNOWN.items():
-        if known.num_classes != len(source.class_names) or not known.some_names <= names:
+        if known.num_classes != len(source.class_names) or not known.typical_names <= names:
             continue
         if shape == (known.channels, known.size):
             return name

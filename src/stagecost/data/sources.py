@@ -136,7 +136,7 @@ def _from_pictures(listing: Listing, name: str, config: DataConfig, expected: Se
     ]
     folders = {file.rpartition("/")[0] for file in beside}
     flat = all(file.rpartition("/")[0] in folders for file in listing.ending_in(image_suffixes()))
-    if beside and (flat or config.label_column):
+    if beside and (config.label_column or (flat and not config.classes)):
         return name, read_tables(open_metadata(listing.folder, beside), config), ()
     if config.label_column:
         raise StageCostError(

@@ -34,10 +34,17 @@ class Rows:
         return self.part.labels[self.index]
 
 
-def choose_rows(source: Source, config: DataConfig, seed: int) -> dict[str, Rows]:
-    """Choose the images of each split from the labels alone; no image is read."""
+def choose_rows(
+    source: Source, config: DataConfig, seed: int, *, hold_out: bool = True
+) -> dict[str, Rows]:
+    """Choose the images of each split from the labels alone; no image is read.
+
+    Without `hold_out` the splits are those that the source has, with all of their images.
+    """
     used = {split: np.flatnonzero(part.labels != LEFT_OUT) for split, part in source.parts.items()}
     rows = {split: Rows(part, used[split]) for split, part in source.parts.items() if len(used[split])}
+    if not hold_out:
+        return {split: rows[split] for split in SPLITS if split in rows}
     if "train" in rows and "test" not in rows:
         rows["train"], rows["test"] = _hold_out(rows["train"], TEST_FRACTION, FIXED_SEED)
     if "train" in rows:
@@ -49,7 +56,7 @@ def choose_rows(source: Source, config: DataConfig, seed: int) -> dict[str, Rows
         held_out = round(config.val_fraction * count)
         if held_out == count:
             raise StageCostError(
-                f"val_fraction {config.val_fraction} of {count} images leaves none for training: "
+                f"--val-fraction {config.val_fraction} of {count} images leaves none for training: "
                 "give a smaller --val-fraction or more images"
             )
         if held_out:
@@ -65,7 +72,7 @@ def check_present(split: str, rows: Mapping[str, Rows], config: DataConfig) -> N
     if split == "val" and "train" in rows:
         count = len(rows["train"].index)
         raise StageCostError(
-            f"val_fraction {config.val_fraction} of {count} training images leaves none for "
+            f"--val-fraction {config.val_fraction} of {count} training images leaves none for "
             "validation: hold out more of them (--val-fraction 0.1)"
         )
     raise StageCostError(

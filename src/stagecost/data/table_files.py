@@ -13,9 +13,8 @@ import numpy as np
 from stagecost.data.class_names import counted, listed, shown
 from stagecost.data.encoded import Images, IntArray, file_images, file_size
 from stagecost.data.split_names import splits_in
-from stagecost.data.tables import Table
+from stagecost.data.tables import Table, reading
 from stagecost.errors import StageCostError
-from stagecost.text import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,16 +95,12 @@ def _check_one_set(folder: Path, split: str, names: Sequence[str]) -> None:
 
 def _open(path: Path) -> Table | None:
     """Open a parquet file; None if it has no rows."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with path.open("rb") as file, pq.ParquetFile(file) as table:
-            schema, groups = table.schema_arrow, range(table.num_row_groups)
-            starts = np.cumsum([0, *(table.metadata.row_group(group).num_rows for group in groups)])
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
-    if not starts[-1]:
+    with reading(shown(path)), path.open("rb") as file, pq.ParquetFile(file) as table:
+        schema, groups = table.schema_arrow, range(table.num_row_groups)
+        starts = np.cumsum([0, *(table.metadata.row_group(group).num_rows for group in groups)])
+    if starts[-1] == 0:
         return None
     return Table(
         shown(path),
@@ -116,18 +111,10 @@ def _open(path: Path) -> Table | None:
 
 
 def _read(path: Path, groups: Sequence[int], column: str) -> "pa.ChunkedArray":
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with path.open("rb") as file, pq.ParquetFile(file) as table:
-            return table.read_row_groups([*groups], columns=[column], use_threads=False).column(column)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> StageCostError:
-    return StageCostError(f"{shown(path)} cannot be read ({one_line(error)}): fetch the file again")
+    with reading(shown(path)), path.open("rb") as file, pq.ParquetFile(file) as table:
+        return table.read_row_groups([*groups], columns=[column], use_threads=False).column(column)
 
 
 def _images(path: Path, column: str, starts: IntArray) -> Images:
@@ -182,20 +169,22 @@ def open_metadata(folder: Path, names: Sequence[str]) -> dict[str, list[Table]]:
 
 
 def _metadata(path: Path) -> Table:
-    import pyarrow as pa
     from pyarrow import csv, json
 
-    try:
-        with path.open("rb") as file:
-            table = csv.read_csv(file) if path.suffix == ".csv" else json.read_json(file)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
-    if "file_name" not in table.column_names:
+    with reading(shown(path)), path.open("rb") as file:
+        table = csv.read_csv(file) if path.suffix == ".csv" else json.read_json(file)
+        columns = table.column_names
+        files = table["file_name"].to_pylist() if "file_name" in columns else None
+    if files is None:
         raise StageCostError(
-            f"{shown(path)} has no column file_name (its columns: {listed(table.column_names)}): add "
-            "it, or remove the file"
+            f"{shown(path)} has no column file_name (its columns: {listed(columns)}): add it, or "
+            "remove the file"
         )
     noted = b'{"info": {"features": {"file_name": {"_type": "Image"}}}}'
-    schema = table.schema.with_metadata({b"huggingface": noted})
-    files = table["file_name"].to_pylist()
-    return Table(shown(path), schema, table.column, lambda name: file_images(path.parent, files))
+    names = [name if isinstance(name, str) else "" for name in files]
+    return Table(
+        shown(path),
+        table.schema.with_metadata({b"huggingface": noted}),
+        table.column,
+        lambda _: file_images(path.parent, names),
+    )

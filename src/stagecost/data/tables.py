@@ -5,7 +5,8 @@ A column is taken unasked only where there is no doubt; else the columns are lis
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from stagecost.data.class_names import class_name, counted, listed, number_name,
 from stagecost.data.config import DataConfig
 from stagecost.data.encoded import WITHHELD, Images, Part
 from stagecost.errors import StageCostError
+from stagecost.text import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,46 +49,72 @@ class Table:
     images: Callable[[str], Images]
 
 
+@contextmanager
+def reading(origin: str) -> Iterator[None]:
+    """Say of a file or split that is damaged that it is, whatever the reader below says."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
+        raise StageCostError(
+            f"{origin} cannot be read ({one_line(error)}): fetch the file again"
+        ) from error
+
+
 def read_tables(tables: Mapping[str, Sequence[Table]], config: DataConfig) -> dict[str, list[Part]]:
     """Read the labels of the tables of each split; `config` may name the columns.
 
     Raises:
         StageCostError: the columns cannot be told, or the labels mean nothing.
     """
-    return {split: list(_read(tables_, config, split == "train")) for split, tables_ in tables.items()}
+    parts: dict[str, list[Part]] = {}
+    for split, several in tables.items():
+        parts[split] = []
+        for table in several:
+            with reading(table.origin):
+                parts[split].append(_read(table, config))
+    if "train" in parts:
+        _refuse_ids(tables["train"][0], config, parts["train"])
+    return parts
 
 
-def _read(tables: Sequence[Table], config: DataConfig, train: bool) -> Iterable[Part]:
-    values, rows = set[str](), 0
-    for table in tables:
-        kinds = _kinds(table)
-        labels = [name for name, kind in kinds.items() if kind in _WORDS]
-        images = [name for name, kind in kinds.items() if kind == "image"]
-        image = _choose(table, "image", config.image_column, images, _IMAGES, images)
-        sole = [name for name in labels if kinds[name] == "class"]
-        label = _choose(table, "label", config.label_column, labels, _LABELS, sole)
-        kind = kinds[label] or ""
-        if config.label_column is None and kind in ("float", "bool"):
-            raise StageCostError(
-                f"{table.origin} has {_WORDS[kind]} in its column {shown(label)}: name the column of "
-                f"classes by --label-column, or this one if it is that ({_columns(labels, kinds)})"
-            )
-        part = _part(table, image, label, kind)
-        values |= set(part.names) if kind != "class" else set()
-        rows += len(part.labels)
-        yield part
-    if train and len(values) == rows > 2:
+def _read(table: Table, config: DataConfig) -> Part:
+    kinds = _kinds(table)
+    images = [name for name, kind in kinds.items() if kind == "image"]
+    image = _choose(table, "image", config.image_column, images, _IMAGES, images)
+    label = _label_column(table, config)
+    if config.label_column is None and kinds[label] in ("float", "bool"):
+        raise StageCostError(
+            f"{table.origin} has {_WORDS[kinds[label]]} in its column {shown(label)}: name the column "
+            f"of classes by --label-column, or this one if it is that ({_columns(table, labels=True)})"
+        )
+    return _part(table, image, label, kinds[label])
+
+
+def _label_column(table: Table, config: DataConfig) -> str:
+    kinds = _kinds(table)
+    labels = [name for name, kind in kinds.items() if kind in _WORDS]
+    sole = [name for name in labels if kinds[name] == "class"]
+    return _choose(table, "label", config.label_column, labels, _LABELS, sole)
+
+
+def _refuse_ids(table: Table, config: DataConfig, parts: Sequence[Part]) -> None:
+    """Refuse a column that differs in every training image."""
+    label, rows = _label_column(table, config), sum(len(part.labels) for part in parts)
+    names = {name for part in parts for name in part.names}
+    if len(names) == rows > 2 and not _class_names(table, label):
         raise StageCostError(
             f"{table.origin} has another value in each of the {rows} rows of its column {shown(label)}, "
-            f"as ids have: name the column of classes by --label-column ({_columns(labels, kinds)})"
+            f"as ids have: name the column of classes by --label-column ({_columns(table, labels=True)})"
         )
 
 
-def _kinds(table: Table) -> dict[str, str | None]:
-    """Return what each column holds: 'image', one of `_WORDS`, or None."""
+def _kinds(table: Table) -> dict[str, str]:
+    """Return what each column holds: 'image', one of `_WORDS`, or 'other'."""
     import pyarrow as pa
 
-    kinds: dict[str, str | None] = {}
+    kinds: dict[str, str] = {}
     for field in table.schema:
         kind, feature = field.type, _feature(table, field.name)
         if pa.types.is_dictionary(kind):
@@ -100,9 +128,8 @@ def _kinds(table: Table) -> dict[str, str | None]:
         elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
             kinds[field.name] = "text"
         else:
-            kinds[field.name] = (
-                "float" if pa.types.is_floating(kind) else "bool" if pa.types.is_boolean(kind) else None
-            )
+            flag = "bool" if pa.types.is_boolean(kind) else "other"
+            kinds[field.name] = "float" if pa.types.is_floating(kind) else flag
     return kinds
 
 
@@ -129,32 +156,30 @@ def _choose(
     sole: Sequence[str],
 ) -> str:
     """Return the column asked for, the one with a usual name, or the only one of its kind."""
-    kinds = _kinds(table)
-    flag = f"--{what}-column"
     if asked is not None and asked not in fit:
         raise StageCostError(
-            f"{table.origin} has no column {shown(asked)} of {what}s, as {flag} says (its columns: "
-            f"{_columns([*kinds], kinds)})"
+            f"{table.origin} has no column {shown(asked)} of {what}s, as --{what}-column says (its "
+            f"columns: {_columns(table)})"
         )
     if not fit:
         raise StageCostError(
             f"{table.origin} has no column of {'class labels' if what == 'label' else 'images'} (its "
-            f"columns: {listed([*kinds])}): it needs an image column and a label column"
+            f"columns: {_columns(table)}): it needs an image column and a label column"
         )
     named = [asked] if asked is not None else [name for name in fit if name.casefold() in usual]
     chosen = named or sole
     if len(chosen) != 1:
         raise StageCostError(
-            f"{table.origin} has no column that is certainly the {what} ({_columns(fit, kinds)}): name "
-            f"it by {flag} {shown(fit[0])}"
+            f"{table.origin} has no column that is certainly the {what} "
+            f"({_columns(table, what == 'label')}): name it by --{what}-column {shown(fit[0])}"
         )
     return chosen[0]
 
 
-def _columns(names: Iterable[str], kinds: Mapping[str, str | None]) -> str:
-    return listed(
-        [f"{name}: {_WORDS.get(kinds[name] or '', kinds[name] or 'other')}" for name in names], 12
-    )
+def _columns(table: Table, labels: bool = False) -> str:
+    """List columns with what they hold."""
+    kinds = {name: kind for name, kind in _kinds(table).items() if kind in _WORDS or not labels}
+    return listed([f"{name}: {_WORDS.get(kind, kind)}" for name, kind in kinds.items()], 12)
 
 
 def _part(table: Table, image: str, label: str, kind: str) -> Part:

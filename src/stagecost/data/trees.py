@@ -40,9 +40,7 @@ def read_tree(listing: Listing, known: Sequence[str]) -> tuple[dict[str, Part], 
     heads = _split_directories(listing, inside, known)
     roots = {split: (*base, head) for head, split in heads.items()} or {"train": base}
     first = roots.get("train") or next(iter(roots.values()))
-    level = _class_level(
-        listing, _within(pictures, first), _within(directories, first), known, bool(heads)
-    )
+    level = _class_level(listing, _within(pictures, first), _within(directories, first), known)
     parts, warnings, kept = dict[str, Part](), list[str](), set[_Path]()
     for split, root in roots.items():
         labelled = [path for path in _within(pictures, root) if len(path) > level + 1]
@@ -108,31 +106,25 @@ def _split_directories(listing: Listing, paths: Sequence[_Path], known: Sequence
 
 
 def _class_level(
-    listing: Listing,
-    paths: Sequence[_Path],
-    directories: Sequence[_Path],
-    known: Sequence[str],
-    splits: bool,
+    listing: Listing, paths: Sequence[_Path], directories: Sequence[_Path], known: Sequence[str]
 ) -> int:
     """Return which directory of a path is its class, counted from 0."""
-    deepest = max((len(path) for path in paths), default=2) - 1
-    names: list[list[str]] = []
-    matches, several = [], []
-    for level in range(deepest):
+    names, matches, several = list[list[str]](), list[int](), list[int]()
+    for level in range(max((len(path) for path in paths), default=2) - 1):
         used = {path[level] for path in paths if len(path) > level + 1}
         every = used | {path[level] for path in directories if len(path) == level + 1}
         partial = any(1 < len(path) <= level + 1 for path in paths)
         names.append(sorted(used))
         matches.append(sum(place is not None for place in places(map(class_name, used), known)))
         several += [level] if len(every) + partial > 1 else []
-    best = [level for level in range(deepest) if matches[level] == max(matches) > 0]
-    if len(best) == 1 or len(several) < 2:
-        return best[0] if best else several[0] if several else max(deepest - 1, 0)
-    ways = ", or ".join(listed(names[level], 4) for level in best or several)
-    where = " of the training images" if splits else ""
+    best = [level for level, count in enumerate(matches) if count == max(matches) > 0]
+    candidates = best or several
+    if len(candidates) < 2:
+        return candidates[0] if candidates else max(len(names) - 1, 0)
+    readings = ", or ".join(listed(names[level], 4) for level in candidates)
     raise StageCostError(
-        f"{shown(listing.folder)} has several levels of directories; the classes{where} may be {ways}: "
-        f"say which they are by {classes_flag(names[(best or several)[0]])}"
+        f"{shown(listing.folder)} has several levels of directories; the classes may be {readings}: say "
+        f"which they are by {classes_flag(names[candidates[0]])}"
     )
 
 

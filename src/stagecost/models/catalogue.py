@@ -11,26 +11,36 @@ from torch import nn
 
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
-from stagecost.models import native  # noqa: F401  (the native builders enter themselves)
+from stagecost.models import native  # the native builders enter themselves
 from stagecost.models.registry import Builder, catalogue, find_builder
+from stagecost.models.weights import load_matching, read_weights
 from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, NetworkDescription, ResidualNetwork
 from stagecost.storage import read_json, read_tensors
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """List the names in the catalogue that match a shell pattern such as `"*resnet*"`."""
+    """List the names in the catalogue that match a shell pattern such as `"*resnet*"`.
+
+    A pattern with a slash, such as `"timm/*resnet*"`, lists models of other libraries.
+    """
+    if "/" in pattern:
+        from stagecost.models.adapters.libraries import library_names
+
+        return sorted(fnmatch.filter(library_names(), pattern))
     return sorted(fnmatch.filter(catalogue, pattern))
 
 
-def create_model(name: str, **arguments: Any) -> ResidualNetwork:
-    """Build a network by name, with random weights.
+def create_model(name: str, *, weights: str | Path | None = None, **arguments: Any) -> ResidualNetwork:
+    """Build a network by name, with random weights or with those of a file.
 
     Args:
-        name: one of `list_models()`.
+        name: one of `list_models()`, or of another library, such as "timm/resnet18".
+        weights: a file of safetensors or of `torch.save`; "pretrained" for those of the library's hub.
         arguments: the builder's keyword arguments, such as `num_blocks`, `width`, `num_classes`.
 
     Raises:
-        StageCostError: the name or an argument is unknown, or a size is impossible.
+        StageCostError: the name or an argument is unknown, a size is impossible, or the weights do not
+            fit.
     """
     builder = find_builder(name)
     try:
@@ -40,24 +50,44 @@ def create_model(name: str, **arguments: Any) -> ResidualNetwork:
         raise StageCostError(f"model {name!r}: {error}; it takes {known}") from None
     network = builder(**arguments)
     network.description = NetworkDescription(name, _complete(builder, arguments))
+    if weights is not None:
+        tensors = _pretrained(name, arguments) if weights == "pretrained" else read_weights(weights)
+        load_matching(network, tensors, network.description.arguments.get("num_classes"))
     return network
+
+
+def _pretrained(name: str, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    if "/" not in name:
+        raise StageCostError(f"model {name!r} has no pretrained weights: give a file")
+    from stagecost.models.adapters.libraries import LibraryBuilder
+
+    return LibraryBuilder(name).pretrained(**arguments)
 
 
 def _complete(builder: Builder, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return all arguments with their defaults: a saved network must not depend on later ones."""
     bound = inspect.signature(builder).bind(**arguments)
     bound.apply_defaults()
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in bound.arguments.items()}
+    complete = dict(bound.arguments)
+    for parameter in bound.signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            complete |= complete.pop(parameter.name)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in complete.items()}
 
 
 def rebuild(description: NetworkDescription) -> ResidualNetwork:
-    """Build the structure that a description names, without drawing a random number.
+    """Build the structure that a description names, without moving torch's random numbers.
 
-    The weights are uninitialised memory: load a state dict next.
+    The weights mean nothing: load a state dict next.
     """
-    with torch.device("meta"):
-        network = create_model(description.name, **description.arguments)
-    network = network.to_empty(device="cpu")
+    arguments = description.arguments
+    if find_builder(description.name).__module__ == native.__name__:
+        with torch.device("meta"):
+            network = create_model(description.name, **arguments)
+        network = network.to_empty(device="cpu")
+    else:  # buffers that no state dict holds have to be computed
+        with torch.random.fork_rng(devices=[]):
+            network = create_model(description.name, **arguments)
     if description.kept_blocks is not None:
         network.remove_all_but(_cut_to(network, description.kept_blocks))
     return network

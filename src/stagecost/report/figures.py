@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from stagecost.report.charts import (
     Axis,
@@ -91,7 +92,7 @@ def _accuracy_figure(analysis: Analysis) -> Chart:
     return line_chart(
         [_curve(analysis.accuracies)],
         x=DEPTH,
-        y=Axis(ACCURACY.title, domain=(floor, highest) if math.isfinite(floor) else None),
+        y=_cut_off(floor, highest) if math.isfinite(floor) else ACCURACY,
         summary=_curve_summary("Accuracy", analysis.accuracies, needed, percent_text),
         mark=(needed, f"{needed} needed"),
         band=(terminal - analysis.tolerance, terminal),
@@ -146,13 +147,14 @@ def _cost_figure(points: Sequence[Point]) -> Chart:
     for name in dict.fromkeys(point.series for point in points):
         chosen = sorted((p for p in known if p.series == name), key=lambda point: point.macs)
         places = [(point.macs, point.accuracy) for point in chosen]
-        series.append(Series(name, places, labels=[point.name for point in chosen]))
+        dots = len(places) <= MOST_DOTS
+        series.append(Series(name, places, dots=dots, labels=[point.name for point in chosen]))
     accuracies = [point.accuracy for point in known] or [0.0]
     best = max(accuracies)
     return line_chart(
         series,
         x=Axis("MACs an image"),
-        y=Axis(ACCURACY.title, domain=(max(min(accuracies), best - COST_RANGE), best)),
+        y=_cut_off(max(min(accuracies), best - COST_RANGE) - 0.2, best),
         summary=f"Accuracy against MACs of {', '.join(each.name for each in series)}; the best reaches "
         f"{percent_text(best)}.",
     )
@@ -175,6 +177,10 @@ def _confusion_figure(confusion: Confusion) -> Chart:
         [[counts[i][j] for j in most] for i in most],
         summary=f"Answers of the cut network by class: {right:,} of {images:,} images right.",
     )
+
+
+def _cut_off(low: float, high: float) -> Axis:
+    return replace(ACCURACY, domain=(low, high + 0.04 * (high - low)))
 
 
 def _curve(values: Sequence[float], name: str = "") -> Series:

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from stagecost.errors import StageCostError
 from stagecost.report import sentences, words
+from stagecost.report.charts import Chart
 from stagecost.report.data import ReportData, value_at
 from stagecost.report.extra import report_extra
+from stagecost.report.figures import comparison_figures, figures_of
 from stagecost.report.frames import (
     Frame,
     comparison_frames,
@@ -30,7 +32,7 @@ from stagecost.report.tables import confusion_rows, differing_rows, pruning_rows
 from stagecost.storage import write_atomically
 
 if TYPE_CHECKING:
-    from stagecost.report.charts import Chart
+    from jinja2 import Environment
 
 LARGEST_PAGE = 3_000_000
 
@@ -41,8 +43,6 @@ def render_report(data: ReportData) -> str:
     Raises:
         StageCostError: the extra `report` is not installed, or the page would be too large.
     """
-    from stagecost.report.figures import figures_of
-
     return _render(
         "report.html.j2",
         figures_of(data),
@@ -62,8 +62,6 @@ def render_comparison(runs: Sequence[ReportData]) -> str:
     Raises:
         StageCostError: fewer than two runs, or see `render_report`.
     """
-    from stagecost.report.figures import comparison_figures
-
     if len(runs) < 2:
         raise StageCostError(f"{len(runs)} run is nothing to compare: give two runs or more")
     apart = _named_apart(runs)
@@ -93,10 +91,40 @@ def write_comparison(runs: Sequence[ReportData], path: Path) -> None:
 
 def _render(
     template: str,
-    charts: "Mapping[str, Chart]",
+    charts: Mapping[str, Chart],
     frames: Mapping[str, Sequence[Frame]],
     **content: Any,
 ) -> str:
+    live = {
+        "charts": {name: chart.spec(live=True) for name, chart in charts.items()},
+        "frames": {name: [asdict(frame) for frame in shown] for name, shown in frames.items()},
+    }
+    scripts = [_chart_library(), _source("page.js")]
+    html = (
+        _templates()
+        .get_template(template)
+        .render(
+            # Vega escapes what it writes; the text of summaries is quoted where it enters the SVG.
+            charts={name: chart.svg(name) for name, chart in charts.items()},
+            frames=frames,
+            live=json.dumps(live, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+            scripts=scripts,
+            hashes=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
+            words=words,
+            sentences=sentences,
+            **content,
+        )
+    )
+    # A path may hold bytes that are no text (lone surrogates): they are shown as escapes.
+    page = html.encode("utf-8", "backslashreplace")
+    if len(page) > LARGEST_PAGE:
+        size = f"{len(page) / 1e6:.1f} MB"
+        raise StageCostError(f"the page has {size}, more than 3: give fewer or smaller thumbnails")
+    return page.decode("utf-8")
+
+
+@cache
+def _templates() -> "Environment":
     with report_extra():
         from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -108,33 +136,13 @@ def _render(
         lstrip_blocks=True,
     )
     environment.filters["at"] = value_at
-    live = {
-        "charts": {name: chart.spec(live=True) for name, chart in charts.items()},
-        "frames": {name: [asdict(frame) for frame in shown] for name, shown in frames.items()},
-    }
-    scripts = [_chart_library(), _source("page.js")]
-    html = environment.get_template(template).render(
-        # Vega escapes what it writes; the text of summaries is quoted where it enters the SVG.
-        charts={name: chart.svg(name) for name, chart in charts.items()},
-        frames=frames,
-        live=json.dumps(live, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
-        scripts=scripts,
-        hashes=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
-        words=words,
-        sentences=sentences,
-        **content,
-    )
-    # A path may hold bytes that are no text (lone surrogates): they are shown as escapes.
-    page = html.encode("utf-8", "backslashreplace")
-    if len(page) > LARGEST_PAGE:
-        size = f"{len(page) / 1e6:.1f} MB"
-        raise StageCostError(f"the page has {size}, more than 3: give fewer or smaller thumbnails")
-    return page.decode("utf-8")
+    return environment
 
 
 @cache
 def _chart_library() -> str:
-    import vl_convert
+    with report_extra():
+        import vl_convert
 
     library: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return library

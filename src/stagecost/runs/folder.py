@@ -44,6 +44,11 @@ class RunFolder:
         return self.path / "best.safetensors"
 
     @property
+    def images(self) -> Path:
+        """The fingerprint of the images of the training."""
+        return self.path / "images.json"
+
+    @property
     def pruning(self) -> Path:
         """The outcome of the latest pruning."""
         return self.path / "pruning.json"

@@ -134,7 +134,7 @@ def _choice(value: object, *choices: str) -> str:
     return text
 
 
-def _several(value: object, item: Any, *_: object) -> tuple[Any, ...]:
+def _several(value: object, item: Any, *more: object) -> tuple[Any, ...]:
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",")] if value else []
     if not isinstance(value, list | tuple):

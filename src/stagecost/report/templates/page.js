@@ -2,7 +2,7 @@
 "use strict";
 (() => {
   const { charts, frames } = JSON.parse(document.getElementById("live").textContent);
-  const options = { ast: true, actions: false, renderer: "svg", defaultStyle: false };
+  const options = { mode: "vega-lite", ast: true, actions: false, renderer: "svg", defaultStyle: false };
   const views = [];
 
   async function enliven(box) {

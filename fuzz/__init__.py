@@ -1,0 +1,1 @@
+"""Hostile and broken files: each ends in the right result, or in one clear line."""

@@ -1,0 +1,84 @@
+"""Variables that a cluster or a launcher leaves in the environment change nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stagecost.errors import StageCostError
+from stagecost.train.devices import is_first_process, make_fabric, select_device
+
+SLURM = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_JOB_NAME": "train",
+    "SLURM_NTASKS": "4",
+    "SLURM_NODEID": "0",
+    "SLURM_LOCALID": "3",
+    "SLURM_PROCID": "3",
+}
+FOREIGN = {
+    "slurm": SLURM,
+    "slurm, empty": dict.fromkeys(SLURM, ""),
+    "another rank": {"LOCAL_RANK": "1", "RANK": "5", "WORLD_SIZE": "8", "MASTER_PORT": "1"},
+    "no rank": {"LOCAL_RANK": "", "RANK": "", "WORLD_SIZE": ""},
+    "torchrun": {"TORCHELASTIC_RUN_ID": "x", "GROUP_RANK": "1", "LOCAL_RANK": "2", "RANK": "2"},
+    "mpi": {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"},
+}
+CODE = """
+import os, sys
+from stagecost.runs.training import train
+before = dict(os.environ)
+given = {"data": "digits", "limit_train": 100, "num_blocks": 2, "width": 4, "epochs": 1, "device": "cpu"}
+result = train({**given, "batch_size": 32, "num_processes": int(sys.argv[2])}, sys.argv[1])
+assert result.epochs == 1
+assert os.environ == before or int(sys.argv[2]) > 1
+"""
+
+
+def run_with(variables: dict[str, str], folder: Path, processes: int = 1) -> None:
+    (folder / "train.py").write_text(CODE)
+    command = [sys.executable, str(folder / "train.py"), str(folder / "run"), str(processes)]
+    environment = {**os.environ, **variables, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert "train epoch 1/1" in done.stderr
+    assert done.stderr.count("train epoch 1/1") == 1
+    assert (folder / "run" / "last.safetensors").is_file()
+    assert (folder / "run" / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize("variables", FOREIGN.values(), ids=FOREIGN)
+def test_one_process_trains_whatever_the_environment_says(
+    variables: dict[str, str], tmp_path: Path
+) -> None:
+    run_with(variables, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "variables", [{}, SLURM, FOREIGN["another rank"]], ids=["none", "slurm", "rank"]
+)
+def test_two_processes_are_those_that_were_asked_for(variables: dict[str, str], tmp_path: Path) -> None:
+    run_with(variables, tmp_path, processes=2)
+
+
+def test_a_rank_of_another_launcher_makes_no_second_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("1", "", "x"):
+        monkeypatch.setenv("LOCAL_RANK", value)
+        assert is_first_process()
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: select_device("tpu"), "--device 'tpu' is unknown"),
+        (lambda: make_fabric("cpu", "fp16"), "--precision fp16 needs an accelerator"),
+    ],
+)
+def test_what_cannot_be_computed_on_is_refused(make: object, match: str) -> None:
+    with pytest.raises(StageCostError, match=match):
+        make()  # type: ignore[operator]
