@@ -359,7 +359,13 @@ def test_keys_and_files_are_those_documented(folder: Path) -> None:
     assert set(answers["analyze"]["cuts"][0]) == set(re.findall(r"`(\w+)`", cuts[1]))
     files = {path.name for path in (folder / "deep").iterdir()}
     assert files == set(first_column(section(COMMAND_LINE, "The run folder")))
-    assert {path.name for path in (folder / "small").iterdir()} == {"model.safetensors", "config.json"}
+    saved = re.search(
+        r"is what `stagecost.load` .*? holds (.*?), and", section(COMMAND_LINE, "prune"), re.DOTALL
+    )
+    assert saved
+    assert {path.name for path in (folder / "small").iterdir()} == set(
+        re.findall(r"`([^`]+)`", saved[1])
+    )
 
 
 def test_keys_of_a_cut_in_training_are_those_documented(folder: Path) -> None:
