@@ -17,7 +17,7 @@ RUNS = {"plain training": "plain", "with a stage cost": "stage-cost"}
 COLOURS = {"plain training": "muted", "with a stage cost": "accent"}
 
 
-def accuracies(run: Path) -> Curve:
+def accuracies(run: Path) -> list[tuple[float, float]]:
     """Read (k, percent of the validation images that y_k gets right) after the last epoch of a run."""
     with (run / "trajectory.csv").open(newline="") as table:
         rows = list(csv.DictReader(table))
@@ -25,7 +25,7 @@ def accuracies(run: Path) -> Curve:
     return [(int(row["depth"]), float(row["val_accuracy"])) for row in rows if row["epoch"] == last]
 
 
-def picture(curves: Mapping[str, Curve]) -> str:
+def picture(curves: Mapping[str, list[tuple[float, float]]]) -> str:
     """Draw the curves; returns SVG."""
     series = [Series(name, curve, colour=COLOURS[name]) for name, curve in curves.items()]
     chart = line_chart(

@@ -29,7 +29,7 @@ def count_macs(network: ResidualNetwork, image_shape: Sequence[int], cut: Cut = 
     twin = copy.deepcopy(network).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         twin(twin.sample(image_shape), cut)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def macs_by_part(network: ResidualNetwork, image_shape: Sequence[int]) -> list[int]:
