@@ -123,7 +123,9 @@ def kinds_of(originals: Files) -> dict[str, Kind]:
         ),
         "metrics": Kind(
             originals,
-            tuple((f"{RUN}/{name}.csv", mutations.mutate_table, 1.0) for name in ("metrics", "trajectory")),
+            tuple(
+                (f"{RUN}/{name}.csv", mutations.mutate_table, 1.0) for name in ("metrics", "trajectory")
+            ),
             {"evaluate": 1.0, "resume": 1.0},
         ),
     }
@@ -205,7 +207,9 @@ def _resume() -> None:
     check(content["epochs"] == 2, f"{content['epochs']} epochs")
     check(content["val_accuracy"] is not None, "no accuracy")
     file = parse_tensors(Path(RUN, "last.safetensors").read_bytes())
-    finite = [bool(torch.isfinite(tensor).all()) for tensor in file.values() if tensor.is_floating_point()]
+    finite = [
+        bool(torch.isfinite(tensor).all()) for tensor in file.values() if tensor.is_floating_point()
+    ]
     check(all(finite), "a checkpoint that is not finite")
     rows = list(csv.DictReader(io.StringIO(Path(RUN, "metrics.csv").read_text())))
     check([row["epoch"] for row in rows] == ["1", "2"], "other epochs in the table")
@@ -245,7 +249,10 @@ def _data(*, skip: bool = False) -> None:
         check(split.images.dtype == torch.uint8, "no bytes")
         shape = (len(split), bundle.format.channels, bundle.format.size, bundle.format.size)
         check(tuple(split.images.shape) == shape, "another shape")
-        check(bool(((split.targets >= 0) & (split.targets < len(names))).all()), "a target beyond the classes")
+        check(
+            bool(((split.targets >= 0) & (split.targets < len(names))).all()),
+            "a target beyond the classes",
+        )
     _compare_with_idx(bundle)
 
 

@@ -83,7 +83,9 @@ def mutate_json(rng: random.Random, content: Any) -> Mutated:
         holder, key, path = _place(rng, content)
         if holder is None:
             break
-        kind = rng.choice(("value", "value", "value", "value", "scaled", "gone", "renamed", "added", "swapped"))
+        kind = rng.choice(
+            ("value", "value", "value", "value", "scaled", "gone", "renamed", "added", "swapped")
+        )
         if kind == "gone":
             del holder[key]
         elif kind == "renamed" and isinstance(holder, dict):
@@ -104,7 +106,9 @@ def mutate_json(rng: random.Random, content: Any) -> Mutated:
     for number, value in enumerate(values):
         text = text.replace(f'"{PLACE}{number}"', value)
     if rng.random() < 0.03:
-        text = rng.choice((VALUES[-2], VALUES[-1], "NaN", "[]", "null", "{", text + text, "\ufeff" + text))
+        text = rng.choice(
+            (VALUES[-2], VALUES[-1], "NaN", "[]", "null", "{", text + text, "\ufeff" + text)
+        )
         said.append("all of it")
     return text.encode("utf-8", "surrogatepass"), "; ".join(said)
 
@@ -139,18 +143,86 @@ def mutate_json_file(rng: random.Random, content: bytes) -> Mutated:
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{chr(98 + k)}: &{chr(98 + k)} [{', '.join('*' + chr(97 + k) for _ in range(9))}]\n" for k in range(12)
+    f"{chr(98 + k)}: &{chr(98 + k)} [{', '.join('*' + chr(97 + k) for _ in range(9))}]\n"
+    for k in range(12)
 )
 YAML_VALUES = (
-    *("~", "yes", ".nan", ".inf", "-.inf", "0x10", "0o17", "1:30:00", "1_000", "2001-13-45", "2001-12-14"),
-    *("!!python/object/apply:os.mkdir [executed]", "!!python/name:os.system", "!!binary '#'", "!!set {a, b}"),
-    *("!!omap [a]", "!!timestamp x", "!!float x", "!!int x", "&a [*a]", "*missing", "{? [a] : b}", "!<x> y"),
-    *("[" * 5000, "[" * 300 + "]" * 300, "- " * 2000, "? " * 2000, "'", '"\\x"', "|\n  x", "%", "@", "`", "\t"),
-    *('"\\ud800"', '"\\0"', "1" * 5000, "1e999", "x" * 70_000, "9" * 18, "&a x", "<<: {a: b}", "!!null x"),
+    *(
+        "~",
+        "yes",
+        ".nan",
+        ".inf",
+        "-.inf",
+        "0x10",
+        "0o17",
+        "1:30:00",
+        "1_000",
+        "2001-13-45",
+        "2001-12-14",
+    ),
+    *(
+        "!!python/object/apply:os.mkdir [executed]",
+        "!!python/name:os.system",
+        "!!binary '#'",
+        "!!set {a, b}",
+    ),
+    *(
+        "!!omap [a]",
+        "!!timestamp x",
+        "!!float x",
+        "!!int x",
+        "&a [*a]",
+        "*missing",
+        "{? [a] : b}",
+        "!<x> y",
+    ),
+    *(
+        "[" * 5000,
+        "[" * 300 + "]" * 300,
+        "- " * 2000,
+        "? " * 2000,
+        "'",
+        '"\\x"',
+        "|\n  x",
+        "%",
+        "@",
+        "`",
+        "\t",
+    ),
+    *(
+        '"\\ud800"',
+        '"\\0"',
+        "1" * 5000,
+        "1e999",
+        "x" * 70_000,
+        "9" * 18,
+        "&a x",
+        "<<: {a: b}",
+        "!!null x",
+    ),
 )
 YAML_LINES = (
-    *("<<: [1, 2]", "<<: *x", "? [a, b]\n: c", "1: 2", "null: 3", "---\na: b", "--- ", "...", "%YAML 9.9"),
-    *("[1]: 2", "{}: 3", "width: 4\nwidth: 5", "epoks: 3", "\x00", "\ufeff", "- a", "x" * 20_000 + ": 1"),
+    *(
+        "<<: [1, 2]",
+        "<<: *x",
+        "? [a, b]\n: c",
+        "1: 2",
+        "null: 3",
+        "---\na: b",
+        "--- ",
+        "...",
+        "%YAML 9.9",
+    ),
+    *(
+        "[1]: 2",
+        "{}: 3",
+        "width: 4\nwidth: 5",
+        "epoks: 3",
+        "\x00",
+        "\ufeff",
+        "- a",
+        "x" * 20_000 + ": 1",
+    ),
 )
 
 
@@ -262,9 +334,13 @@ def _other_kind(rng: random.Random, file: TensorFile, name: str) -> str:
     shape = entry["shape"]
     choice = rng.randrange(3)
     if choice == 0:
-        entry["dtype"] = rng.choice(("F32", "I32", "U32", "F16", "BF16", "F64", "BOOL", "U8", "C64", "F8_E4M3"))
+        entry["dtype"] = rng.choice(
+            ("F32", "I32", "U32", "F16", "BF16", "F64", "BOOL", "U8", "C64", "F8_E4M3")
+        )
     elif choice == 1:
-        entry["shape"] = rng.choice((shape[::-1], [1, *shape], [math.prod(shape)], [*shape, 1], [0, *shape]))
+        entry["shape"] = rng.choice(
+            (shape[::-1], [1, *shape], [math.prod(shape)], [*shape, 1], [0, *shape])
+        )
     else:
         huge = rng.choice((2**20, 2**31, 2**62, 2**63, 2**64))
         entry["shape"] = rng.choice(([huge], [huge, 0], [huge, huge], [-1], shape[:-1] + [huge]))

@@ -64,8 +64,15 @@ def make_originals(folder: Path) -> Files:
 def settings(data: Path) -> dict[str, object]:
     """Return settings of a training that takes a fraction of a second."""
     return {
-        "data": str(data), "val_fraction": 0.25, "augment": "none", "num_blocks": 3, "width": 4,
-        "epochs": 2, "batch_size": 4, "device": "cpu", "seed": 1,
+        "data": str(data),
+        "val_fraction": 0.25,
+        "augment": "none",
+        "num_blocks": 3,
+        "width": 4,
+        "epochs": 2,
+        "batch_size": 4,
+        "device": "cpu",
+        "seed": 1,
     }
 
 
@@ -94,7 +101,9 @@ def pixels(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return grey images of two classes, one darker than the other; (n, 8, 8) and (n,)."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count, dtype=np.uint8) % 2
-    return (rng.integers(0, 128, (count, SIZE, SIZE)) + 127 * labels[:, None, None]).astype(np.uint8), labels
+    return (rng.integers(0, 128, (count, SIZE, SIZE)) + 127 * labels[:, None, None]).astype(
+        np.uint8
+    ), labels
 
 
 def idx_files() -> Files:

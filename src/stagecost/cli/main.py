@@ -185,5 +185,3 @@ def _describe(error: OSError) -> str:
     }.get(error.errno or 0, "check the path and the disk")
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}: {remedy}"
-
-

@@ -14,7 +14,9 @@ from stagecost.errors import StageCostError
 from stagecost.models import native  # noqa: F401  (the native builders enter themselves)
 from stagecost.models.registry import Builder, catalogue, find_builder
 from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, NetworkDescription, ResidualNetwork
+from stagecost.records import read_typed
 from stagecost.storage import read_json, read_tensors
+from stagecost.text import one_line
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -51,13 +53,19 @@ def _complete(builder: Builder, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rebuild(description: NetworkDescription) -> ResidualNetwork:
-    """Build the structure that a description names, without drawing a random number.
+    """Build the structure that a description names, on torch's device "meta": without any numbers.
 
-    The weights are uninitialised memory: load a state dict next.
+    Raises:
+        StageCostError: there is no such network.
     """
-    with torch.device("meta"):
-        network = create_model(description.name, **description.arguments)
-    network = network.to_empty(device="cpu")
+    try:
+        with torch.device("meta"):
+            network = create_model(description.name, **description.arguments)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise StageCostError(
+            f"model {description.name!r} cannot be built from its description ({one_line(error)}): "
+            "restore the files from a copy"
+        ) from None
     if description.kept_blocks is not None:
         network.remove_all_but(_cut_to(network, description.kept_blocks))
     return network
@@ -83,7 +91,8 @@ def load(folder: str | Path) -> ResidualNetwork:
     Nothing is unpickled: weights come from safetensors, the structure from JSON.
 
     Raises:
-        StageCostError: the folder holds no saved network, or its files are damaged.
+        StageCostError: the folder holds no saved network, or its files are damaged, or a weight is no
+            finite number.
     """
     folder = Path(folder)
     if not (folder / CONFIG_FILE).is_file():
@@ -109,15 +118,15 @@ def read_description(content: Any, source: Path) -> NetworkDescription:
         StageCostError: a key is missing or has the wrong type.
     """
     try:
-        kept = content["kept_blocks"]
         return NetworkDescription(
-            str(content["name"]),
-            dict(content["arguments"]),
-            None if kept is None else tuple(int(k) for k in kept),
+            read_typed(str, content["name"], "name"),
+            read_typed(dict[str, Any], content["arguments"], "arguments"),
+            read_typed(tuple[int, ...] | None, content["kept_blocks"], "kept_blocks"),
         )
     except (KeyError, TypeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
         raise StageCostError(
-            f"{source} does not describe a stagecost network ({error!r}): restore it from a copy"
+            f"{source} does not describe a stagecost network ({reason}): restore it from a copy"
         ) from None
 
 
@@ -125,27 +134,66 @@ def load_weights(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None
     """Load a state dict; unlike torch's own way, refuse one without BatchNorm's counters as well.
 
     Raises:
-        RuntimeError: a tensor is missing, unknown, or of another shape.
+        StageCostError: a tensor is missing, unknown, or of another shape or kind.
     """
-    if missing := sorted(set(module.state_dict()) - set(tensors)):
-        raise RuntimeError(f"{missing[0]} is missing")
+    check_fit(module, tensors)
     module.load_state_dict(tensors)
+
+
+def check_fit(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse tensors that are not those of a module; it may be on the device "meta".
+
+    Raises:
+        StageCostError: a tensor is missing, unknown, or of another shape or kind.
+    """
+    state = module.state_dict()
+    if missing := sorted(state.keys() - tensors.keys()):
+        raise StageCostError(f"{missing[0]} is missing")
+    if unknown := sorted(tensors.keys() - state.keys()):
+        raise StageCostError(f"{unknown[0]} is unknown")
+    for name, tensor in tensors.items():
+        if tensor.shape != state[name].shape:
+            raise StageCostError(
+                f"{name} has shape {tuple(tensor.shape)}, not {tuple(state[name].shape)}"
+            )
+        if tensor.is_floating_point() != state[name].is_floating_point():
+            raise StageCostError(f"{name} has numbers of type {tensor.dtype}, not {state[name].dtype}")
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuse weights that are no finite numbers, and variances below 0.
+
+    Raises:
+        StageCostError: names the first tensor that has one.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            continue
+        if not bool(torch.isfinite(tensor.float()).all()):
+            raise StageCostError(
+                f"{path} has a weight that is no finite number ({name}): restore it from a copy, or "
+                "train anew with a lower --lr"
+            )
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise StageCostError(f"{path} has a variance below 0 ({name}): restore it from a copy")
 
 
 def restore(
     description: NetworkDescription, tensors: Mapping[str, torch.Tensor], source: Path
 ) -> ResidualNetwork:
-    """Rebuild a network and give it its weights.
+    """Rebuild a network and give it its weights; memory is taken for no more than these.
 
     Raises:
-        StageCostError: the weights do not fit the structure.
+        StageCostError: the weights do not fit the structure, or are no finite numbers.
     """
     network = rebuild(description)
     try:
-        load_weights(network, tensors)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
+        check_fit(network, tensors)
+    except StageCostError as error:
         raise StageCostError(
-            f"{source} does not fit its description ({reason}): restore it from a copy"
+            f"{source} does not fit its description ({error}): restore it from a copy"
         ) from None
+    check_finite(tensors, source)
+    network = network.to_empty(device="cpu")
+    network.load_state_dict(tensors)
     return network
