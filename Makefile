@@ -11,7 +11,7 @@ demo: $(VENV)/.installed  ## train, diagnose, prune and compare on digits
 
 test: $(VENV)/.installed  ## style, types, import order, tests: all that CI checks
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check src tests scripts examples
+	$(BIN)/ruff format --check src tests experiments examples fuzz
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
@@ -20,7 +20,7 @@ install: $(VENV)/.installed
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format src tests scripts examples
+	$(BIN)/ruff format src tests experiments examples fuzz
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11 …')"

@@ -4,7 +4,7 @@
 
 The network has a fixed width and no normalisation: x_0 is a linear map of the point, every block adds
 F_k(x_k) = V·tanh(W·x_k + b), the head is a linear map. Blocks and head are this file's own; objective,
-lambda's parameter groups, trajectory and truncation are the library's. About a minute on one core.
+lambda's parameter groups, trajectory and truncation are the library's. About half a minute on one core.
 """
 
 import argparse
@@ -76,9 +76,9 @@ def train(gamma: float, steps: int, seed: int) -> sc.ResidualNetwork:
     points, labels = two_spirals(1000, seed)
     optimizer = torch.optim.Adam(sc.parameter_groups(network, WEIGHT_DECAY), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    stage_cost = sc.StageCost.uniform(NUM_BLOCKS, gamma)
     for step in range(steps):
-        outputs = network(points, depths="all")
-        terms = sc.stage_cost_objective(outputs, labels, gamma)
+        terms = stage_cost(network(points, stage_cost.outputs), labels)
         optimizer.zero_grad()
         terms.total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -89,12 +89,12 @@ def train(gamma: float, steps: int, seed: int) -> sc.ResidualNetwork:
     return network
 
 
-def figures(found: Mapping[str, Trajectory]) -> dict[str, str]:
+def figures(measured: Mapping[str, Trajectory]) -> dict[str, str]:
     """Draw loss and relative size of the control over k, a curve for each training: SVG by name."""
     return {
-        "loss": _figure({name: t.losses for name, t in found.items()}, "loss of y_k", "loss"),
+        "loss": _figure({name: t.losses for name, t in measured.items()}, "loss of y_k", "loss"),
         "control": _figure(
-            {name: t.residual_ratios for name, t in found.items()}, "‖F_k(x_k)‖ / ‖x_k‖", "control"
+            {name: t.residual_ratios for name, t in measured.items()}, "‖F_k(x_k)‖ / ‖x_k‖", "control"
         ),
     }
 
@@ -121,19 +121,19 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/images"))
     options = parser.parse_args()
     fresh = two_spirals(1000, options.seed + 1)
-    found = {}
+    measured = {}
     for name, gamma in {"plain": 0.0, "stage cost": STAGE_SHARE / NUM_BLOCKS}.items():
         network = train(gamma, options.steps, options.seed)
-        found[name] = trajectory = sc.loss_trajectory(network, [fresh])
+        measured[name] = trajectory = sc.loss_trajectory(network, [fresh])
         needed = trajectory.needed_blocks(TOLERANCE)
-        small = sc.plan_pruning(network, trajectory, keep_blocks=needed).apply(network)
+        small = sc.plan_pruning(network, trajectory, keep=needed).apply(network)
         accuracy = sc.loss_trajectory(small, [fresh]).accuracies[-1]
         print(
             f"{name}: {trajectory.accuracies[-1]:.1f} % of fresh points right with {NUM_BLOCKS} blocks,"
         )
         print(f"  {accuracy:.1f} % with the first {needed} alone, cut off without training")
     options.output.mkdir(parents=True, exist_ok=True)
-    for name, svg in figures(found).items():
+    for name, svg in figures(measured).items():
         (options.output / f"two-spirals-{name}.svg").write_text(svg + "\n", encoding="utf-8")
     print(f"wrote {options.output}/two-spirals-loss.svg and two-spirals-control.svg")
 

@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from experiments.gpu_tier import Recipe, Session, optimizer, stage_loss
 
-from stagecost.models import create_model
-from stagecost.sampling import sample_depths
-from stagecost.surgery import copy_with_blocks
+from experiments.gpu_tier import Recipe, Session, optimizer, stage_loss
+from stagecost.cut import Cut
+from stagecost.models.catalogue import create_model
+from stagecost.objective import StageCost
 
 
 def milliseconds(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -67,16 +67,15 @@ def training_step(recipe: Recipe, depths: int | None, device: torch.device) -> C
         memory_format=torch.channels_last
     )
     labels = torch.randint(10, (recipe.batch_size,), device=device)
-    last = recipe.num_blocks
-    drawn = [(k, recipe.gamma) for k in range(last)] if depths == -1 else []
+    stage_cost = StageCost.uniform(recipe.num_blocks, 0.0 if depths is None else recipe.gamma)
     if depths is not None and depths > 0:
-        drawn = sample_depths([recipe.gamma] * last, depths, torch.Generator().manual_seed(0))
-    weights = torch.tensor([weight for _, weight in drawn] + [1.0], device=device)
+        stage_cost = stage_cost.sampled(depths, torch.Generator().manual_seed(0))
+    weights = torch.tensor([*stage_cost.weights, 1.0], device=device)
 
     def step() -> None:
         sgd.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, device.type == "cuda", cache_enabled=False):
-            outputs = network(images, depths=[*(k for k, _ in drawn), last])
+            outputs = network(images, stage_cost.outputs)
             loss = stage_loss(outputs, labels, weights)
         loss.backward()  # type: ignore[no-untyped-call]
         sgd.step()
@@ -132,7 +131,7 @@ def inference_times(
     network = create_model("homogeneous", num_blocks=recipe.num_blocks, width=recipe.width).eval()
     kind = torch.bfloat16 if device.type == "cuda" else torch.float32
     network.to(device, kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    cut = copy_with_blocks(network, tuple(range(recipe.kept)))
+    cut = network.keep(Cut.first(recipe.kept))
     images = torch.randn(batch_size, 3, 16, 16, device=device, dtype=kind).to(
         memory_format=torch.channels_last
     )

@@ -51,12 +51,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stagecost.cut import Cut
 from stagecost.errors import StageCostError
-from stagecost.models import create_model
+from stagecost.models.catalogue import create_model
 from stagecost.network import ResidualNetwork
 from stagecost.objective import parameter_groups
 from stagecost.storage import read_tensors, write_tensors
-from stagecost.surgery import copy_with_blocks
 
 ARMS = ("plain_full", "plain_sub", "stage", "joint", "joint_light", "plain_long", "cut_first")
 TARGET_WEIGHTS = {"joint": 1.0, "joint_light": 0.3}
@@ -257,7 +257,7 @@ def build(
 
 def with_separate_norms(network: ResidualNetwork, kept: int) -> ResidualNetwork:
     """Return the first blocks as an ordinary network that shares all weights but those of the norms."""
-    smaller = copy_with_blocks(network, tuple(range(kept)))
+    smaller = network.keep(Cut.first(kept))
     for name, module in smaller.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             original = network.get_submodule(name)
@@ -269,7 +269,7 @@ def with_separate_norms(network: ResidualNetwork, kept: int) -> ResidualNetwork:
 def stage_loss(outputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Return Σ_k w_k·L_k / Σ_k w_k of outputs (K, B, classes): J_N / (1 + gamma·N) for the stage cost.
 
-    As `stage_cost_objective`, but with nothing that a CUDA graph cannot hold.
+    As `StageCost`, but with nothing that a CUDA graph cannot hold.
     """
     repeated = labels.expand(len(outputs), -1).flatten()
     singles = F.cross_entropy(outputs.flatten(0, 1), repeated, reduction="none")
@@ -404,7 +404,7 @@ class Job:
         if self.network.num_blocks == self.recipe.kept:
             networks = {"cut": self.network}
         elif self.arm == "stage":
-            networks["cut"] = copy_with_blocks(self.network, tuple(range(self.recipe.kept)))
+            networks["cut"] = self.network.keep(Cut.first(self.recipe.kept))
         elif self.target is not None:
             networks["cut"] = self.target
         accuracies: dict[str, dict[str, float]] = {}

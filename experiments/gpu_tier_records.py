@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiments.gpu_tier import PLAN, SEEDS, TARGET_WEIGHTS, Recipe
 
+from experiments.gpu_tier import PLAN, SEEDS, TARGET_WEIGHTS, Recipe
 from stagecost.macs import count_macs, count_parameters
-from stagecost.models import create_model
+from stagecost.models.catalogue import create_model
 from stagecost.storage import write_json
 
 Line = Mapping[str, Any]

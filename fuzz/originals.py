@@ -33,7 +33,6 @@ def make_originals(folder: Path) -> Files:
     """Make all files in an empty folder, and return them; it is left empty but for the data."""
     from stagecost.runs.pruning import prune
     from stagecost.runs.training import train
-    from stagecost.runs.trained import open_trained
 
     data = {f"{DATA}/{name}": content for name, content in idx_files().items()}
     write(folder, data)

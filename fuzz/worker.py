@@ -143,6 +143,7 @@ def _limit() -> None:
 def _work(connection: Connection, folder: Path, draw_case: Callable[[int], tuple[str, Case]]) -> None:
     """Read inputs whose numbers come in, and answer with verdicts."""
     os.chdir(folder)
+    sys.stdout = sys.stderr = Path(os.devnull).open("w")
     sys.addaudithook(_listen)
     _limit()
     while True:

@@ -118,9 +118,10 @@ def test_no_data_no_output_no_verb(cli: CommandLine, tmp_path: Path) -> None:
     assert "--data digits" in cli("train", "--epochs", 1, "--output", tmp_path / "run").refusal
     assert "output" in cli("train", "--data", "digits").refusal
     assert "--output is empty" in cli("train", *RECIPE, *MODEL, "--output", "").refusal
-    for arguments in ([], ["frobnicate"], ["analyze"], ["evaluate"], ["bound"], ["prune", tmp_path]):
+    for arguments in (["frobnicate"], ["analyze"], ["evaluate"], ["bound"], ["prune", tmp_path]):
         outcome = cli(*arguments)
         assert (outcome.status, outcome.stdout, len(outcome.stderr.splitlines())) == (2, "", 1)
+    assert "analyze" in cli().stdout, "without a verb the verbs are shown"
 
 
 CONFIGS: list[tuple[bytes | None, str]] = [
@@ -134,7 +135,7 @@ CONFIGS: list[tuple[bytes | None, str]] = [
     (b"epochs: -3\n", "epochs is -3"),
     (b"epochs: null\n", "epochs is null"),
     (b"widths: {a: 1}\n", "numbers like 16,32,64"),
-    (b"\x00\xff\xfe", "is no text"),
+    (b"\x00\xff\xfe", "not valid YAML"),
     (b"!!python/object/apply:os.system ['touch pwned']\n", "not valid YAML"),
 ]
 

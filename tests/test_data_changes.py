@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from data_files import fill, grey, load, parquet, png, tree
 from stagecost.data.fingerprint import check_fingerprint, fingerprint
+from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
 
 OWN = {"train/cat": 12, "train/dog": 12, "test/cat": 4, "test/dog": 4}
@@ -167,6 +169,11 @@ def test_digits() -> None:
     assert check_fingerprint(fingerprint(run), load("digits", val_fraction=0, limit_train=100), "test")
 
 
+@cache
+def digits() -> DataBundle:
+    return load("digits", limit_train=20, limit_test=5)
+
+
 KEYS = st.sampled_from(["splits", "trained", "images", "digest", "test"])
 JSON = st.recursive(
     st.none() | st.integers() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(KEYS, x)
@@ -177,12 +184,9 @@ JSON = st.recursive(
 @given(st.text() | JSON.map(json.dumps))
 def test_damaged_fingerprints(saved: str) -> None:
     try:
-        check_fingerprint(saved, DIGITS, "test")
+        check_fingerprint(saved, digits(), "test")
     except StageCostError as error:
         assert "\n" not in str(error)  # noqa: PT017
-
-
-DIGITS = load("digits", limit_train=20, limit_test=5)
 
 
 def test_the_fingerprint_is_small_json() -> None:

@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stagecost import create_model, parameter_groups, stage_cost_objective
+from stagecost import Cut, StageCost, create_model, parameter_groups
 from stagecost.storage import write_tensors
-from stagecost.surgery import copy_with_blocks
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiments import gpu_speed, gpu_tier, gpu_tier_records  # noqa: E402
 from experiments.gpu_tier import Images, Job, Recipe, Session, Splits  # noqa: E402
+
+from experiments import gpu_speed, gpu_tier, gpu_tier_records  # noqa: E402
 
 TINY = Recipe(num_blocks=4, kept=2, width=4, stem_stride=4, batch_size=16, compiled=False)
 
@@ -92,7 +92,8 @@ def test_the_learning_rate_rises_and_falls_to_zero() -> None:
 def test_the_stage_loss_is_the_normalised_objective() -> None:
     outputs, labels = torch.randn(5, 7, 10), torch.randint(10, (7,))
     weights = torch.tensor([TINY.gamma] * 4 + [1.0])
-    expected = stage_cost_objective(outputs, labels, TINY.gamma, normalized=True).total
+    stage_cost = StageCost.uniform(len(outputs) - 1, TINY.gamma, normalized=True)
+    expected = stage_cost(outputs, labels).total
     torch.testing.assert_close(gpu_tier.stage_loss(outputs, labels, weights), expected)
 
 
@@ -131,7 +132,7 @@ def test_the_joint_cut_is_an_ordinary_network(splits: Splits) -> None:
     job = trained("joint", splits)
     assert job.target is not None
     ordinary = create_model("homogeneous", num_blocks=4, width=4, stem_stride=4)
-    ordinary = copy_with_blocks(ordinary, (0, 1))
+    ordinary = ordinary.keep(Cut.first(2))
     ordinary.load_state_dict(job.target.state_dict())
     ordinary.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = splits.val.crops(torch.tensor([[i, 4, 4, 0] for i in range(12)]))

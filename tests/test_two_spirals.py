@@ -35,7 +35,7 @@ def test_truncation_and_trajectory_hold_for_its_network() -> None:
     network = two_spirals.point_network(num_blocks=5).eval()
     points, labels = two_spirals.two_spirals(50, seed=3)
     found = sc.loss_trajectory(network, [(points, labels)])
-    small = sc.plan_pruning(network, found, keep_blocks=2).apply(network)
+    small = sc.plan_pruning(network, found, keep=2).apply(network)
     assert torch.equal(small(points), network(points, depths=2))
     assert sc.loss_trajectory(small, [(points, labels)]).losses == found.losses[:3]
 

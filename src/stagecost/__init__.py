@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, missing_extra
 
 if TYPE_CHECKING:
     from stagecost.calibration import calibrate_outputs, recalibrate
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stagecost.head import OutputHead
     from stagecost.importance import block_importance, removal_cost
     from stagecost.macs import count_macs, count_parameters
+    from stagecost.models.adapters.view import AdaptedNetwork, adapt, cut_model
     from stagecost.models.catalogue import create_model, list_models, load
     from stagecost.models.registry import register_model
     from stagecost.network import ResidualNetwork
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = version("stagecost")
 
 _HOMES = {
+    "AdaptedNetwork": "models.adapters.view",
     "Cut": "cut",
     "OutputHead": "head",
     "Pass": "dynamics",
@@ -35,12 +37,14 @@ _HOMES = {
     "ResidualNetwork": "network",
     "StageCost": "objective",
     "Trajectory": "trajectory",
+    "adapt": "models.adapters.view",
     "block_importance": "importance",
     "calibrate_outputs": "calibration",
     "carry_optimizer": "prune",
     "count_macs": "macs",
     "count_parameters": "macs",
     "create_model": "models.catalogue",
+    "cut_model": "models.adapters.view",
     "list_models": "models.catalogue",
     "load": "models.catalogue",
     "loss_trajectory": "trajectory",
@@ -54,6 +58,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AdaptedNetwork",
     "Cut",
     "OutputHead",
     "Pass",
@@ -64,12 +69,14 @@ __all__ = [
     "StageCostError",
     "Trajectory",
     "__version__",
+    "adapt",
     "block_importance",
     "calibrate_outputs",
     "carry_optimizer",
     "count_macs",
     "count_parameters",
     "create_model",
+    "cut_model",
     "list_models",
     "load",
     "loss_trajectory",
@@ -85,7 +92,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(f"stagecost.{_HOMES[name]}"), name)
+        try:
+            return getattr(import_module(f"stagecost.{_HOMES[name]}"), name)
+        except ModuleNotFoundError as error:
+            raise missing_extra(error) from None
     raise AttributeError(f"module 'stagecost' has no attribute {name!r}")
 
 

@@ -14,7 +14,7 @@ from stagecost.cut import Cut
 from stagecost.errors import StageCostError
 from stagecost.head import OutputBatchNorm2d
 from stagecost.network import ResidualNetwork
-from stagecost.trajectory import Loader, device_of, evaluation_mode
+from stagecost.trajectory import Loader, device_of, evaluation_mode, to_device
 
 
 def calibrate_outputs(network: ResidualNetwork, loader: Loader, depths: Sequence[int]) -> None:
@@ -31,8 +31,7 @@ def calibrate_outputs(network: ResidualNetwork, loader: Loader, depths: Sequence
     Raises:
         StageCostError: the loader gives no batch.
     """
-    norms = [m for m in network.head.modules() if isinstance(m, OutputBatchNorm2d)]
-    norms = [norm for norm in norms if norm.statistics == "per_output"]
+    norms = _output_norms(network)
     if not norms or not depths:
         return
     with evaluation_mode(network):
@@ -55,7 +54,14 @@ def recalibrate(network: ResidualNetwork, loader: Loader) -> None:
     with evaluation_mode(network):
         for norm in norms:
             norm.train()
-        _estimate(network, loader, norms, [Cut.first(k) for k in range(network.num_blocks + 1)])
+        # Norms that know no depth are the whole network's.
+        depths = range(network.num_blocks + 1) if _output_norms(network) else [network.num_blocks]
+        _estimate(network, loader, norms, [Cut.first(k) for k in depths])
+
+
+def _output_norms(network: ResidualNetwork) -> list[OutputBatchNorm2d]:
+    norms = [m for m in network.head.modules() if isinstance(m, OutputBatchNorm2d)]
+    return [norm for norm in norms if norm.statistics == "per_output"]
 
 
 def _estimate(
@@ -65,11 +71,11 @@ def _estimate(
     estimates = [_Estimate(norm) for norm in norms]
     num_samples = 0
     with _momentum(norms, 1.0):  # each batch leaves its own statistics behind
-        for images, _ in loader:
-            network(images.to(device_of(network)), cuts)
+        for images, targets in loader:
+            network(to_device(images, device_of(network)), cuts)
             for estimate in estimates:
-                estimate.add(len(images))
-            num_samples += len(images)
+                estimate.add(len(targets))
+            num_samples += len(targets)
     if num_samples == 0:
         raise StageCostError("there are no images to estimate statistics from: give at least one")
     for estimate in estimates:

@@ -15,8 +15,7 @@ Theorem 3.1 is one sentence about cuts: the trained SubResNet-M, extended by zer
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 from stagecost.errors import StageCostError
 from stagecost.text import format_indices
@@ -47,6 +46,7 @@ class Cut:
     blocks: tuple[int, ...] = ()
     complement: bool = False
     per_stage: tuple[int, ...] = ()
+    _positions: ClassVar[frozenset[int]]
 
     def __post_init__(self) -> None:
         """Put the positions in order.
@@ -59,6 +59,8 @@ class Cut:
                 raise StageCostError(f"{number!r} in a cut is not a whole number of at least 0")
         object.__setattr__(self, "blocks", tuple(sorted(set(self.blocks))))
         object.__setattr__(self, "per_stage", tuple(self.per_stage))
+        # Not a cached property: that takes a lock, and a network that is being compiled cannot.
+        object.__setattr__(self, "_positions", frozenset(self.blocks))
 
     @classmethod
     def first(cls, count: int) -> "Cut":
@@ -136,10 +138,6 @@ class Cut:
         """Tell whether the block at a position acts."""
         assert self.is_resolved
         return k in self._positions
-
-    @cached_property
-    def _positions(self) -> frozenset[int]:
-        return frozenset(self.blocks)
 
     def __le__(self, other: "Cut") -> bool:
         """Tell whether all blocks of this cut act in the other one, too: the nested order."""

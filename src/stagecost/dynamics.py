@@ -6,7 +6,7 @@ cuts in one pass that shares every common beginning of states:
     y_k = H(S_{N-1} ∘ … ∘ S_k (x_k))   is the output of Cut.first(k).
 
 A block is any module that maps x_k to x_{k+1} and has a `skip`, the block with its residual branch
-removed.
+removed. A state is a tensor; in views of other models it may be a tuple of tensors.
 """
 
 import math
@@ -17,6 +17,7 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -82,13 +83,21 @@ def step(block: nn.Module, state: Tensor, scale: Tensor | None = None) -> Tensor
     if scale is None:
         whole: Tensor = block(state)
         return whole
-    skipped: Tensor = skip_of(block)(state)
-    control = block.residual(state) if type(block) is ResidualBlock else block(state) - skipped
+    skipped = skip_of(block)(state)
+    if type(block) is ResidualBlock:
+        return _add_scaled(skipped, block.residual(state), scale)
+    following = block(state)
+    if isinstance(following, tuple):  # what the block hands on untouched is no control
+        pairs = zip(skipped, following, strict=True)
+        return tuple(s if f is s else _add_scaled(s, f - s, scale) for s, f in pairs)  # type: ignore[return-value]
+    return _add_scaled(skipped, following - skipped, scale)
+
+
+def _add_scaled(skipped: Tensor, control: Tensor, scale: Tensor) -> Tensor:
     factor = scale.to(control.dtype)
     if factor.dim():
         factor = factor.view(-1, *[1] * (control.dim() - 1))
-    following: Tensor = skipped + factor * control
-    return following
+    return skipped + factor * control
 
 
 class Tail(Protocol):
@@ -162,9 +171,13 @@ class Path:
         return self.start + len(self.acts)
 
 
-@lru_cache(maxsize=256)
 def plan_paths(cuts: tuple[Cut, ...]) -> tuple[Path, ...]:
     """Return the fewest paths that reach every cut: cuts that begin alike share their states."""
+    # The compiler traces the function itself, and warns of a cache in front of it.
+    return _planned(cuts) if torch.compiler.is_compiling() else _remembered(cuts)
+
+
+def _planned(cuts: tuple[Cut, ...]) -> tuple[Path, ...]:
     opened = [(0, tuple(range(len(cuts))))]
     paths: list[Path] = []
     for start, sharing in opened:  # grows on the way
@@ -173,6 +186,9 @@ def plan_paths(cuts: tuple[Cut, ...]) -> tuple[Path, ...]:
         whole = not paths and all(acts)
         paths.append(Path(start, acts, ends, leaves, whole))
     return tuple(paths)
+
+
+_remembered = lru_cache(maxsize=256)(_planned)
 
 
 def _follow(
@@ -245,7 +261,8 @@ class Rollout:
             x_0: the first state.
             cuts: by the positions of their acting blocks. Blocks that none depends on are not computed.
         """
-        starts, outputs = {0: x_0}, dict[int, Tensor]()
+        starts: dict[int, Tensor] = {0: x_0}
+        outputs: dict[int, Tensor] = {}
         ends: list[_End] = []
 
         def read(end: _End) -> None:
@@ -259,7 +276,8 @@ class Rollout:
                 else:
                     emit = ends.append if self.training else read
                     state = self._run(path, k, stop, state, starts, emit)
-        for end in ends:
+        # The terminal output comes first: random numbers of the head, too, are those of a plain pass.
+        for end in sorted(ends, key=lambda end: not (end.whole and end.k == len(self.blocks))):
             read(end)
         return [outputs[number] for number in range(len(cuts))]
 
@@ -341,7 +359,8 @@ class Rollout:
         names: list[tuple[dict[int, Tensor], int]] = []
 
         def segment(first: Tensor) -> tuple[Tensor, ...]:
-            left, read = dict[int, Tensor](), dict[int, Tensor]()
+            left: dict[int, Tensor] = {}
+            read: dict[int, Tensor] = {}
             last = self._run(path, k, stop, first, left, lambda end: read.update(self._read(end, cuts)))
             names[:] = [*((starts, name) for name in left), *((outputs, name) for name in read)]
             return last, *left.values(), *read.values()

@@ -20,3 +20,19 @@ class StageCostError(ValueError):
         if len(text) > LONGEST:
             text = f"{text[: LONGEST - 202]} … {text[-199:]}"
         super().__init__(text)
+
+
+_EXTRAS = {
+    "report": ("vl_convert", "jinja2", "markupsafe"),
+    "timm": ("timm", "torchvision"),
+    "tensorboard": ("tensorboard",),
+    "hub": ("huggingface_hub",),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+}
+
+
+def missing_extra(error: ModuleNotFoundError) -> StageCostError:
+    """Say in one line which extra of this project brings a package that is not there."""
+    package = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, names in _EXTRAS.items() if package in names), "train")
+    return StageCostError(f"the package {package} is missing: pip install 'stagecost[{extra}]'")

@@ -19,7 +19,7 @@ from torch import Tensor
 from stagecost.errors import StageCostError
 from stagecost.network import ResidualNetwork
 from stagecost.objective import LossFunction, StageCost
-from stagecost.trajectory import Loader, device_of, evaluation_mode
+from stagecost.trajectory import Loader, device_of, evaluation_mode, to_device
 
 
 def block_importance(
@@ -90,7 +90,7 @@ def scaled_objective(
         loss: maps (output, target) to a mean loss or one loss a sample.
     """
     stage_cost, device = StageCost.uniform(network.num_blocks, gamma, loss=loss), device_of(network)
-    outputs = network(images.to(device), stage_cost.outputs, scales=scales)
+    outputs = network(to_device(images, device), stage_cost.outputs, scales=scales)
     return stage_cost(outputs, targets.to(device)).total
 
 
@@ -108,8 +108,8 @@ def _average_over(
             def objective(scales: Tensor, images: Tensor = images, targets: Tensor = targets) -> Tensor:
                 return scaled_objective(network, images, targets, scales, gamma, loss)
 
-            sums += measure(objective).detach().double().cpu() * len(images)
-            num_samples += len(images)
+            sums += measure(objective).detach().double().cpu() * len(targets)
+            num_samples += len(targets)
     if num_samples == 0:
         raise StageCostError("the data set is empty: give at least one image")
     averages: Sequence[float] = (sums / num_samples).tolist()

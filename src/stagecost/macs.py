@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from stagecost.cut import Cut
 from stagecost.network import ResidualNetwork
 
 
@@ -20,9 +21,15 @@ def count_parameters(network: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def count_macs(network: ResidualNetwork, image_shape: Sequence[int]) -> int:
-    """Count the MACs of the terminal output for one image of shape (C, H, W)."""
-    return sum(macs_by_part(network, image_shape))
+WHOLE = Cut.whole()
+
+
+def count_macs(network: ResidualNetwork, image_shape: Sequence[int], cut: Cut = WHOLE) -> int:
+    """Count the MACs of the terminal output of a cut, for one image of shape (C, H, W)."""
+    twin = copy.deepcopy(network).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        twin(twin.sample(image_shape), cut)
+    return int(counter.get_total_flops()) // 2
 
 
 def macs_by_part(network: ResidualNetwork, image_shape: Sequence[int]) -> list[int]:
@@ -31,7 +38,7 @@ def macs_by_part(network: ResidualNetwork, image_shape: Sequence[int]) -> list[i
     Computed on meta tensors: no memory, no arithmetic, and the network is left alone.
     """
     twin = copy.deepcopy(network).to("meta").eval()
-    images = torch.empty(1, *image_shape, device="meta")
+    images = twin.sample(image_shape)
     counts: list[int] = []
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
 

@@ -132,6 +132,17 @@ class ResidualNetwork(nn.Module):
         self(images, observe=keep)
         return iter(states)
 
+    def sample(self, image_shape: Sequence[int]) -> Tensor:
+        """Return a batch of one image of a shape (C, H, W), without values, where the weights are."""
+        return torch.empty(1, *image_shape, device=next(self.parameters()).device)
+
+    def can_keep(self, cut: Cut) -> bool:
+        """Tell whether a network of the acting blocks alone exists: no projection is lost."""
+        kept = self.resolve(cut)
+        return bool(kept.blocks) and all(
+            kept.acts(k) or is_identity(skip) for k, skip in enumerate(self.skips)
+        )
+
     def resolve(self, cut: Cut) -> Cut:
         """Return a cut by the positions of the blocks of this network that act.
 

@@ -302,8 +302,17 @@ def _is_cross_entropy(loss: LossFunction) -> bool:
 
 
 def residual_parameters(network: ResidualNetwork) -> list[list[nn.Parameter]]:
-    """Return w_F,k for k = 0 … N-1: the parameters of each residual branch, norms included."""
-    return [list(block.get_submodule("residual").parameters()) for block in network.blocks.values()]
+    """Return w_F,k for k = 0 … N-1: the parameters of each residual branch, norms included.
+
+    These are the parameters of a block that its skip does not need. One that several branches share
+    belongs to the first.
+    """
+    taken = {id(p) for skip in network.skips for p in skip.parameters()}
+    branches = []
+    for block in network.blocks.values():
+        branches.append([p for p in block.parameters() if id(p) not in taken])
+        taken.update(map(id, branches[-1]))
+    return branches
 
 
 def squared_weight_norms(network: ResidualNetwork) -> list[float]:

@@ -17,11 +17,10 @@ import torch.nn.functional as F
 from torch.optim import Optimizer
 
 from stagecost.cut import Cut, stage_counts
-from stagecost.dynamics import is_identity
 from stagecost.errors import StageCostError
-from stagecost.macs import count_parameters, macs_by_part
+from stagecost.macs import count_macs, count_parameters, macs_by_part
 from stagecost.network import ResidualNetwork
-from stagecost.objective import LossFunction
+from stagecost.objective import LossFunction, residual_parameters
 from stagecost.text import format_indices
 from stagecost.trajectory import Loader, Score, Trajectory, evaluate_cuts
 
@@ -68,16 +67,21 @@ class PruningPlan:
         return network.keep(self.cut)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain types for JSON."""
-        return {**asdict(self), "cut": self.cut.to_json(), "kept_blocks": list(self.kept_blocks)}
+        """Return plain types for JSON; accuracies are None where there are none."""
+        content = {**asdict(self), "cut": self.cut.to_json(), "kept_blocks": list(self.kept_blocks)}
+        absent = [k for k, v in content.items() if isinstance(v, float) and math.isnan(v)]
+        return content | dict.fromkeys(absent)
 
     def __str__(self) -> str:
         """Say in a few lines what goes and what it will cost."""
         kept = len(self.kept_blocks)
+        quality = f"  loss        {self.loss_before:.4g} → {self.loss_predicted:.4g}"
+        if not math.isnan(self.accuracy_before):
+            quality = f"  accuracy    {self.accuracy_before:.2f} % → {self.accuracy_predicted:.2f} %"
         return "\n".join(
             [
                 f"keep {kept} of {self.num_blocks} blocks: {format_indices(self.kept_blocks)}",
-                f"  accuracy    {self.accuracy_before:.2f} % → {self.accuracy_predicted:.2f} %",
+                quality,
                 f"  parameters  {self.parameters_before:,} → {self.parameters_after:,}",
                 f"  MACs        {self.macs_before:,} → {self.macs_after:,}",
             ]
@@ -89,41 +93,92 @@ def plan_pruning(
     trajectory: Trajectory,
     *,
     max_drop: float | None = None,
+    max_loss_increase: float | None = None,
     keep: Cut | int | None = None,
     loader: Loader | None = None,
     loss: LossFunction = F.cross_entropy,
 ) -> PruningPlan:
-    """Plan which blocks stay: the cheapest cut within `max_drop`, or the one asked for.
+    """Plan which blocks stay: the cheapest cut within what may be lost, or the one asked for.
 
     Args:
         network: the whole network.
         trajectory: its `loss_trajectory` on validation data; its rows are the cuts to choose from.
         max_drop: points of accuracy that may be lost. Alone it chooses the smallest network that
             loses no more; beside a wanted cut it refuses a plan that loses more.
+        max_loss_increase: by how much the loss may rise; the same, where there are no accuracies or
+            beside them.
         keep: what stays: a cut, or M, how many blocks; in a staged network the best cut to M blocks.
         loader: validation data, on which cuts are tried that are not among the rows of the trajectory;
             needed for a staged network.
         loss: that of the trajectory.
 
     Raises:
-        StageCostError: an impossible cut, nothing to go by, or more lost than `max_drop` allows.
+        StageCostError: an impossible cut, nothing to go by, or more lost than is allowed.
     """
-    if max_drop is None and keep is None:
-        raise StageCostError("say how much to prune: give max_drop, or the blocks to keep")
-    if max_drop is not None and not 0 <= max_drop < float("inf"):
-        raise StageCostError(f"max_drop is {max_drop}: give points of accuracy, at least 0")
-    candidates = _candidates(network, trajectory, keep, loader, loss)
-    macs = macs_by_part(network, trajectory.image_shape)
     before = trajectory.whole
-    chosen = choose(candidates, macs, before.accuracy, max_drop)
-    if max_drop is not None and before.accuracy - chosen.accuracy > max_drop + 1e-9:
+    limits = Limits(before, max_drop, max_loss_increase)
+    if limits.are_none and keep is None:
+        raise StageCostError("say how much to prune: give max_drop, or the blocks to keep")
+    candidates = _candidates(network, trajectory, keep, loader, loss)
+    chosen = choose(candidates, macs_by_part(network, trajectory.image_shape), limits)
+    if not limits.allow(chosen):
         counts = stage_counts(chosen.cut, network.stage_positions)
         raise StageCostError(
-            f"keeping {list(counts or chosen.cut.blocks)} blocks would lose "
-            f"{before.accuracy - chosen.accuracy:.2f} points, more than max_drop {max_drop}: "
-            "keep more blocks or allow a larger drop"
+            f"keeping {list(counts or chosen.cut.blocks)} blocks would lose {limits.lost(chosen)}: "
+            "keep more blocks or allow more"
         )
-    return _plan(network, before, chosen, macs)
+    return _plan(network, trajectory.image_shape, before, chosen)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a cut may lose.
+
+    Attributes:
+        before: the score of the whole network.
+        max_drop: points of accuracy that may be lost; None is no limit.
+        max_loss_increase: by how much the loss may rise; None is no limit.
+    """
+
+    before: Score
+    max_drop: float | None = None
+    max_loss_increase: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse impossible limits.
+
+        Raises:
+            StageCostError: a limit is negative or no number, or there are no accuracies to limit.
+        """
+        for name in ("max_drop", "max_loss_increase"):
+            limit = getattr(self, name)
+            if limit is not None and not 0 <= limit < math.inf:
+                raise StageCostError(f"{name} is {limit}: give a number of at least 0")
+        if self.max_drop is not None and math.isnan(self.before.accuracy):
+            raise StageCostError(
+                "max_drop needs accuracies, and the targets are no class labels: give max_loss_increase"
+            )
+
+    @property
+    def are_none(self) -> bool:
+        """Whether anything may be lost."""
+        return self.max_drop is None and self.max_loss_increase is None
+
+    def allow(self, score: Score) -> bool:
+        """Tell whether a cut loses no more; with a hair of slack for rounding."""
+        before = self.before
+        drop = -math.inf if self.max_drop is None else before.accuracy - score.accuracy - self.max_drop
+        rise = -math.inf
+        if self.max_loss_increase is not None:
+            rise = score.loss - before.loss - self.max_loss_increase
+        return drop <= 1e-9 and rise <= 1e-9
+
+    def lost(self, score: Score) -> str:
+        """Say what a cut loses, beside what it may."""
+        drop, rise = self.before.accuracy - score.accuracy, score.loss - self.before.loss
+        if self.max_drop is not None and drop > self.max_drop:
+            return f"{drop:.2f} points, more than max_drop {self.max_drop}"
+        return f"{rise:.4g} of loss, more than max_loss_increase {self.max_loss_increase}"
 
 
 def possible_cuts(network: ResidualNetwork, limit: int = MAX_CUTS) -> list[Cut]:
@@ -140,12 +195,6 @@ def possible_cuts(network: ResidualNetwork, limit: int = MAX_CUTS) -> list[Cut]:
     return [network.resolve(Cut.stages(*chosen)) for chosen in product(*counts)]
 
 
-def can_be_made(network: ResidualNetwork, cut: Cut) -> bool:
-    """Tell whether a network of the acting blocks alone exists: no projection is lost."""
-    skips = enumerate(network.skips)
-    return bool(cut.blocks) and all(cut.acts(k) for k, skip in skips if not is_identity(skip))
-
-
 def _candidates(
     network: ResidualNetwork,
     trajectory: Trajectory,
@@ -156,7 +205,7 @@ def _candidates(
     """Return the cuts to choose from, each with its score."""
     if isinstance(keep, int):
         _check_count(network, keep)
-    known = [row for row in trajectory.rows if can_be_made(network, row.cut)]
+    known = [row for row in trajectory.rows if network.can_keep(row.cut)]
     wanted = list(dict.fromkeys([*possible_cuts(network), *(row.cut for row in known)]))
     if isinstance(keep, Cut):
         wanted = [network.resolve(keep)]
@@ -183,31 +232,30 @@ def _check_count(network: ResidualNetwork, count: int) -> None:
         )
 
 
-def choose(
-    candidates: Sequence[Score], macs: Sequence[int], accuracy_before: float, max_drop: float | None
-) -> Score:
-    """Choose the cheapest cut within `max_drop`; failing that, the best one.
+def choose(candidates: Sequence[Score], macs: Sequence[int], limits: Limits) -> Score:
+    """Choose the cheapest cut within the limits; failing that or without limits, the best one.
 
     Args:
         candidates: cuts that can be made.
         macs: of the stem, of each block, and of the head (`macs_by_part`).
-        accuracy_before: percent, of the whole network.
-        max_drop: points of accuracy that may be lost; None is no limit, for the best.
+        limits: what may be lost.
     """
 
     def cost(score: Score) -> int:
         return sum(macs[1 + k] for k in score.cut.blocks)
 
-    if max_drop is not None:
-        within = [one for one in candidates if one.accuracy >= accuracy_before - max_drop - 1e-9]
-        if within:
-            return min(within, key=lambda one: (cost(one), -one.accuracy))
-    return max(candidates, key=lambda one: (one.accuracy, -one.loss))
+    def goodness(score: Score) -> tuple[float, float]:
+        return 0.0 if math.isnan(score.accuracy) else score.accuracy, -score.loss
+
+    within = [] if limits.are_none else list(filter(limits.allow, candidates))
+    if within:
+        return min(within, key=lambda one: (cost(one), *(-value for value in goodness(one))))
+    return max(candidates, key=goodness)
 
 
-def _plan(network: ResidualNetwork, before: Score, chosen: Score, macs: Sequence[int]) -> PruningPlan:
-    blocks = list(network.blocks.values())
-    gone = [k for k in range(network.num_blocks) if not chosen.cut.acts(k)]
+def _plan(
+    network: ResidualNetwork, image_shape: Sequence[int], before: Score, chosen: Score
+) -> PruningPlan:
     parameters = count_parameters(network)
     return PruningPlan(
         num_blocks=network.num_blocks,
@@ -218,10 +266,18 @@ def _plan(network: ResidualNetwork, before: Score, chosen: Score, macs: Sequence
         loss_before=before.loss,
         loss_predicted=chosen.loss,
         parameters_before=parameters,
-        parameters_after=parameters - sum(count_parameters(blocks[k]) for k in gone),
-        macs_before=sum(macs),
-        macs_after=sum(macs) - sum(macs[1 + k] for k in gone),
+        parameters_after=parameters - _parameters_that_go(network, chosen.cut),
+        macs_before=count_macs(network, image_shape),
+        macs_after=count_macs(network, image_shape, chosen.cut),
     )
+
+
+def _parameters_that_go(network: ResidualNetwork, cut: Cut) -> int:
+    """Count the parameters of branches that do not act, as far as no other block needs them."""
+    blocks = enumerate(network.blocks.values())
+    needed = {id(p) for k, block in blocks if cut.acts(k) for p in block.parameters()}
+    gone = [p for k, b in enumerate(residual_parameters(network)) if not cut.acts(k) for p in b]
+    return sum(p.numel() for p in gone if id(p) not in needed)
 
 
 def carry_optimizer(

@@ -129,7 +129,13 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping
     from safetensors.torch import save
 
     header = {key: json.dumps(value, allow_nan=False) for key, value in metadata.items()}
+    # Copies where tensors share memory, which the format cannot express.
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    seen = set[int]()
+    for name, tensor in contiguous.items():
+        place = tensor.untyped_storage().data_ptr()
+        contiguous[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
     write_atomically(path, save(contiguous, metadata=header))
 
 

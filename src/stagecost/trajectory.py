@@ -130,6 +130,13 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def to_device(inputs: Tensor | tuple[Tensor, ...], device: torch.device) -> Tensor:
+    """Move a batch to a device; that of a view of another model may be a tuple."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(device)
+    return tuple(tensor.to(device) for tensor in inputs)  # type: ignore[return-value]
+
+
 def device_of(network: nn.Module) -> torch.device:
     """Return the device of a network's parameters."""
     return next(network.parameters()).device
@@ -146,6 +153,14 @@ def sample_norms(values: Tensor) -> Tensor:
     return norms
 
 
+def flat(state: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Return a state as one tensor, (B, …): of a tuple, the numbers that belong to the samples."""
+    if isinstance(state, Tensor):
+        return state
+    parts = [part for part in state if part.is_floating_point() and len(part) == len(state[0])]
+    return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
 class ControlSizes:
     """An observer of a roll-out: how large each control is beside its state, ‖F_k(x_k)‖/‖x_k‖."""
 
@@ -157,9 +172,10 @@ class ControlSizes:
     def __call__(self, k: int, state: Tensor, following: Tensor) -> None:
         """Add the samples of a batch; F_k(x_k) = x_{k+1} − S_k(x_k)."""
         skip = self.skips[k]
-        control = following - (state if is_identity(skip) else skip(state))
-        least = torch.finfo(state.dtype).tiny
-        ratios = sample_norms(control) / sample_norms(state).clamp_min(least)
+        skipped = state if is_identity(skip) else skip(state)
+        control, before = flat(following) - flat(skipped), flat(state)
+        least = torch.finfo(before.dtype).tiny
+        ratios = sample_norms(control) / sample_norms(before).clamp_min(least)
         self.sums[k] += ratios.double().sum().cpu()
 
 
@@ -200,7 +216,7 @@ class _ImageShape:
 
     def watch(self, loader: Loader) -> Loader:
         for images, targets in loader:
-            self.shape = tuple(images.shape[1:])
+            self.shape = tuple(images.shape[1:]) if isinstance(images, Tensor) else ()
             yield images, targets
 
 
@@ -231,7 +247,7 @@ def evaluate_cuts(
         device = device_of(network)
         for images, on_host in loader:
             targets = on_host.to(device)
-            outputs = network(images.to(device), resolved, how=COLLAPSED, observe=observe)
+            outputs = network(to_device(images, device), resolved, how=COLLAPSED, observe=observe)
             # Row by row, so that every one is, to the last bit, what the truncated network would have.
             losses += losses_row_by_row(outputs, targets, loss).double().cpu() * len(targets)
             correct += count_correct(outputs, targets)

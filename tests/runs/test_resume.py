@@ -42,7 +42,13 @@ LONGER: dict[str, Any] = {
     "epochs": 4,
     "checkpoint_minutes": 1e-4,
 }
-STAGED = {"model": "staged", "blocks_per_stage": [2, 3], "widths": [4, 6], "num_blocks": None, "width": None}
+STAGED = {
+    "model": "staged",
+    "blocks_per_stage": [2, 3],
+    "widths": [4, 6],
+    "num_blocks": None,
+    "width": None,
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "sgd, sampled": {},
     "all depths": {"sampled_depths": 0},

@@ -59,10 +59,10 @@ def test_one_process_trains_whatever_the_environment_says(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variables", [{}, SLURM, FOREIGN["another rank"]], ids=["none", "slurm", "rank"])
-def test_two_processes_are_those_that_were_asked_for(
-    variables: dict[str, str], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    "variables", [{}, SLURM, FOREIGN["another rank"]], ids=["none", "slurm", "rank"]
+)
+def test_two_processes_are_those_that_were_asked_for(variables: dict[str, str], tmp_path: Path) -> None:
     run_with(variables, tmp_path, processes=2)
 
 

@@ -307,7 +307,9 @@ def test_an_objective_that_is_no_number_leaves_the_weights_before_the_step() -> 
     setup = setup_of(epochs=1)
     state = setup.start()
     before = {name: p.clone() for name, p in state.network.named_parameters()}
-    rule = replace(setup.stage_cost, loss=lambda output, target: F.cross_entropy(output, target) * math.nan)
+    rule = replace(
+        setup.stage_cost, loss=lambda output, target: F.cross_entropy(output, target) * math.nan
+    )
     with pytest.raises(StageCostError, match=r"objective is nan in epoch 1, batch 1: lower --lr"):
         fit(state, setup.batches, rule, setup.recipe)
     assert all(torch.equal(p, before[name]) for name, p in state.network.named_parameters())

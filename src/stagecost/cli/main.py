@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, missing_extra
 
 if TYPE_CHECKING:
     from stagecost.runs.results import Result
@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error), as_json)
     except KeyboardInterrupt:
         _fail("interrupted: what was saved before is kept", as_json)
+    except ModuleNotFoundError as error:
+        _fail(str(missing_extra(error)), as_json)
     except OSError as error:
         _fail(_describe(error), as_json)
     except (MemoryError, RuntimeError) as error:

@@ -21,6 +21,7 @@ Split = Literal["val", "test", "train", "all"]
 CHECKPOINT = Flag("checkpoint", Literal["last", "best"], "which checkpoint of a run", "last")
 DEVICE = Flag("device", str, "auto, cpu, cuda or mps", "auto")
 TOLERANCE = Flag("tolerance", float, "points of accuracy that may be missing to the full depth", 0.5)
+ALLOWED = Flag("allow_trained", bool, "judge also on images that the network was trained on")
 MOVED = Flag("data", str, "where the images of the training are now, if they moved")
 
 
@@ -137,7 +138,7 @@ VERBS: dict[str, Verb] = {
         (
             Flag("run", str, "folder of a run or of a saved network", positional=True),
             Flag("split", Split, "the images; choose depths on val, never on test", "val"),
-            *(TOLERANCE, MOVED, CHECKPOINT, DEVICE),
+            *(TOLERANCE, MOVED, ALLOWED, CHECKPOINT, DEVICE),
         ),
         _analyze,
     ),
@@ -160,7 +161,7 @@ VERBS: dict[str, Verb] = {
             Flag("path", str, "folder of a run or of a saved network", positional=True),
             Flag("data", str, "other images; those of the training if not given"),
             Flag("split", Split, "the images", "test"),
-            *(CHECKPOINT, DEVICE),
+            *(ALLOWED, CHECKPOINT, DEVICE),
         ),
         _evaluate,
     ),

@@ -2,17 +2,20 @@
 
 import fnmatch
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
-from stagecost.models import native  # noqa: F401  (the native builders enter themselves)
+from stagecost.models import native  # the native builders enter themselves
 from stagecost.models.registry import Builder, catalogue, find_builder
+from stagecost.models.weights import load_matching, read_weights
 from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, NetworkDescription, ResidualNetwork
 from stagecost.records import read_typed
 from stagecost.storage import read_json, read_tensors
@@ -20,20 +23,38 @@ from stagecost.text import one_line
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """List the names in the catalogue that match a shell pattern such as `"*resnet*"`."""
+    """List the names in the catalogue that match a shell pattern such as `"*resnet*"`.
+
+    A pattern with a slash, such as `"timm/*resnet*"`, lists models of other libraries.
+    """
+    if "/" in pattern:
+        from stagecost.models.adapters.libraries import library_names
+
+        return sorted(fnmatch.filter(library_names(), pattern))
     return sorted(fnmatch.filter(catalogue, pattern))
 
 
-def create_model(name: str, **arguments: Any) -> ResidualNetwork:
-    """Build a network by name, with random weights.
+def create_model(name: str, *, weights: str | Path | None = None, **arguments: Any) -> ResidualNetwork:
+    """Build a network by name, with random weights or with those of a file.
 
     Args:
-        name: one of `list_models()`.
+        name: one of `list_models()`, or of another library, such as "timm/resnet18".
+        weights: a file of safetensors or of `torch.save`; "pretrained" for those of the library's hub.
         arguments: the builder's keyword arguments, such as `num_blocks`, `width`, `num_classes`.
 
     Raises:
-        StageCostError: the name or an argument is unknown, or a size is impossible.
+        StageCostError: the name or an argument is unknown, a size is impossible, or the weights do not
+            fit.
     """
+    network = _build(name, arguments)
+    assert network.description is not None
+    if weights is not None:
+        tensors = _pretrained(name, arguments) if weights == "pretrained" else read_weights(weights)
+        load_matching(network, tensors, network.description.arguments.get("num_classes"))
+    return network
+
+
+def _build(name: str, arguments: Mapping[str, Any]) -> ResidualNetwork:
     builder = find_builder(name)
     try:
         inspect.signature(builder).bind(**arguments)
@@ -45,23 +66,49 @@ def create_model(name: str, **arguments: Any) -> ResidualNetwork:
     return network
 
 
+def _pretrained(name: str, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    if "/" not in name:
+        raise StageCostError(f"model {name!r} has no pretrained weights: give a file")
+    from stagecost.models.adapters.libraries import LibraryBuilder
+
+    return LibraryBuilder(name).pretrained(**arguments)
+
+
 def _complete(builder: Builder, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return all arguments with their defaults: a saved network must not depend on later ones."""
     bound = inspect.signature(builder).bind(**arguments)
     bound.apply_defaults()
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in bound.arguments.items()}
+    complete = dict(bound.arguments)
+    for parameter in bound.signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            complete |= complete.pop(parameter.name)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in complete.items()}
 
 
-def rebuild(description: NetworkDescription) -> ResidualNetwork:
-    """Build the structure that a description names, on torch's device "meta": without any numbers.
+def rebuild(description: NetworkDescription, numbers: int) -> ResidualNetwork:
+    """Build the structure that a description names, without moving torch's random numbers.
+
+    Args:
+        description: of the network.
+        numbers: that there are weights for: a builder that asks for far more is stopped.
+
+    Returns:
+        The network; a native one on torch's device "meta", without any numbers, and others with some
+        that mean nothing, as buffers that no state dict holds have to be computed.
 
     Raises:
         StageCostError: there is no such network.
     """
+    builder, arguments = find_builder(description.name), description.arguments
+    _check_arguments(builder, arguments)
     try:
-        with torch.device("meta"):
-            network = create_model(description.name, **description.arguments)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        if builder.__module__ == native.__name__:
+            with torch.device("meta"):
+                network = _build(description.name, arguments)
+        else:
+            with torch.random.fork_rng(devices=[]), _at_most(64 * numbers + SPARE_NUMBERS):
+                network = _build(description.name, arguments)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, OSError) as error:
         raise StageCostError(
             f"model {description.name!r} cannot be built from its description ({one_line(error)}): "
             "restore the files from a copy"
@@ -69,6 +116,57 @@ def rebuild(description: NetworkDescription) -> ResidualNetwork:
     if description.kept_blocks is not None:
         network.remove_all_but(_cut_to(network, description.kept_blocks))
     return network
+
+
+# Of a library's model; in a description they would make it fetch or open other files.
+_FETCHING = ("checkpoint_path", "cache_dir", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
+             "weights", "weights_backbone")  # fmt: skip
+SPARE_NUMBERS = 2**24
+LARGEST_EXAMPLE = 1024  # side of the images for which a model of a library is built, in pixels
+
+
+def _check_arguments(builder: Builder, arguments: Mapping[str, Any]) -> None:
+    """Refuse what a description of a library's model must not say.
+
+    Raises:
+        StageCostError: it would fetch or open files, or take images of unusual size.
+    """
+    if builder.__module__ == native.__name__:
+        return
+    if fetching := [name for name in _FETCHING if arguments.get(name)]:
+        raise StageCostError(
+            f"the description of a saved network has {fetching[0]}, which opens other files: leave it out"
+        )
+    size = arguments.get("image_size") or 1
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST_EXAMPLE:
+        raise StageCostError(
+            f"the description of a saved network has image_size {size!r}: give 1 to {LARGEST_EXAMPLE}"
+        )
+
+
+@contextmanager
+def _at_most(numbers: int) -> Iterator[None]:
+    """Stop what builds modules with more numbers, before it fills them.
+
+    Raises:
+        StageCostError: as described.
+    """
+    left = numbers
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        left -= 0 if parameter is None else parameter.numel()
+        if left < 0:
+            raise StageCostError(
+                f"a network of more than {numbers:,} numbers is described, and the file has far fewer: "
+                "restore the files from a copy"
+            )
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _cut_to(network: ResidualNetwork, kept_blocks: Sequence[int]) -> Cut:
@@ -186,7 +284,7 @@ def restore(
     Raises:
         StageCostError: the weights do not fit the structure, or are no finite numbers.
     """
-    network = rebuild(description)
+    network = rebuild(description, sum(tensor.numel() for tensor in tensors.values()))
     try:
         check_fit(network, tensors)
     except StageCostError as error:
@@ -194,6 +292,7 @@ def restore(
             f"{source} does not fit its description ({error}): restore it from a copy"
         ) from None
     check_finite(tensors, source)
-    network = network.to_empty(device="cpu")
+    if find_builder(description.name).__module__ == native.__name__:
+        network = network.to_empty(device="cpu")
     network.load_state_dict(tensors)
     return network

@@ -28,11 +28,15 @@ def register_model(name: str) -> Callable[[Builder], Builder]:
 
 
 def find_builder(name: str) -> Builder:
-    """Return the builder of this name.
+    """Return the builder of this name; one with a slash is a model of another library.
 
     Raises:
         StageCostError: no such name; the message offers the nearest.
     """
+    if "/" in name:
+        from stagecost.models.adapters.libraries import LibraryBuilder
+
+        return LibraryBuilder(name)
     if name not in catalogue:
         near = difflib.get_close_matches(name, catalogue, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(catalogue)}"

@@ -30,6 +30,7 @@ from stagecost.report.layers import (
     key_columns,
     legend,
     mark_layers,
+    points_of_lists,
     printable,
     quantity,
     series_rows,
@@ -156,7 +157,7 @@ def bar_chart(
     stage_starts: Collection[int] = (),
 ) -> Chart:
     """Draw one bar for each value, those not in `strong` pale; a bar's length is its value."""
-    half = 0.39 if len(values) <= 80 else 0.5
+    half = 0.39 if len(values) <= 80 else 0.55
     rows = [
         {"k": k, "x": k - half, "right": k + half, "y": drawn, "strong": k in strong}
         for k, drawn in enumerate(map(drawable, values))
@@ -205,16 +206,14 @@ def fading_lines(
     ends = f"'epoch ' + (datum.value ? {drawn[-1]} : {drawn[0]})"
     key = legend(bool(stages), values=[0, last], labelExpr=ends, symbolType="stroke") if last else None
     shades = {"domain": [0, max(last, 1)], "range": [0.16, 1] if last else [1, 1]}
-    # A curve travels as one short list; the browser makes it points.
-    flat = {"flatten": ["y", "x"]}
     faint = {
-        "transform": [flat],
+        "transform": points_of_lists(),
         "mark": {"type": "line", "strokeWidth": 1.8, "color": colour("accent")},
         "encoding": {"detail": quantity("z"), "opacity": quantity("z", scale=shades, legend=key)},
     }
     bold = {
         "data": {"name": "played"},
-        "transform": [{"filter": f"datum.z === {follows}"}, flat],
+        "transform": [{"filter": f"datum.z === {follows}"}, *points_of_lists()],
         "mark": {"type": "line", "strokeWidth": 3, "color": colour("mark")},
     }
     values = [value for _, curve in curves for value in map(drawable, curve)]

@@ -147,7 +147,8 @@ def _cost_figure(points: Sequence[Point]) -> Chart:
     for name in dict.fromkeys(point.series for point in points):
         chosen = sorted((p for p in known if p.series == name), key=lambda point: point.macs)
         places = [(point.macs, point.accuracy) for point in chosen]
-        series.append(Series(name, places, labels=[point.name for point in chosen]))
+        dots = len(places) <= MOST_DOTS
+        series.append(Series(name, places, dots=dots, labels=[point.name for point in chosen]))
     accuracies = [point.accuracy for point in known] or [0.0]
     best = max(accuracies)
     return line_chart(

@@ -17,7 +17,7 @@ from stagecost.report.words import (
     signed_points_text,
 )
 
-MOST_PLAYED, MOST_DRAWN = 100, 12
+MOST_PLAYED, MOST_DRAWN, MOST_POINTS = 100, 12, 30_000
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ def comparison_frames(runs: Sequence[ReportData]) -> list[Frame]:
 def played_epochs(history: Sequence[Epoch]) -> list[Epoch]:
     """Return the epochs that can be played: those whose losses over depth are known, or many of them."""
     known = [entry for entry in history if entry.val_losses]
-    return [known[index] for index in _chosen(len(known), MOST_PLAYED)]
+    longest = max((len(entry.val_losses) for entry in known), default=1)
+    most = max(MOST_DRAWN, min(MOST_PLAYED, MOST_POINTS // longest))
+    return [known[index] for index in _chosen(len(known), most)]
 
 
 def drawn_epochs(history: Sequence[Epoch]) -> list[int]:

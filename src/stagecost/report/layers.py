@@ -108,9 +108,13 @@ def series_rows(series: Series, low: float) -> list[Spec]:
 
 def curve_rows(curves: Sequence[tuple[int, Numbers]]) -> list[Spec]:
     """Make one row of lists of each curve z, which travels shorter than a row for each point."""
-    return [
-        {"z": z, "y": list(map(drawable, curve)), "x": list(range(len(curve)))} for z, curve in curves
-    ]
+    return [{"z": z, "y": list(map(drawable, curve))} for z, curve in curves]
+
+
+def points_of_lists() -> list[Spec]:
+    """Make points x, y, z of such rows."""
+    place = {"window": [{"op": "row_number", "as": "place"}], "groupby": ["z"]}
+    return [{"flatten": ["y"]}, place, {"calculate": "datum.place - 1", "as": "x"}]
 
 
 def curve_layers(series: Sequence[Series], key: Spec | None) -> list[Spec]:
@@ -346,7 +350,7 @@ def drawable(value: float) -> float | None:
     """Round for drawing; what is no number, or far too large, is a gap."""
     if not math.isfinite(value) or abs(value) > LARGEST_DRAWN:
         return None
-    return float(f"{value:.6g}")
+    return float(f"{value:.5g}")
 
 
 def printable(text: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from stagecost.cut import stage_counts
 from stagecost.macs import macs_by_part
 from stagecost.network import ResidualNetwork
-from stagecost.prune import can_be_made, choose, possible_cuts
+from stagecost.prune import Limits, choose, possible_cuts
 from stagecost.runs.certainty import Interval, warnings_on, wilson
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Judged, Split, Trained, open_trained
@@ -90,6 +90,7 @@ def analyze(
     checkpoint: CheckpointName = "last",
     device: str = "auto",
     data: str | None = None,
+    allow_trained: bool = False,
 ) -> Analysis:
     """Show loss and accuracy over depth, and how many blocks are needed.
 
@@ -100,13 +101,15 @@ def analyze(
         checkpoint: of a run.
         device: where to compute.
         data: other images, or where those of the training are now.
+        allow_trained: judge it also on images that it was trained on.
 
     Raises:
         StageCostError: an impossible tolerance, nothing trained, or no such images.
     """
     needed_blocks((0.0, 0.0), tolerance)  # refuse an impossible tolerance before the long work
     trained = open_trained(path, checkpoint=checkpoint, device=device)
-    return analysis_of(trained, split, tolerance, data)
+    images = trained.judged(split, data, allow_trained=allow_trained)
+    return summarise(trained, measure(trained, images), images, split, tolerance)
 
 
 def analysis_of(trained: Trained, split: Split, tolerance: float, data: str | None = None) -> Analysis:
@@ -129,7 +132,7 @@ def summarise(
     network, count = trained.network, trajectory.num_samples
     macs = macs_by_part(network, trained.image_shape)
     possible = makeable(network, trajectory)
-    needed = choose(possible, macs, trajectory.whole.accuracy, tolerance)
+    needed = choose(possible, macs, Limits(trajectory.whole, tolerance))
     return Analysis(
         num_blocks=trajectory.num_blocks,
         split=split,
@@ -151,7 +154,7 @@ def summarise(
 
 def makeable(network: ResidualNetwork, trajectory: Trajectory) -> list[Score]:
     """Return the rows of cuts that can be made, each once."""
-    rows = {row.cut: row for row in trajectory.rows if can_be_made(network, row.cut)}
+    rows = {row.cut: row for row in trajectory.rows if network.can_keep(row.cut)}
     return list(rows.values())
 
 

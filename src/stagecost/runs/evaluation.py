@@ -42,6 +42,7 @@ def evaluate(
     data: str | None = None,
     checkpoint: CheckpointName = "last",
     device: str = "auto",
+    allow_trained: bool = False,
 ) -> Evaluation:
     """Measure the network of a run, or a saved one.
 
@@ -51,16 +52,24 @@ def evaluate(
         data: other images, or where those of the training are now.
         checkpoint: of a run.
         device: where to compute.
+        allow_trained: judge it also on images that it was trained on.
 
     Raises:
         StageCostError: nothing trained is there, or no such images.
     """
-    return evaluation_of(open_trained(path, checkpoint=checkpoint, device=device), split, data)
+    trained = open_trained(path, checkpoint=checkpoint, device=device)
+    return evaluation_of(trained, split, data, allow_trained=allow_trained)
 
 
-def evaluation_of(trained: Trained, split: Split = "test", data: str | None = None) -> Evaluation:
+def evaluation_of(
+    trained: Trained,
+    split: Split = "test",
+    data: str | None = None,
+    *,
+    allow_trained: bool = False,
+) -> Evaluation:
     """Measure an opened network."""
-    images = trained.judged(split, data)
+    images = trained.judged(split, data, allow_trained=allow_trained)
     score = terminal_score(trained.network, images.batches, loss=trained.loss)
     return Evaluation(
         accuracy=score.accuracy,

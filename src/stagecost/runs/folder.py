@@ -45,6 +45,11 @@ class RunFolder:
         return self.path / "best.safetensors"
 
     @property
+    def images(self) -> Path:
+        """The fingerprint of the images of the training."""
+        return self.path / "images.json"
+
+    @property
     def pruning(self) -> Path:
         """The outcome of the latest pruning."""
         return self.path / "pruning.json"
@@ -101,7 +106,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             text = file.read(LARGEST_CONFIG + 1)
         if len(text) > LARGEST_CONFIG:
             raise ValueError(f"more than {LARGEST_CONFIG} bytes")
-        content = yaml.load(text.decode(), _FlatLoader)  # noqa: S506
+        content = yaml.load(text.decode(), _FlatLoader)
     except FileNotFoundError:
         raise StageCostError(f"configuration {path} does not exist: check the path") from None
     except (

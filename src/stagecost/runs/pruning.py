@@ -20,7 +20,7 @@ from stagecost.runs.folder import RunFolder
 from stagecost.runs.lock import locked
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Judged, Trained, open_trained
-from stagecost.storage import write_json
+from stagecost.storage import write_atomically, write_json
 from stagecost.train.checkpoint import load_optimizer_tensors
 from stagecost.train.display import TrainingDisplay
 from stagecost.train.loop import Epoch, fit
@@ -108,6 +108,7 @@ def prune(
         if trained.checkpoint is None:
             raise StageCostError(f"{run} is a saved network: give the run that it was pruned from")
         bundle = trained.load("train", "val", data=data)
+        trained.check_images(bundle, "val", data)
         val = trained.judged_on([bundle.splits["val"]])
         plan = _plan(trained, val, max_drop, keep)
         pruned = _recalibrated(trained, plan, bundle, val)
@@ -117,6 +118,9 @@ def prune(
         _check_drop(pruning, max_drop)
         content = pruning.to_json()
         pruned.save_pretrained(target, **trained.details(), pruning=content)
+        images = RunFolder(trained.path).images
+        if images.is_file():
+            write_atomically(RunFolder(target).images, images.read_bytes())
         write_json(RunFolder(trained.path).pruning, content)
     return pruning
 

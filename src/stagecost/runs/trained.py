@@ -1,5 +1,6 @@
 """Opening what was trained: a run folder, or the folder of a saved network, with its images."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from stagecost.data.batches import eval_batches
+from stagecost.data.batches import FixedBatches, eval_batches, sample_batches
+from stagecost.data.fingerprint import check_fingerprint
 from stagecost.data.images import ImageFormat, ImageSplit
 from stagecost.data.loading import DataBundle, load_data
 from stagecost.errors import StageCostError
@@ -23,10 +25,11 @@ from stagecost.train.devices import select_device
 from stagecost.train.parsing import parse_settings
 from stagecost.train.settings import RunSettings
 from stagecost.train.stage_cost import loss_of
-from stagecost.train.validation import RandomImages
 
 CheckpointName = Literal["last", "best"]
 Split = Literal["train", "val", "test", "all"]
+
+logger = logging.getLogger("stagecost")
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,28 @@ class Trained:
                 raise StageCostError(f"{self.path} has no split {split!r}: choose train, val or test")
         return bundle
 
-    def judged(self, split: Split, data: str | None = None) -> Judged:
-        """Load the images of one split, or of all of them together."""
+    def judged(self, split: Split, data: str | None = None, *, allow_trained: bool = False) -> Judged:
+        """Load the images of one split, or of all of them together.
+
+        Raises:
+            StageCostError: there are no such images, or it was trained on some of them and they are not
+                allowed.
+        """
         bundle = self.load(*(() if split == "all" else (split,)), data=data)
+        self.check_images(bundle, split, data, allow_trained=allow_trained)
         return self.judged_on(list(bundle.splits.values()))
+
+    def check_images(
+        self, bundle: DataBundle, split: str, data: str | None, *, allow_trained: bool = False
+    ) -> None:
+        """Say what has changed of the images since the training; see `stagecost.data.fingerprint`."""
+        file = RunFolder(self.path).images
+        if not file.is_file():
+            return
+        saved = file.read_text(errors="replace")
+        changes = check_fingerprint(saved, bundle, split, allow_trained=allow_trained)
+        for change in changes if data is None else ():
+            logger.warning("note: %s", change)
 
     def judged_on(self, splits: list[ImageSplit]) -> Judged:
         """Return some images, in order, without augmentation."""
@@ -120,10 +141,15 @@ class Trained:
         """Load one split as batches, in order, without augmentation."""
         return self.judged(split, data).batches
 
-    def random_images(self, bundle: DataBundle, count: int) -> RandomImages:
+    def random_images(self, bundle: DataBundle, count: int) -> FixedBatches:
         """Return training images drawn at random, to estimate statistics from."""
-        seed = self.settings.training.seed
-        return RandomImages(bundle.splits["train"], self.image_format, count, seed, self.device)
+        return sample_batches(
+            bundle.splits["train"],
+            self.image_format,
+            count=count,
+            seed=self.settings.training.seed,
+            device=self.device,
+        )
 
     def details(self) -> dict[str, Any]:
         """Return what a saved network keeps beside its structure, as plain types."""

@@ -1,5 +1,6 @@
 """Training in a run folder: whose folder it is, checkpoints, cuts by a schedule, tables, display."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from stagecost.data.fingerprint import check_fingerprint, fingerprint
 from stagecost.data.loading import load_data
 from stagecost.errors import StageCostError
 from stagecost.objective import StageCost
@@ -16,19 +18,21 @@ from stagecost.runs.certainty import Interval, wilson
 from stagecost.runs.folder import RunFolder, settings_for, write_config, write_metrics
 from stagecost.runs.lock import FolderLock, locked
 from stagecost.runs.results import Result
-from stagecost.storage import remove_leftovers
+from stagecost.storage import remove_leftovers, write_atomically
 from stagecost.train.checkpoint import read_checkpoint, save_checkpoint
 from stagecost.train.cutting import cut_network
 from stagecost.train.devices import is_first_process
 from stagecost.train.display import TrainingDisplay
 from stagecost.train.history import CutRecord, EpochRecord
 from stagecost.train.interruption import StoppedError, interruption
-from stagecost.train.loop import Epoch, OnStep, Step, fit
+from stagecost.train.loop import Epoch, OnStep, Step, check_weights, fit
 from stagecost.train.recipe import Moment
 from stagecost.train.settings import RunSettings
 from stagecost.train.setup import Setup, prepare
 from stagecost.train.stage_cost import StageCostRule, after_cuts, terminal_only
 from stagecost.train.state import State
+
+logger = logging.getLogger("stagecost")
 
 AfterEpoch = Callable[[State, EpochRecord], EpochRecord]
 """Is told what an epoch brought before it is saved; may change the state, and returns the record."""
@@ -143,6 +147,8 @@ def _claimed(
 def _prepare(run: RunFolder, settings: RunSettings) -> Setup:
     splits = ("train", "val") if settings.data.val_fraction > 0 else ("train",)
     data = load_data(settings.data, seed=settings.training.seed, splits=splits)
+    if is_first_process():
+        logger.info("%s", data.summary())
     return prepare(settings, data, loggers=_loggers(settings, run))
 
 
@@ -180,16 +186,31 @@ class RunFiles:
         if afresh:
             for name in (self.run.best.name, "metrics.csv", "trajectory.csv"):
                 (self.run.path / name).unlink(missing_ok=True)
+        self._remember_images(afresh=afresh)
         write_config(self.run, self.setup.settings)
+
+    def _remember_images(self, *, afresh: bool) -> None:
+        """Write the fingerprint of the images, or refuse to go on with others.
+
+        Raises:
+            StageCostError: the images are others than those of the run.
+        """
+        data, file = self.setup.data, self.run.images
+        if not afresh and file.is_file():
+            for change in check_fingerprint(file.read_text(errors="replace"), data, "train"):
+                if change.startswith(("the train ", "the val ")):
+                    raise StageCostError(f"{self.run.path}: {change}: start anew in another --output")
+        write_atomically(file, fingerprint(data))
 
     def save(self, state: State, path: Path) -> None:
         """Write a checkpoint.
 
         Raises:
-            StageCostError: the folder is there no more.
+            StageCostError: the folder is there no more, or a weight is no finite number.
         """
         if self.lock is None:
             return
+        check_weights(state)
         self.lock.check()
         gamma = self.setup.settings.gamma(len(state.indices))
         details = {"image_format": self.setup.data.format.to_json(), "gamma": gamma}

@@ -15,7 +15,7 @@ from stagecost.network import ResidualNetwork
 from stagecost.train.checkpoint import load_optimizer_tensors, optimizer_tensors
 from stagecost.train.history import CutRecord, EpochRecord
 from stagecost.train.settings import TrainingSettings
-from stagecost.train.state import State, compile_in_place, make_optimizer, wrap
+from stagecost.train.state import State, make_optimizer, wrap
 from stagecost.train.validation import Validation
 from stagecost.trajectory import Score, terminal_score
 
@@ -110,7 +110,7 @@ def replace_networks(
     """
     network = networks[0]
     if training.compile:  # what was compiled knows the old blocks
-        compile_in_place(network, state.fabric.device)
+        network.compile(dynamic=False)
     kept = optimizer_tensors(state.optimizer, state.network)
     staying = dict(network.named_parameters())
     decay = {group["name"]: group["weight_decay"] for group in state.optimizer.param_groups}

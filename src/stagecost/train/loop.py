@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stagecost.train.drop_path import draw_branch_scales, drop_rates
 from stagecost.errors import StageCostError
 from stagecost.objective import ObjectiveTerms, StageCost
 from stagecost.random_streams import Stream, torch_generator
+from stagecost.train.drop_path import draw_branch_scales, drop_rates
 from stagecost.train.history import Sums
 from stagecost.train.recipe import Batches, Moment, Recipe
 from stagecost.train.stage_cost import StageCostRule, acting_gamma, after_cuts
@@ -163,11 +163,7 @@ def end_epoch(state: State, rule: StageCostRule, recipe: Recipe, steps: int) -> 
         StageCostError: a weight is no finite number.
     """
     progress = state.progress
-    if not all(bool(torch.isfinite(p).all()) for p in state.evaluated.parameters()):
-        raise StageCostError(
-            f"a weight is no finite number after epoch {progress.epoch + 1}: lower --lr; the last good "
-            "checkpoint is kept"
-        )
+    check_weights(state)
     # Not what the optimiser holds: one that goes on behind the last step has not stepped yet.
     last = Moment(progress.epoch, steps - 1, steps, recipe.epochs)
     whole = rule(last)
@@ -176,6 +172,21 @@ def end_epoch(state: State, rule: StageCostRule, recipe: Recipe, steps: int) -> 
     progress.epoch, progress.batch = progress.epoch + 1, 0
     rate = recipe.learning_rate(last)
     return Epoch(progress.epoch, sums, last, left, acting_gamma(whole), rate)
+
+
+def check_weights(state: State) -> None:
+    """Refuse weights, or running statistics, that are no finite numbers.
+
+    Raises:
+        StageCostError: as described.
+    """
+    for network in state.networks:
+        for name, tensor in network.state_dict().items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise StageCostError(
+                    f"{name} is no finite number in epoch {state.progress.epoch + 1}: lower --lr; the "
+                    "last good checkpoint is kept"
+                )
 
 
 def _sampled(stage_cost: StageCost, recipe: Recipe, moment: Moment) -> StageCost:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stagecost.data.batches import check_shares, eval_batches
+from stagecost.data.batches import check_shares, eval_batches, sample_batches
 from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
+from stagecost.fast.reading import check_compiler
 from stagecost.models.catalogue import create_model
 from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost
@@ -19,7 +20,7 @@ from stagecost.train.recipe import ImageBatches, Recipe
 from stagecost.train.settings import RunSettings
 from stagecost.train.stage_cost import loss_of, stage_cost_of
 from stagecost.train.state import State, check_batch, start
-from stagecost.train.validation import RandomImages, Validation
+from stagecost.train.validation import CALIBRATION_IMAGES, Validation
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -79,8 +80,12 @@ class Setup:
             if "val" in data.splits
             else None
         )
-        calibration = RandomImages(
-            data.splits["train"], data.format, seed=self.settings.training.seed, device=device
+        calibration = sample_batches(
+            data.splits["train"],
+            data.format,
+            count=CALIBRATION_IMAGES,
+            seed=self.settings.training.seed,
+            device=device,
         )
         return Validation(val, calibration, loss_of(self.settings.training.label_smoothing))
 
@@ -131,6 +136,8 @@ def prepare(
     training, images = settings.training, len(data.splits["train"])
     check_shares(images, training.batch_size, training.num_processes)
     fabric = make_fabric(training.device, training.precision, training.num_processes, loggers)
+    if training.compile:
+        check_compiler(fabric.device.type)
     torch.manual_seed(training.seed)
     if network is None:
         network = create_network(settings, data)

@@ -125,8 +125,8 @@ def start(
         network.remove_all_but(Cut(tuple(k for k, index in enumerate(indices) if index in kept_blocks)))
     # On CPUs, too, convolutions of few channels are much faster with channels last.
     network.to(memory_format=torch.channels_last)
-    if training.compile:
-        compile_in_place(network, fabric.device)
+    if training.compile:  # when it first meets a shape; parameters keep their names
+        network.compile(dynamic=False)
     asked, model, optimizer = wrap(fabric, network, make_optimizer(network, training, weight_decay))
     average = None
     if training.ema_decay:
@@ -152,18 +152,6 @@ def wrap(
     asked = Asked(network)
     model, wrapped = fabric.setup(asked, optimizer)
     return asked, model, wrapped
-
-
-def compile_in_place(network: nn.Module, device: torch.device) -> None:
-    """Have calls of the network compiled when they first meet a shape; its parameters keep their names.
-
-    Raises:
-        StageCostError: nothing can compile here.
-    """
-    from stagecost.fast.reading import check_compiler
-
-    check_compiler(device.type)
-    network.compile(dynamic=False)
 
 
 @torch.no_grad()

@@ -1,17 +1,11 @@
 """What an epoch is judged by: the loss trajectory on validation images, at every depth."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from stagecost.calibration import calibrate_outputs
 from stagecost.cut import Cut
-from stagecost.data.images import ImageFormat, ImageSplit, normalise
 from stagecost.network import ResidualNetwork
 from stagecost.objective import LossFunction
-from stagecost.random_streams import Stream, torch_generator
 from stagecost.train.history import EpochRecord
 from stagecost.train.loop import Epoch
 from stagecost.train.recipe import Recipe
@@ -19,41 +13,6 @@ from stagecost.train.state import State
 from stagecost.trajectory import Loader, Trajectory, loss_trajectory
 
 CALIBRATION_IMAGES = 2048
-
-
-@dataclass(frozen=True)
-class RandomImages:
-    """Batches of images drawn at random, with a seed: data often lie sorted by class.
-
-    A last batch of a single image joins the one before it.
-
-    Attributes:
-        split: from which they are drawn, without augmentation.
-        image_format: how they are normalised.
-        count: how many, at most.
-        seed: of the draw.
-        device: where the batches are to be.
-        batch_size: images a batch.
-    """
-
-    split: ImageSplit
-    image_format: ImageFormat
-    count: int = CALIBRATION_IMAGES
-    seed: int = 0
-    device: torch.device | None = None
-    batch_size: int = 256
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images, targets)."""
-        order = torch.randperm(len(self.split), generator=torch_generator(self.seed, Stream.SAMPLE))
-        rows = order[: self.count].to(self.split.images.device)
-        edges = list(range(0, len(rows), self.batch_size))
-        if len(edges) > 1 and len(rows) - edges[-1] == 1:
-            edges.pop()
-        for first, end in zip(edges, [*edges[1:], len(rows)], strict=True):
-            images = self.split.images[rows[first:end]].to(self.device)
-            targets = self.split.targets[rows[first:end]].to(self.device)
-            yield normalise(images, self.image_format), targets
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What was measured with the library, and how: `python -m experiments list`."""

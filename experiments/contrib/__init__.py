@@ -1,0 +1,1 @@
+"""What was tried and is not recommended: callers of the training loop, with their records."""

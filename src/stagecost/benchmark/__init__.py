@@ -1,1 +1,0 @@
-"""What a stage cost costs: step time, memory, analysis and latency against the plain loop, and peers."""

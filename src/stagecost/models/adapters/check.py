@@ -1,0 +1,163 @@
+"""The contract over libraries of models, with random weights: which can be viewed, which not and why."""
+
+import fnmatch
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stagecost.errors import StageCostError
+from stagecost.models.adapters.contract import UnknownBranchesError, violations
+from stagecost.models.adapters.libraries import library_model, library_names
+from stagecost.storage import read_json, write_json
+
+SMALL_SIZES = 64, 96, 128, 160
+SHRUNK = {"depth": 4, "embed_dim": 48, "num_heads": 3}
+
+
+@dataclass
+class ModelCheck:
+    """What the contract says of the models of a list.
+
+    Attributes:
+        supported: names of those that keep it.
+        refused: name → why it cannot be viewed.
+        wrong: name → what it does not keep, or the error that it ended in.
+        unchecked: name → why it was not tried: too large, or no oracle for its blocks.
+        versions: of the libraries.
+    """
+
+    supported: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    wrong: dict[str, str] = field(default_factory=dict)
+    unchecked: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __contains__(self, name: str) -> bool:
+        """Tell whether a model was looked at."""
+        return any(name in names for names in (self.supported, self.refused, self.wrong, self.unchecked))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain types for JSON."""
+        return {key: getattr(self, key) for key in self.__dataclass_fields__}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "ModelCheck":
+        """Read what `to_json` wrote."""
+        return cls(**content)
+
+
+def check_models(
+    pattern: str = "*",
+    *,
+    path: Path | None = None,
+    max_parameters: float = 6e7,
+    seconds: float = float("inf"),
+    observe: Callable[[str, str, float], None] = lambda *_: None,
+    names: Sequence[str] | None = None,
+) -> ModelCheck:
+    """Run the contract over the models of other libraries, each with small inputs where it takes them.
+
+    Args:
+        pattern: of names such as "timm/resnet18"; a shell pattern.
+        path: a JSON file that is written after each model; those in it already are not tried again.
+        max_parameters: larger models are left out.
+        seconds: no model is begun after this time.
+        observe: is told name, outcome and seconds of each model.
+        names: in this order, instead of all that the libraries have.
+
+    Raises:
+        StageCostError: no library has a model of this name.
+    """
+    wanted = fnmatch.filter(names or library_names(), pattern)
+    if not wanted:
+        raise StageCostError(
+            f"no model is called {pattern!r}: install timm or torchvision, or see list_models"
+        )
+    exists = path is not None and path.exists()
+    outcome = ModelCheck.from_json(read_json(path)) if path is not None and exists else ModelCheck()
+    outcome.versions = {
+        name: version(name) for name in ("torch", *{n.partition("/")[0] for n in wanted})
+    }
+    start = time.monotonic()
+    for name in wanted:
+        if name in outcome or time.monotonic() - start > seconds:
+            continue
+        begun = time.monotonic()
+        said = _check(name, outcome, max_parameters)
+        observe(name, said, time.monotonic() - begun)
+        if path is not None:
+            write_json(path, outcome.to_json())
+        gc.collect()
+    return outcome
+
+
+def _check(name: str, outcome: ModelCheck, max_parameters: float) -> str:
+    """Try a model, and enter what came of it."""
+    try:
+        model, size = small_model(name, max_parameters)
+        found = list(violations(model, (torch.zeros(1, 3, size, size),)))
+    except UnknownBranchesError as error:
+        outcome.unchecked[name] = str(error)
+        return f"unchecked: {error}"
+    except StageCostError as error:
+        outcome.refused[name] = str(error)
+        return f"refused: {error}"
+    except Exception as error:
+        found = [f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"]
+    if found:
+        outcome.wrong[name] = "; ".join(found)
+        return f"wrong: {outcome.wrong[name]}"
+    outcome.supported.append(name)
+    return "supported"
+
+
+def small_model(name: str, max_parameters: float) -> tuple[nn.Module, int]:
+    """Build a model with random weights, for images as small as it takes.
+
+    Returns:
+        It and the width of its images.
+
+    Raises:
+        UnknownBranchesError: it has too many parameters, or takes no images of a size that was tried.
+    """
+    large = False
+    for options, size in _variants(name):
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                numbers = sum(p.numel() for p in library_model(name, **options).parameters())
+        except Exception:
+            numbers = 0
+        if numbers > max_parameters:
+            large = True
+            continue
+        try:
+            model = library_model(name, **options).eval()
+            with torch.no_grad():
+                model(torch.zeros(2, 3, size, size))
+            if sum(p.numel() for p in model.parameters()) <= max_parameters:
+                return model, size
+            large = True
+        except Exception:
+            continue
+    reason = f"more than {max_parameters:.0f} parameters" if large else "no image size fits"
+    raise UnknownBranchesError(f"{name} has {reason}")
+
+
+def _variants(name: str) -> Iterator[tuple[dict[str, Any], int]]:
+    """Go through arguments and image sizes, the smallest first."""
+    for options in ({"img_size": 64}, {}):
+        yield options, 64
+    for size in SMALL_SIZES[1:]:
+        yield {}, size
+    yield {}, 224
+    yield {}, 240
+    yield {}, 256
+    yield {"img_size": 64, **SHRUNK}, 64
+    yield SHRUNK, 64

@@ -1,0 +1,296 @@
+"""Residual sums: where a module adds something to a skip of its input, and which term is the skip.
+
+From what a module returns we walk back. The terms of a sum end where their ways meet; the skip is the
+simplest of them: the state itself, else an affine map of it (projection, pooling, norm) beside terms
+with a nonlinearity and parameters. Where terms are alike, the sum is left alone: nothing is guessed.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from stagecost.models.adapters.tracing import Operation, Trace, Value, leaves, words
+
+
+class Kind(IntEnum):
+    """What a function does to a state, from simple to rich."""
+
+    TRIVIAL = 0
+    AFFINE = 1
+    POOL = 2
+    NORM = 3
+    NONLINEAR = 4
+
+
+_NAMES = {
+    Kind.TRIVIAL: """view reshape permute transpose flatten contiguous unsqueeze squeeze clone to type_as
+        float movedim unflatten swapaxes view_as t expand_as type expand""",
+    Kind.AFFINE: """conv1d conv2d conv3d conv_transpose2d linear addmm batch_norm avg_pool1d avg_pool2d
+        adaptive_avg_pool1d adaptive_avg_pool2d interpolate upsample pad cat concat stack __getitem__
+        __setitem__ chunk split split_with_sizes tensor_split narrow select index_select gather unbind
+        roll flip rot90 mean sum neg dropout dropout2d zeros_like ones_like empty_like new_empty
+        new_zeros repeat unfold fold pixel_shuffle pixel_unshuffle add add_ __add__ __radd__ __iadd__
+        sub sub_ rsub""",
+    Kind.POOL: "max_pool1d max_pool2d max_pool3d adaptive_max_pool2d amax max",
+    Kind.NORM: """layer_norm group_norm rms_norm instance_norm normalize norm var var_mean std std_mean
+        rsqrt sqrt pow clamp maximum""",
+}
+KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}
+# Affine while only one factor depends on the state:
+PRODUCTS = words(
+    """mul mul_ multiply matmul bmm einsum div div_ true_divide addcmul __matmul__ __rmatmul__ __rmul__
+    __rdiv__"""
+)
+SUMS = words("add add_ __add__ __radd__ __iadd__")
+WEIGHTED = words("conv1d conv2d conv3d conv_transpose2d linear addmm matmul")
+IDEMPOTENT = words("relu relu_ relu6 hardtanh hardtanh_")
+JOINS = words("cat concat")
+
+
+@dataclass(eq=False)
+class ResidualSum:
+    """A sum of skip terms and branches.
+
+    Attributes:
+        operation: that adds, last.
+        skips: terms that stay when the branches go; none where a concatenation loses a part.
+        branches: terms that go.
+        region: functions on the ways of the branches.
+        owner: the innermost module call that holds the branches and the sum.
+    """
+
+    operation: Operation
+    skips: list[Value]
+    branches: list[Value]
+    region: set[Operation] = field(repr=False)
+    owner: Operation
+
+    @property
+    def start(self) -> int:
+        """When the first branch begins."""
+        return min((o.start for o in self.region), default=self.operation.start)
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A term of a sum: its kind, and whether parameters take part in it."""
+
+    kind: Kind
+    weighted: bool
+
+
+class Analysis:
+    """The residual sums of a trace."""
+
+    def __init__(self, trace: Trace) -> None:
+        """Take a trace."""
+        self.trace = trace
+        self.undecided: dict[Operation, None] = {}  # sums whose terms are alike
+        self.num_uses: dict[Value, int] = {}
+        self.origins = {value: frozenset([value]) for value in trace.inputs}  # inputs of the model
+        for function in trace.functions:
+            before = (self.origins.get(value, frozenset()) for value in function.uses)
+            self.origins.update(dict.fromkeys(function.makes, frozenset[Value]().union(*before)))
+            for value in function.uses:
+                self.num_uses[value] = self.num_uses.get(value, 0) + 1
+
+    def kind(self, function: Operation, inner: set[Value]) -> Kind:
+        """Tell what a function does to the values that depend on the state (`inner`)."""
+        if function.name in PRODUCTS:
+            factors = sum(value in inner for value in function.uses)
+            return Kind.AFFINE if factors <= 1 else Kind.NONLINEAR
+        return KINDS.get(function.name, Kind.NONLINEAR)
+
+    def is_weight(self, value: Value) -> bool:
+        """Tell whether a value is made of the model's tensors alone."""
+        if self.trace.sources.get(value):
+            return True
+        if value in self.trace.varying or value not in self.trace.producers:
+            return False
+        return any(map(self.is_weight, self.trace.producers[value].uses))
+
+    def term(self, region: Iterable[Operation], inner: set[Value]) -> _Term:
+        """Describe what happens on the way from the state to a term of a sum."""
+        functions = list(region)
+        weighted = any(self.is_weight(value) for f in functions for value in f.uses)
+        return _Term(max((self.kind(f, inner) for f in functions), default=Kind.TRIVIAL), weighted)
+
+    def innermost(self, start: int, end: int) -> Operation:
+        """Return the innermost module call that holds some functions."""
+        call = self.trace.root
+        while True:
+            inner = (o for o in call.inside if o.is_module and o.start <= start and end <= o.end)
+            deeper = next(inner, None)
+            if deeper is None:
+                return call
+            call = deeper
+
+    def sums(self, call: Operation) -> list[ResidualSum]:
+        """Return the residual sums on the way from what a module returns to what it is given.
+
+        Empty where none of its inputs is reached.
+        """
+        return _Walk(self, call).sums()
+
+
+def choose_skips(terms: Sequence[_Term]) -> list[int]:
+    """Return which terms of a sum are skips; none where that cannot be said."""
+    lowest = min(term.kind for term in terms)
+    chosen = [i for i, term in enumerate(terms) if term.kind == lowest]
+    if lowest == Kind.NONLINEAR:
+        chosen = [i for i, term in enumerate(terms) if not term.weighted]
+    branches = [term for i, term in enumerate(terms) if i not in chosen]
+    least = {Kind.TRIVIAL: Kind.TRIVIAL, Kind.AFFINE: Kind.NORM}.get(lowest, Kind.NONLINEAR)
+    rich = all(term.kind >= least and (term.weighted or lowest == Kind.TRIVIAL) for term in branches)
+    return chosen if branches and rich else []
+
+
+class _Walk:
+    """The way back through one call of a module, with the dominators of its values.
+
+    The dominator of a value is the last one through which everything that it depends on has come.
+    """
+
+    def __init__(self, analysis: Analysis, call: Operation) -> None:
+        self.analysis, self.trace, self.call = analysis, analysis.trace, call
+        given = leaves((call.args, call.kwargs), Value)
+        self.roots = {value for value in given if not self.trace.sources.get(value)}
+        self.inner = set(self.roots)  # what depends on the inputs
+        self.dominator: dict[Value, Value | None] = dict.fromkeys(self.roots)
+        self.depth: dict[Value | None, int] = {None: 0, **dict.fromkeys(self.roots, 1)}
+        for function in self.trace.functions[call.start : call.end]:
+            self._dominate(function)
+
+    def _dominate(self, function: Operation) -> None:
+        uses = self.dependent(function)
+        if not uses:
+            return
+        for value in uses:
+            if value not in self.dominator:  # comes from outside, past the module's inputs
+                self.dominator[value], self.depth[value] = None, 1
+        self.inner.update(uses, function.makes)
+        common = self.meet(uses)
+        for value in function.makes:
+            if value not in self.dominator and self.trace.producers[value] is function:
+                self.dominator[value], self.depth[value] = common, self.depth[common] + 1
+
+    def dependent(self, function: Operation) -> list[Value]:
+        """Return what a function uses that depends on the inputs."""
+        varying = (v for v in function.uses if v in self.trace.varying or v in self.inner)
+        return list(dict.fromkeys(varying))
+
+    def meet(self, values: Sequence[Value | None]) -> Value | None:
+        """Return where the ways of some values part, seen from the inputs."""
+        common = values[0]
+        for value in values[1:]:
+            other = value
+            while common != other:
+                if common is not None and self.depth[common] >= self.depth[other]:
+                    common = self.dominator[common]
+                else:
+                    assert other is not None
+                    other = self.dominator[other]
+        return common
+
+    def region(self, value: Value, stop: Value | None) -> set[Operation]:
+        """Return the functions on the ways from `stop`, or from all inputs, to a value."""
+        ends = self.roots if stop is None else {stop}
+        region: set[Operation] = set()
+        waiting = [value]
+        while waiting:
+            v = waiting.pop()
+            function = self.maker(v)
+            if v not in ends and function is not None and function not in region:
+                region.add(function)
+                waiting += self.dependent(function)
+        return region
+
+    def maker(self, value: Value) -> Operation | None:
+        """Return the function of this call that made a value."""
+        function = self.trace.producers.get(value)
+        return function if function and self.call.start <= function.start < self.call.end else None
+
+    def sums(self) -> list[ResidualSum]:
+        sums: list[ResidualSum] = []
+        joins: list[tuple[list[Value], Value | None]] = []
+        reached, seen = False, set[Value]()
+        waiting: list[Value | None] = [v for v in leaves(self.call.result, Value) if v in self.inner]
+        while waiting:
+            value = waiting.pop()
+            if value is None or value in seen:
+                continue
+            seen.add(value)
+            reached = reached or value in self.roots
+            function = self.maker(value)
+            if value in self.roots or function is None:
+                continue
+            uses = self.dependent(function)
+            if self._is_sum(function):
+                residual = self._residual_sum(function)
+                sums += [residual] if residual else []
+                single = residual is not None and len(residual.skips) == 1
+                waiting.append(residual.skips[0] if residual and single else self.dominator[value])
+            elif len(uses) > 1 and function.name in JOINS:
+                joins.append((uses, self.meet(uses)))
+                waiting += uses
+            else:
+                waiting.append(uses[0] if len(uses) == 1 else self.dominator[value])
+        return sums + self._lost_parts(sums, joins) if reached else []
+
+    def _is_sum(self, function: Operation) -> bool:
+        plain = function.name in SUMS and "alpha" not in function.kwargs
+        return plain and len(self._operands(function)) == 2
+
+    def _operands(self, function: Operation) -> list[Value]:
+        return [v for v in leaves((function.args, function.kwargs), Value) if v in self.inner]
+
+    def _terms(self, function: Operation) -> list[Value]:
+        """Return the terms of a sum; those of sums that only serve this one are its own."""
+        terms: list[Value] = []
+        waiting = [function]
+        while waiting:
+            for value in self._operands(waiting.pop()):
+                maker = self.maker(value)
+                single = self.analysis.num_uses.get(value, 0) == 1 and value not in self.roots
+                if maker is not None and single and self._is_sum(maker):
+                    waiting.append(maker)
+                else:
+                    terms.append(value)
+        return terms
+
+    def _residual_sum(self, function: Operation) -> ResidualSum | None:
+        terms = self._terms(function)
+        if len(set(terms)) < len(terms):
+            return None
+        stop = self.meet(terms)
+        regions = [self.region(term, stop) for term in terms]
+        chosen = choose_skips([self.analysis.term(region, self.inner) for region in regions])
+        if not chosen:
+            self.analysis.undecided[function] = None
+            return None
+        branches = [i for i in range(len(terms)) if i not in chosen]
+        origins = [self.analysis.origins.get(terms[i], frozenset()) for i in chosen]
+        skipped = frozenset[Value]().union(*origins)
+        if skipped and any(skipped.isdisjoint(self.analysis.origins[terms[i]]) for i in branches):
+            return None  # a sum of different inputs of the model
+        region = set[Operation]().union(*(regions[i] for i in branches))
+        start = min((f.start for f in region), default=function.start)
+        owner = self.analysis.innermost(start, function.end)
+        named = [terms[i] for i in chosen], [terms[i] for i in branches]
+        return ResidualSum(function, *named, region, owner)
+
+    def _lost_parts(
+        self, sums: list[ResidualSum], joins: list[tuple[list[Value], Value | None]]
+    ) -> list[ResidualSum]:
+        """Return parts of concatenations that are made of nothing but a branch (rexnet, dpn)."""
+        lost = []
+        for parts, stop in joins:
+            for part in parts:
+                region = self.region(part, stop)
+                term = self.analysis.term(region, self.inner)
+                touched = next((s for s in sums if s.region & region), None)
+                summed = any(s.operation in region for s in sums)
+                maker = self.maker(part)
+                if touched and maker and not summed and term.kind == Kind.NONLINEAR:
+                    lost.append(ResidualSum(maker, [], [part], region, touched.owner))
+        return lost

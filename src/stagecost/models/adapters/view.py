@@ -1,0 +1,215 @@
+"""`adapt`: a live model as a residual network, without copying or renaming a weight.
+
+    view = stagecost.adapt(model, torch.zeros(1, 3, 224, 224))
+    outputs = view(images, depths="all")
+
+The view is a `ResidualNetwork` whose stem, blocks and head call the live model's own modules; its state
+dict is the live model's. What cannot be viewed is refused with a reason; nothing is guessed.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stagecost.cut import Cut
+from stagecost.dynamics import is_identity
+from stagecost.errors import StageCostError
+from stagecost.models.adapters.cutting import remove_blocks
+from stagecost.models.adapters.parts import (
+    BATCHES,
+    MODES,
+    AdaptedBlock,
+    AdaptedHead,
+    Inputs,
+    Parts,
+    resampled,
+    same,
+    take_apart,
+)
+from stagecost.models.adapters.program import Program
+from stagecost.network import NetworkDescription, ResidualNetwork
+
+
+class AdaptedNetwork(ResidualNetwork):
+    """A live model seen as stem, N residual blocks and head.
+
+    Attributes:
+        model: the live model, the only registered module.
+        example: inputs of one sample, which tell the shape that the view is for.
+        details: JSON values that are saved beside the structure.
+    """
+
+    def __init__(self, model: nn.Module, parts: Parts, example: Inputs) -> None:
+        """Put the parts together; see `adapt`."""
+        nn.Module.__init__(self)
+        self.model, self.example = model, example
+        self.training = model.training
+        self.description: NetworkDescription | None = None
+        self.details: dict[str, object] = {}
+        blocks = nn.ModuleDict({str(k): block for k, block in enumerate(parts.blocks)})
+        # Not registered, so that every parameter has one name: the model's.
+        self.__dict__ |= {"stem": parts.stem, "blocks": blocks, "head": parts.head}
+        emptied = [block.emptied for block in parts.blocks]
+        modules = [m for part in (parts.stem, blocks, parts.head) for m in part.modules()]
+        for program in (*modules, *emptied):
+            if isinstance(program, Program):
+                program.bind(model)
+        self.register_state_dict_post_hook(_model_names)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_registered_names)  # type: ignore[no-untyped-call]
+
+    @property
+    def adapted(self) -> list[AdaptedBlock]:
+        """The blocks."""
+        return [block for block in self.blocks.values() if isinstance(block, AdaptedBlock)]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where each block is in the model, or "container#2" for one without a module of its own."""
+        return tuple(block.path for block in self.adapted)
+
+    def sample(self, image_shape: Sequence[int]) -> Any:
+        """Return inputs of one sample, where the weights are; the shape is that of the example."""
+        device = next(self.parameters()).device
+        inputs = tuple(tensor.to(device) for tensor in self.example)
+        return inputs if len(inputs) > 1 else inputs[0]
+
+    def can_keep(self, cut: Cut) -> bool:
+        """Tell whether blocks are left: of one that goes, a skip that is no identity stays."""
+        return bool(self.resolve(cut).blocks)
+
+    def keep(self, cut: Cut) -> "AdaptedNetwork":
+        """Return a copy, model and view, without the blocks that do not act; see `remove_all_but`."""
+        smaller = copy.deepcopy(self)
+        smaller.remove_all_but(cut)
+        return smaller
+
+    def remove_all_but(self, cut: Cut) -> None:
+        """Take the blocks that do not act out of the live model (`stagecost.models.adapters.cutting`).
+
+        A block whose skip is no identity leaves that behind.
+
+        Raises:
+            StageCostError: no block acts, or the model's own forward cannot do without the others.
+        """
+        kept = self.resolve(cut)
+        if not kept.blocks:
+            raise StageCostError("a cut without any block cannot be kept: keep at least one")
+        remove_blocks(self, kept)
+        self._join_skips(kept)
+        if self.description is not None:
+            self.description = replace(self.description, kept_blocks=self.block_indices)
+
+    def _join_skips(self, kept: Cut) -> None:
+        """Drop blocks; each skip of theirs that is no identity joins what follows."""
+        before: list[nn.Module] = []
+        for position, (name, block) in enumerate(zip(list(self.blocks), self.adapted, strict=True)):
+            skip = [] if is_identity(block.skip) else [block.skip]
+            if not kept.acts(position):
+                before += skip
+                del self.blocks[name]
+            elif before:
+                block.skip = nn.Sequential(*before, *skip)
+                block.step, before = nn.Sequential(*before, block.step), []
+        head = self.head
+        assert isinstance(head, AdaptedHead)
+        head.before = nn.Sequential(*before, *head.before)
+        head.select_outputs(range(self.num_blocks + 1))
+
+    def save_pretrained(self, folder: str | Path, **details: object) -> None:
+        """Save weights and structure; see `ResidualNetwork.save_pretrained`."""
+        super().save_pretrained(folder, **(self.details | details))
+
+    def _check_images(self, images: Any) -> None:
+        given = images if isinstance(images, tuple) else (images,)
+        shapes = [tuple(tensor.shape[1:]) for tensor in given]
+        wanted = [tuple(tensor.shape[1:]) for tensor in self.example]
+        if shapes != wanted:
+            raise StageCostError(
+                f"samples of shapes {shapes} go into a view for {wanted}: adapt the model once more, "
+                "with an example of the new shape"
+            )
+
+
+def _model_names(
+    view: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Mapping[str, Any]
+) -> None:
+    """Name the tensors of a view as the live model does."""
+    registered = f"{prefix}model."
+    for key in [key for key in state_dict if key.startswith(registered)]:
+        state_dict[prefix + key.removeprefix(registered)] = state_dict.pop(key)
+
+
+def _registered_names(view: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Undo `_model_names` before loading."""
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        state_dict[f"{prefix}model.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+
+
+def adapt(
+    model: nn.Module, example: Tensor | Sequence[Tensor], *, split_branches: bool = False
+) -> AdaptedNetwork:
+    """View a live model as a residual network; its own forward stays as it is.
+
+    Args:
+        model: any module that maps a batch to one tensor (B, …). A compiled one is unwrapped.
+        example: a batch that it takes, (B, …), or several tensors; only shapes and types matter, and of
+            whole numbers which are possible.
+        split_branches: count the branches of a block (attention, MLP) as blocks of their own.
+
+    Returns:
+        A view of the same model: whoever trains one trains the other.
+
+    Raises:
+        StageCostError: the model cannot be viewed; the message names the place and the reason.
+    """
+    model = getattr(model, "_orig_mod", model)
+    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    name = f"{type(model).__name__} cannot be viewed as a residual network"
+    scripted = [path for path, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    if scripted:
+        raise StageCostError(f"{name}: {scripted[0] or 'it'} is scripted: build it without torch.jit")
+    twin = copy.deepcopy(model)
+    try:
+        parts = take_apart(twin, inputs, split_branches=split_branches)
+        check(AdaptedNetwork(twin, parts, inputs))
+    except StageCostError as error:
+        raise StageCostError(f"{name}: {error}") from None
+    return AdaptedNetwork(model, parts, tuple(tensor[:1].detach().clone() for tensor in inputs))
+
+
+def cut_model(model: nn.Module, example: Tensor | Sequence[Tensor], cut: Cut) -> nn.Module:
+    """Return a copy of a live model without the blocks that do not act in a cut.
+
+    It is of the model's own class, and its own forward does without these blocks.
+
+    Raises:
+        StageCostError: the model cannot be viewed, or cannot do without these blocks.
+    """
+    return adapt(model, example).keep(cut).model
+
+
+@torch.no_grad()
+def check(view: AdaptedNetwork) -> None:
+    """Compare a view with its model in both modes, on several inputs and two batch sizes.
+
+    Raises:
+        StageCostError: its terminal output is not the model's own, to the last bit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        for batch in BATCHES:
+            for mode in MODES:
+                inputs = tuple(resampled(tensor, batch) for tensor in view.example)
+                view.train(mode)
+                state = torch.get_rng_state()
+                expected = view.model(*inputs)
+                torch.set_rng_state(state)
+                if not same(view(inputs), expected):
+                    name = "training" if mode else "evaluation"
+                    raise StageCostError(f"its parts together give another output in {name} mode")
+        view.eval()
+        view(tuple(resampled(tensor, BATCHES[0]) for tensor in view.example), depths=0)

@@ -1,1 +1,0 @@
-"""Recipes: full specifications of the runs whose results are recorded, beside the library."""

@@ -1,0 +1,249 @@
+"""Experiments on their quick tier, for real: rows say what the networks of the runs really do."""
+
+import csv
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from experiments.layer_pruning import trainings as pruning_trainings
+from experiments.records import Record
+from experiments.runner import Context, answer, run, show
+from experiments.staged import COMPARED
+from experiments.tables import section
+from experiments.theory import TRAININGS
+from experiments.trainings import macs_of_cuts, trained_run
+
+from experiments import tuning
+from stagecost.cut import Cut
+from stagecost.trajectory import loss_trajectory
+
+Quick = Any
+ROW_KEYS = {"dataset", "arm", "num_blocks", "test_accuracies", "mean", "std", "paper"}
+ROW_KEYS |= {"seeds", "training_macs", "seconds", "val_accuracies", "parameters", "macs"}
+KEYS = {"experiment", "title", "tier", "rows", "figures", "records"}
+RECORD_KEYS = {"path", "dataset", "seeds", "command", "commit", "machine", "threads", "versions"}
+
+
+def shown(name: str, records: list[Record]) -> str:
+    """What is read back is what the run returned, and what a person sees of it."""
+    results = records[0].file.parents[1]
+    experiment, again = show(name, "quick", results=results)
+    assert [record.content for record in again] == [record.content for record in records]
+    return "\n".join(section(experiment, again, results))
+
+
+def test_layer_pruning(quick: Quick, context: Context) -> None:
+    found, records = quick("layer-pruning", 0, 1)
+    assert set(found) == KEYS | {"other_rows", "differences"}
+    assert [row["arm"] for row in found["rows"]] == [
+        "plain_full",
+        "plain_sub",
+        "stage_full",
+        "stage_pruned",
+    ]
+    assert [row["num_blocks"] for row in found["rows"]] == [4, 2, 4, 2]
+    for row in (*found["rows"], *found["other_rows"]):
+        assert set(row) - {"schedule"} == ROW_KEYS
+        assert len(row["test_accuracies"]) == len(row["val_accuracies"]) == len(row["seeds"]) == 2
+        assert row["mean"] == pytest.approx(statistics.mean(row["test_accuracies"]))
+        assert row["std"] == pytest.approx(statistics.stdev(row["test_accuracies"]))
+    ends = [(row["arm"], row["schedule"]) for row in (*found["rows"][2:], *found["other_rows"])]
+    assert ends[:2] == [("stage_full", "full-depth"), ("stage_pruned", "pruned")]
+    assert ends[2:] == [("stage_pruned", "full-depth"), ("stage_full", "pruned")]
+    mean = {row["arm"]: row["mean"] for row in found["rows"]}
+    (differences,) = found["differences"]
+    assert differences["full_depth"] == pytest.approx(mean["stage_full"] - mean["plain_full"])
+    assert differences["pruned"] == pytest.approx(mean["stage_pruned"] - mean["plain_sub"])
+    # The pruned network's accuracy is what the run's trajectory tells of that depth, untrained.
+    training = pruning_trainings("quick", "digits")["pruned"]
+    trained = trained_run(context, "pruned", training, 1).open()
+    accuracies = loss_trajectory(trained.network, trained.batches("test")).accuracies
+    assert found["rows"][3]["test_accuracies"][1] == pytest.approx(accuracies[2])
+    text = shown("layer-pruning", records)
+    assert f"| quick, digits | stage_pruned, pruned | 2 | {mean['stage_pruned']:.2f} ± " in text
+    assert "| (stage_full, pruned) | 4 |" in text
+    (record,) = found["records"]
+    assert set(record) == RECORD_KEYS
+    command = "python -m experiments run layer-pruning --tier quick --dataset digits --seeds 0,1"
+    assert record["command"] == command
+
+
+def test_a_run_is_not_repeated_and_goes_on(quick: Quick, work: Path, monkeypatch: Any) -> None:
+    from experiments import trainings
+
+    first, _ = quick("loss-trajectory")
+    before = {path: path.stat().st_mtime_ns for path in work.glob("*/*/last.safetensors")}
+    labels: list[str] = []
+    real = trainings.train
+    monkeypatch.setattr(
+        trainings, "train", lambda *given, **more: labels.append(more["label"]) or real(*given, **more)
+    )
+    assert quick("loss-trajectory")[0]["rows"] == first["rows"]
+    assert labels == ["digits plain 0", "digits stage 0"]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_loss_trajectory(quick: Quick) -> None:
+    found, records = quick("loss-trajectory", 0)
+    assert [row["arm"] for row in found["rows"]] == ["plain", "stage"]
+    for row in found["rows"]:
+        assert row["stage_starts"] == [0, 2]
+        loss = row["losses"]
+        assert row["jump"] == pytest.approx(loss[2] - loss[3])
+        assert row["plateau"] == pytest.approx((loss[1] - loss[2] + loss[3] - loss[4]) / 2)
+    assert [Path(figure).name for figure in found["figures"]] == [
+        "quick-digits-accuracy.svg",
+        "quick-digits-loss.svg",
+    ]
+    assert all("with a stage cost" in Path(figure).read_text() for figure in found["figures"])
+    assert "](loss-trajectory/quick-digits-loss.svg)" in shown("loss-trajectory", records)
+
+
+def test_staged(quick: Quick) -> None:
+    found, records = quick("staged")
+    rows = {row["arm"]: row for row in found["rows"]}
+    assert [row["num_blocks"] for row in found["rows"]] == [6, 3, 3, 3, 6, 3, 3]
+    assert all(set(row) == ROW_KEYS and row["paper"] is None for row in found["rows"])
+    small = ("stage_cut", "control_cut", "plain_final", "vector_pruned", "plain_pruned")
+    assert len({rows[arm]["macs"] for arm in small}) == 1
+    assert rows["vector_pruned"]["training_macs"] > rows["plain_pruned"]["training_macs"]
+    assert rows["plain_pruned"]["training_macs"] == rows["plain_full"]["training_macs"]
+    whole, cut = rows["plain_full"], rows["stage_cut"]
+    assert rows["plain_final"]["training_macs"] < cut["training_macs"] < whole["training_macs"]
+    assert [row["arm"] for row in found["differences"]] == list(COMPARED)
+    assert found["differences"][0]["to_plain_full"] == pytest.approx(cut["mean"] - whole["mean"])
+    assert found["differences"][0]["macs_saved"] == pytest.approx(1 - cut["macs"] / whole["macs"])
+    assert "| quick, digits | plain_full | 6 |" in shown("staged", records)
+
+
+def test_bound(quick: Quick) -> None:
+    found, records = quick("bound")
+    assert [(row["num_blocks"], row["sub_blocks"]) for row in found["rows"]] == [(4, 1), (4, 2)]
+    for row in found["rows"]:
+        assert row["holds"] == (row["objective"] <= row["right_hand_side"])
+        assert (row["gamma"], row["weight_decay"], row["seed"]) == (1 / 4, 5e-4, 0)
+        # Both sides over 1 + gamma·N = 2, less the weight decay, which only adds to them.
+        assert row["normalized_loss"] < row["objective"] / 2
+        assert row["normalized_bound"] < row["right_hand_side"] / 2
+    assert {each["augment"] for each in records[0]["settings"].values()} == {"none"}
+    text = shown("bound", records)
+    assert text.count("no, optimisation fell short") == sum(not row["holds"] for row in found["rows"])
+
+
+def test_targets(quick: Quick) -> None:
+    found, records = quick("targets")
+    arms = [(row["arm"], row["cut"], row["num_blocks"]) for row in found["rows"]]
+    assert arms == [
+        ("joint", "whole", 4),
+        ("joint", "2", 2),
+        ("alone", "whole", 4),
+        ("alone", "2", 2),
+        ("plain_long", "whole", 4),
+        ("cut_first", "2", 2),
+    ]
+    rows = dict(zip([(arm, cut) for arm, cut, _ in arms], found["rows"], strict=True))
+    joint = rows["joint", "whole"]["training_macs"]
+    together = sum(rows["alone", cut]["training_macs"] for cut in ("whole", "2"))
+    assert joint <= together  # at no more compute than the separate trainings
+    assert rows["plain_long", "whole"]["training_macs"] == joint
+    assert {row["num_test"] for row in found["rows"]} == {100}
+    assert "| quick, digits | joint | whole |" in shown("targets", records)
+
+
+def test_ablation(quick: Quick) -> None:
+    found, _ = quick("ablation")
+    names = [run["variant"] for run in found["runs"]]
+    assert len(names) == len(set(names)) == 19
+    assert {"plain", "plain-2-blocks", "hinged", "strong-group-lasso", "staged-average"} <= set(names)
+    curves = {run["variant"]: run["val_accuracies"] for run in found["runs"]}
+    assert [len(curves[name]) for name in ("plain", "plain-2-blocks")] == [5, 3]
+    losses = {run["variant"]: run["settings"] for run in found["runs"]}
+    assert losses["growing"]["stage_cost"]["factors"] == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_what_theory_predicts_and_what_is_measured(quick: Quick) -> None:
+    found, records = quick("predicted-depth")
+    assert len(found["points"]) == 2
+    for point in found["points"]:
+        sides = {int(m): side for m, side in point["right_hand_sides"].items()}
+        assert point["predicted"]["separate"] == min(sides, key=lambda m: sides[m])
+        assert point["truncation_right_hand_sides"]["3"] == pytest.approx(point["objective"])
+        losses = point["full"]["losses"]
+        needed = point["measured"]["needed"]
+        assert losses[needed] <= losses[-1] + 0.05 < min(losses[1:needed], default=99)
+    assert len(found["rank_correlations"]) == 12
+    assert "active blocks" in records[0].figures()[0].read_text()
+    found, records = quick("saturation")
+    assert [run["training"] for run in found["runs"]] == list(TRAININGS) * 2
+    assert len(records[0].figures()) == 2
+    found, _ = quick("importance")
+    for each in found["runs"]:
+        assert [len(each[key]) for key in ("costate", "removal", "weight_norm")] == [3, 3, 3]
+        assert -1 <= each["rank_correlations"]["costate"] <= 1
+
+
+def test_a_search_goes_on_where_it_stopped(quick: Quick, work: Path) -> None:
+    first, _ = quick("tuning", trials=2, set=["epochs=1"])
+    found, records = quick("tuning", trials=4, set=["epochs=1"])
+    assert found["rows"][0] | {"pareto": None} == first["rows"][0] | {"pareto": None}
+    assert [row["number"] for row in found["rows"]] == [0, 1, 2, 3]
+    plain, *others = found["rows"]
+    assert plain["gamma"] == 0
+    low, high = tuning.STRENGTHS
+    for row in others:
+        assert low <= row["gamma"] * (4 - row["first_depth"]) <= high * (1 + 1e-9)
+        assert tuning.DECAYS[0] <= row["weight_decay"] <= tuning.DECAYS[1]
+        with (Path(row["run"]) / "metrics.csv").open() as file:
+            (last,) = csv.DictReader(file)
+        assert float(last["val_accuracy"]) == row["val_accuracy"]
+    points = {r["number"]: (r["needed_blocks"], -r["val_accuracy"]) for r in found["rows"]}
+    beaten = {
+        n for n, p in points.items() for o in points.values() if o != p and o[0] <= p[0] and o[1] <= p[1]
+    }
+    assert {row["number"] for row in found["rows"] if row["pareto"]} == set(points) - beaten
+    assert "needed blocks" in records[0].figures()[0].read_text()
+
+
+@pytest.mark.parametrize(
+    "given", [["gamma=1"], ["model=staged"], ["val_fraction=0"]], ids=lambda given: given[0]
+)
+def test_impossible_searches_are_refused(quick: Quick, given: list[str]) -> None:
+    with pytest.raises(ValueError, match="tuning varies gamma of a homogeneous network"):
+        quick("tuning", set=given)
+
+
+def test_the_whole_way(quick: Quick) -> None:
+    found, records = quick("runs")
+    (record,) = found["records"]
+    pruning = record["prune"]
+    assert pruning["accuracy_after"] == pruning["accuracy_predicted"]
+    assert pruning["accuracy_before"] - pruning["accuracy_after"] <= 1 + 1e-9
+    assert record["test_pruned"]["num_blocks"] == len(pruning["kept_blocks"])
+    assert f"| digits-homogeneous | {len(pruning['kept_blocks'])} of 4 |" in shown("runs", records)
+
+
+def test_macs_of_cuts_count_shared_beginnings_once() -> None:
+    parts = [100, 1, 2, 4, 8, 1000]
+    whole = Cut((0, 1, 2, 3))
+    assert macs_of_cuts(parts, [whole]) == sum(parts)
+    assert macs_of_cuts(parts, [whole, Cut.first(2)]) == sum(parts)
+    assert macs_of_cuts(parts, [whole, Cut((0, 2))]) == sum(parts) + 4  # block 2 once more, on x_1
+
+
+def test_a_record_of_fewer_seeds_replaces_none(quick: Quick, work: Path) -> None:
+    quick("bound", 0)
+    with pytest.raises(ValueError, match="holds seed 0, which a record of the seeds 1 would lose"):
+        run("bound", "quick", seeds=(1,), work=work)
+
+
+def test_two_data_sets_are_joined(tmp_path: Path, quick: Quick) -> None:
+    """An answer holds the rows of all records, in order."""
+    _, (record,) = quick("bound")
+    folder = tmp_path / "bound"
+    folder.mkdir()
+    for name in ("cifar10", "mnist"):
+        (folder / f"cpu-{name}.json").write_text(record.file.read_text())
+    experiment, records = show("bound", results=tmp_path)
+    assert [each["dataset"] for each in answer(experiment, records)["records"]] == ["mnist", "cifar10"]
+    assert answer(experiment, records)["rows"] == [*record["rows"], *record["rows"]]

@@ -1,0 +1,238 @@
+"""What a good run cannot do, and what goes wrong on the way: one line, and nothing is lost."""
+
+import errno
+import os
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from runs.conftest import TINY, Trained
+from runs.workers import start
+from stagecost.cut import Cut
+from stagecost.errors import StageCostError
+from stagecost.runs.analysis import analyze
+from stagecost.runs.bound import bound
+from stagecost.runs.demo import demo
+from stagecost.runs.evaluation import evaluate
+from stagecost.runs.pruning import prune
+from stagecost.runs.reporting import report
+from stagecost.runs.training import train
+from stagecost.storage import write_atomically
+
+MODEL: dict[str, Any] = {**TINY, "num_blocks": 2, "width": 4}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def refusal(verb: Callable[[], object]) -> str:
+    """Return the one line with which a verb is refused."""
+    with pytest.raises(StageCostError) as caught:
+        verb()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------
+# Verbs on good runs
+
+
+PRUNE: list[tuple[dict[str, Any], str, str]] = [
+    ({"keep": 0}, "keeping 0", "from 1 to 3"),
+    ({"keep": 99}, "keeping 99", "from 1 to 3"),
+    ({"keep": -1}, "keeping -1", "from 1 to 3"),
+    ({"keep": Cut.stages(1, 1)}, "[1, 1]", "stages of [3]"),
+    ({"keep": Cut.stages(9)}, "[9]", "stages of [3]"),
+    ({"keep": Cut.first(9)}, "block 8", "from 0 to 2"),
+    ({"keep": Cut.first(0)}, "without any block", "keep at least one"),
+    ({}, "how much to prune", "max_drop"),
+    ({"max_drop": -1.0}, "max_drop is -1.0", "at least 0"),
+    ({"max_drop": float("nan")}, "max_drop is nan", "at least 0"),
+    ({"max_drop": float("inf")}, "max_drop is inf", "at least 0"),
+    ({"keep": 1, "finetune_epochs": -1}, "--finetune-epochs is -1", "at least 0"),
+]
+
+
+@pytest.mark.parametrize(("options", "value", "remedy"), PRUNE, ids=str)
+def test_prune(
+    trained: Trained, tmp_path: Path, options: dict[str, Any], value: str, remedy: str
+) -> None:
+    line = refusal(lambda: prune(trained.three, tmp_path / "small", **options))
+    assert value in line
+    assert remedy in line
+    assert not (tmp_path / "small").exists()
+
+
+@pytest.mark.parametrize("counts", [(1,), (3, 1), (0, 1), (1, 1, 1)])
+def test_prune_staged(trained: Trained, tmp_path: Path, counts: tuple[int, ...]) -> None:
+    small = tmp_path / "small"
+    assert "stages of [2, 2]" in refusal(lambda: prune(trained.staged, small, keep=Cut.stages(*counts)))
+    for number in (1, 5):
+        assert "from 2 to 4" in refusal(lambda number=number: prune(trained.staged, small, keep=number))
+    assert not small.exists()
+
+
+def test_nothing_is_pruned_into_a_folder_that_holds_something(trained: Trained, tmp_path: Path) -> None:
+    for taken in (trained.saved, trained.two):
+        copy = tmp_path / taken.name
+        shutil.copytree(taken, copy)
+        before = contents(copy)
+        assert "already" in refusal(lambda copy=copy: prune(trained.three, copy, keep=1))
+        assert contents(copy) == before
+    assert "is a saved network" in refusal(lambda: prune(trained.saved, tmp_path / "x", keep=1))
+
+
+def test_more_than_max_drop_is_refused(tmp_path: Path) -> None:
+    run, small = tmp_path / "run", tmp_path / "small"
+    # Without a stage cost and after some epochs the first output knows nothing.
+    train({**TINY, "num_blocks": 6, "width": 8, "gamma": 0.0, "epochs": 5}, run)
+    found = analyze(run)
+    assert found.accuracies[1] < found.accuracies[6] - 1
+    before = contents(run)
+    line = refusal(lambda: prune(run, small, keep=1, max_drop=1.0))
+    assert "max_drop 1.0" in line
+    assert "keep more blocks or allow a larger drop" in line
+    assert not small.exists()
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("verb", [analyze, report])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_tolerance(trained: Trained, verb: Callable[..., object], value: float) -> None:
+    line = refusal(lambda: verb(trained.two, tolerance=value))
+    assert str(value) in line
+    assert "give" in line
+
+
+def test_bound(trained: Trained, tmp_path: Path) -> None:
+    train({**TINY, "num_blocks": 2, "width": 7}, tmp_path / "wide")
+    train({**MODEL, "val_fraction": 0.2}, tmp_path / "other data")
+    cases = (
+        (trained.two, trained.three, "needs fewer"),
+        (trained.three, trained.three, "needs fewer"),
+        (trained.three, tmp_path / "wide", "change only N"),
+        (trained.three, trained.staged, "change only N"),
+        (trained.three, tmp_path / "other data", "other images"),
+        (trained.saved, trained.two, "is a saved network"),
+    )
+    for run, sub, words in cases:
+        assert words in refusal(lambda run=run, sub=sub: bound(run, [sub]))
+
+
+def test_demo(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises((StageCostError, OSError)):
+        demo(tmp_path / "file")
+    assert "--seed is -1" in refusal(lambda: demo(tmp_path / "demo", seed=-1))
+    assert not (tmp_path / "demo").exists()
+
+
+def test_checkpoints_are_those_of_runs(trained: Trained, tmp_path: Path) -> None:
+    for verb in (analyze, evaluate):
+        line = refusal(lambda verb=verb: verb(trained.saved, checkpoint="best"))
+        assert "saved network" in line
+        assert "leave --checkpoint out" in line
+    run = tmp_path / "run"
+    train({**MODEL, "val_fraction": 0.0, "epochs": 1}, run)
+    assert "--checkpoint last" in refusal(lambda: evaluate(run, checkpoint="best"))
+    (run / "last.safetensors").unlink()
+    assert "no last checkpoint yet" in refusal(lambda: evaluate(run))
+
+
+# ---------------------------------------------------------------------------------------------
+# What goes wrong on the way
+
+
+def test_a_loss_that_becomes_no_number_keeps_what_was_saved(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    # One step an epoch; the rate rises from 1e-6 of a huge one, so the first epoch does no harm.
+    settings = {**MODEL, "limit_train": 100, "batch_size": 90, "epochs": 50}
+    line = refusal(lambda: train({**settings, "warmup_epochs": 40.0, "lr": 1e6}, run))
+    assert "lower --lr" in line
+    assert "the last good checkpoint is kept" in line
+    before = (run / "last.safetensors").read_bytes()
+    assert evaluate(run).num_blocks == 2
+    assert "lower --lr" in refusal(lambda: train({}, run, resume=True))  # the same end, told again
+    assert (run / "last.safetensors").read_bytes() == before
+
+
+def train_with_small_files(limit: int, run: Path) -> None:
+    """Let no file grow beyond a limit, as on a disk that is full."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    with pytest.raises(OSError, match="safetensors"):
+        train({}, run, resume=True)
+
+
+def interrupted(run: Path, settings: dict[str, Any], told: Path, number: int = signal.SIGINT) -> str:
+    """Train until there is a checkpoint, send a signal, and return the line that was said."""
+    process = start(train, {**settings, "checkpoint_minutes": 1e-9}, run, told=told)
+    limit = time.monotonic() + 60
+    while not (run / "last.safetensors").exists():
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+    os.kill(process.pid or 0, number)
+    process.join(60)
+    assert process.exitcode == 2, told.read_text()
+    return told.read_text()
+
+
+def same_tensors(one: Path, other: Path) -> bool:
+    tensors, twins = (load_file(run / "last.safetensors") for run in (one, other))
+    return tensors.keys() == twins.keys() and all(torch.equal(tensors[k], twins[k]) for k in tensors)
+
+
+def test_no_room_for_a_checkpoint(tmp_path: Path) -> None:
+    run, twin, told = tmp_path / "run", tmp_path / "twin", tmp_path / "told"
+    settings = {**MODEL, "epochs": 3}
+    train(settings, twin)
+    interrupted(run, settings, told)
+    before = contents(run)
+    process = start(train_with_small_files, 4000, run, told=told)
+    process.join(60)
+    assert process.exitcode == 0, told.read_text()
+    after = contents(run)
+    assert after["last.safetensors"] == before["last.safetensors"]
+    assert not list(run.glob(".*"))
+    train({}, run, resume=True)
+    assert same_tensors(run, twin)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_saves_and_says_how_to_go_on(tmp_path: Path, number: int) -> None:
+    run, twin = tmp_path / "run", tmp_path / "twin"
+    settings = {**TINY, "num_blocks": 4, "width": 8, "epochs": 6, "batch_size": 16}
+    train(settings, twin)
+    line = interrupted(run, settings, tmp_path / "told", number)
+    assert "interrupted in epoch" in line
+    assert f"stagecost train --resume --output {run}" in line
+    assert evaluate(run).num_blocks == 4
+    assert train({}, run, resume=True).epochs == 6
+    assert same_tensors(run, twin)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_full_disk_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    file = tmp_path / "file"
+    write_atomically(file, "old")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=os.strerror(code)) as caught:
+        write_atomically(file, "new")
+    assert caught.value.filename == str(file)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert file.read_text() == "old"

@@ -1,0 +1,235 @@
+"""What the verbs tell, on real runs: typed results, JSON with the keys of the documentation."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from runs.conftest import TINY, Trained
+from stagecost.calibration import calibrate_outputs
+from stagecost.cut import Cut
+from stagecost.data.batches import eval_batches
+from stagecost.data.images import normalise
+from stagecost.runs.analysis import analyze
+from stagecost.runs.bound import bound
+from stagecost.runs.certainty import wilson
+from stagecost.runs.evaluation import evaluate
+from stagecost.runs.folder import RunFolder
+from stagecost.runs.pruning import finetune_settings, prune
+from stagecost.runs.reporting import report
+from stagecost.runs.results import Result
+from stagecost.runs.trained import open_trained
+from stagecost.runs.training import train
+from stagecost.train.validation import RandomImages
+from stagecost.trajectory import loss_trajectory
+
+ANALYZE = (
+    "num_blocks split num_samples losses accuracies residual_ratios weight_norms stage_starts tolerance "
+    "needed_blocks cuts warnings"
+)
+PRUNE = (
+    "kept_blocks num_blocks_before accuracy_before accuracy_predicted accuracy_after parameters_before "
+    "parameters_after macs_before macs_after path finetune_epochs interval drop_interval warnings"
+)
+
+
+def strict(result: Result) -> dict[str, object]:
+    """Send a result through JSON as the standard has it, which knows no NaN."""
+    text = json.dumps(result.to_json(), allow_nan=False)
+    content = json.loads(text)
+    assert content == result.to_json()
+    return dict(content)
+
+
+def test_json_keys(trained: Trained, tmp_path: Path) -> None:
+    results: dict[str, Result] = {
+        "run epochs val_accuracy val_loss num_blocks kept_blocks gamma cuts seconds num_images interval": (
+            train({}, copied(trained.two, tmp_path / "two"), resume=True)
+        ),
+        f"{ANALYZE} num_images intervals needed_cut": analyze(trained.three),
+        f"{PRUNE} num_images": prune(trained.three, tmp_path / "small", keep=2),
+        "accuracy loss num_blocks parameters macs split num_images interval": evaluate(trained.saved),
+        "objective gamma weight_decay num_blocks trained_variant normalized_loss bounds predicted_blocks "
+        "truncation_predicted_blocks num_images": bound(trained.three, [trained.two]),
+        "run report needed_blocks": report(copied(trained.two, tmp_path / "again")),
+    }
+    for keys, result in results.items():
+        assert set(strict(result)) == set(keys.split())
+
+
+def copied(run: Path, to: Path) -> Path:
+    import shutil
+
+    shutil.copytree(run, to)
+    return to
+
+
+def test_every_accuracy_has_its_number_of_images_and_its_interval(
+    trained: Trained, tmp_path: Path
+) -> None:
+    found = analyze(trained.three, split="test")
+    assert found.num_images == found.num_samples == 200
+    assert found.intervals == tuple(wilson(a, 200) for a in found.accuracies)
+    whole = evaluate(trained.three)
+    assert (whole.num_images, whole.accuracy) == (200, found.accuracies[-1])
+    assert whole.interval == found.intervals[-1]
+    pruning = prune(trained.three, tmp_path / "small", keep=1)
+    drop = pruning.accuracy_before - pruning.accuracy_after
+    assert pruning.num_images == 60
+    assert pruning.drop_interval[0] <= drop * 60 / 62 <= pruning.drop_interval[1]
+
+
+def test_all_images_are_those_of_all_splits(trained: Trained) -> None:
+    parts = [evaluate(trained.two, split=split) for split in ("train", "val", "test")]
+    together = evaluate(trained.two, split="all")
+    assert together.num_images == sum(part.num_images for part in parts) == 800
+    expected = sum(part.accuracy * part.num_images for part in parts) / 800
+    assert together.accuracy == pytest.approx(expected)
+
+
+def test_what_makes_a_choice_doubtful_is_said(trained: Trained, tmp_path: Path) -> None:
+    """60 validation images, and a network that has learned next to nothing."""
+    run = tmp_path / "untrained"
+    train({**TINY, "num_blocks": 2, "width": 4, "lr": 1e-9, "epochs": 1}, run)
+    said = analyze(run).warnings
+    assert any("one image of 60 is 1.67 points" in line for line in said)
+    assert any("hardly above" in line for line in said)
+    assert prune(run, tmp_path / "small", max_drop=0.5).warnings == said
+    assert not any("one image" in line for line in analyze(run, tolerance=2.0).warnings)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 2.0, 10.0, 60.0])
+@pytest.mark.parametrize("name", ["three", "staged"])
+def test_analysis_and_pruning_agree(
+    trained: Trained, tmp_path: Path, name: str, tolerance: float
+) -> None:
+    """What is needed is said of cuts that can be made, by the rule that makes them."""
+    run = getattr(trained, name)
+    found = analyze(run, tolerance=tolerance)
+    pruning = prune(run, tmp_path / "small", max_drop=tolerance)
+    (needed,) = (cut for cut in found.cuts if cut.cut == found.needed_cut)
+    assert needed.kept_blocks == pruning.kept_blocks
+    assert len(needed.kept_blocks) == found.needed_blocks
+    assert needed.accuracy == pruning.accuracy_predicted
+    assert needed.macs == pruning.macs_after
+    for cut in found.cuts:  # each is that of the network which the cut leaves
+        kept = tuple(open_trained(run).network.block_indices.index(k) for k in cut.kept_blocks)
+        smaller = open_trained(run).network.keep(Cut(kept)).eval()
+        opened = open_trained(run)
+        score = loss_trajectory(smaller, opened.batches("val"), loss=opened.loss).whole
+        assert score.accuracy == pytest.approx(cut.accuracy)
+        assert score.loss == pytest.approx(cut.loss, rel=1e-5)
+
+
+def test_the_cuts_of_a_homogeneous_network_are_its_outputs(trained: Trained) -> None:
+    found = analyze(trained.three)
+    assert [cut.cut for cut in found.cuts] == ["1", "2", "3"]
+    assert [cut.accuracy for cut in found.cuts] == list(found.accuracies[1:])
+
+
+def test_what_was_trained_after_a_cut_is_known(trained: Trained, tmp_path: Path) -> None:
+    run = copied(trained.three, tmp_path / "run")
+    for epochs in (0, 1):
+        pruning = prune(run, tmp_path / f"small{epochs}", keep=2, finetune_epochs=epochs)
+        assert pruning.finetune_epochs == epochs
+        stored = json.loads(RunFolder(run).pruning.read_text())
+        assert stored["finetune_epochs"] == epochs
+        saved = json.loads((tmp_path / f"small{epochs}" / "config.json").read_text())
+        assert saved["pruning"] == stored
+    weights = [open_trained(tmp_path / f"small{epochs}").network.stem.weight for epochs in (0, 1)]
+    assert not torch.equal(*weights)
+    assert torch.equal(weights[0], open_trained(run).network.stem.weight)
+
+
+@pytest.mark.parametrize(("normalized", "decay"), [(True, 0.01 / (1 + 2 * 3.0)), (False, 0.01)])
+def test_training_after_a_cut_keeps_the_decay_of_the_run(
+    tmp_path: Path, normalized: bool, decay: float
+) -> None:
+    """Or a lambda that was raised for a normalised objective would be far too large without it."""
+    given = {**TINY, "limit_train": 100, "num_blocks": 2, "width": 4}
+    stage = {"gamma": 3.0, "normalize_objective": normalized, "weight_decay": 0.01, "cut_at": "1:1"}
+    train({**given, **stage}, tmp_path / "run")
+    after = finetune_settings(open_trained(tmp_path / "run"), epochs=1).training
+    assert after.weight_decay == pytest.approx(decay)
+    assert after.gamma == 0
+    assert not after.normalize_objective
+
+
+def test_bound_says_when_something_else_was_minimised(trained: Trained, tmp_path: Path) -> None:
+    assert not bound(trained.three, [trained.two]).trained_variant
+    run = tmp_path / "run"
+    train({**TINY, "num_blocks": 3, "width": 6, "first_depth": 1}, run)
+    assert bound(run, [trained.two]).trained_variant
+
+
+# ---------------------------------------------------------------------------------------------
+# Statistics from random images
+
+
+def class_folders(folder: Path, count: int, size: int = 8) -> Path:
+    """Write images of two classes that their brightness tells apart; on disk they lie class by class."""
+    draw = np.random.default_rng(0)
+    for level, name in ((90, "a"), (150, "b")):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.clip(draw.normal(level, 25, (size, size)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i:04d}.png")
+    return folder
+
+
+def test_statistics_do_not_depend_on_how_the_images_lie(tmp_path: Path) -> None:
+    """More images than are taken: the first of them would be of one class."""
+    data = class_folders(tmp_path / "images", 1700)
+    given = {"data": str(data), "gamma": 0.0, "num_blocks": 2, "width": 4, "epochs": 1, "batch_size": 64}
+    train({**given, "augment": "none", "device": "cpu"}, tmp_path / "run")
+    opened = open_trained(tmp_path / "run")
+    train_split = opened.load("train").splits["train"]
+    assert len(train_split) > 2048
+    everything = eval_batches(train_split, opened.image_format)
+    norm = opened.network.head.norm
+    means = norm.running_mean.clone()
+    calibrate_outputs(opened.network, everything, [0, 1])
+    off = (means - norm.running_mean).abs() / norm.running_var.sqrt()
+    assert off[:2].max() < 0.05  # a sample of 2048; that of one class would be off by about one
+
+
+@pytest.mark.parametrize("count", [256, 257, 300, 513])
+def test_every_image_counts_alike(tmp_path: Path, count: int) -> None:
+    """Running means of outputs that training does not visit are those of all images together."""
+    run = tmp_path / "run"
+    given = {"data": "digits", "val_fraction": 0.0, "limit_train": count, "gamma": 0.0, "epochs": 1}
+    train({**given, "batch_size": 32, "num_blocks": 2, "width": 4, "device": "cpu"}, run)
+    opened = open_trained(run)
+    x = normalise(opened.load("train").splits["train"].images, opened.image_format)
+    norm = opened.network.head.norm
+    with torch.no_grad():
+        for k, state in enumerate(opened.network.states(x)):
+            if k < 2:
+                torch.testing.assert_close(norm.running_mean[k], state.mean((0, 2, 3)))
+                variance = state.transpose(0, 1).flatten(1).var(dim=1)
+                torch.testing.assert_close(norm.running_var[k], variance, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize(("images", "size"), [(1, 1), (2, 2), (256, 256), (257, 257), (513, 257)])
+def test_a_last_batch_of_one_image_joins_the_one_before(
+    trained: Trained, images: int, size: int
+) -> None:
+    opened = open_trained(trained.two)
+    split = opened.load("train").splits["train"]
+    batches = list(RandomImages(split, opened.image_format, count=images))
+    assert sum(len(x) for x, _ in batches) == images
+    assert len(batches[-1][0]) == size
+    again = list(RandomImages(split, opened.image_format, count=images))
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(batches, again, strict=True))
+
+
+def test_states_of_one_pixel_and_a_last_batch_of_one_image(tmp_path: Path) -> None:
+    """257 images to calibrate with, and a staged network whose last states are of one pixel."""
+    staged = {"model": "staged", "widths": [4, 4, 8], "stem_stride": 2, "blocks_per_stage": [1, 2, 2]}
+    given = {"data": "digits", "limit_train": 286, "batch_size": 32, "epochs": 1, "device": "cpu"}
+    train({**given, **staged, "gamma": 0.0}, tmp_path / "run")
+    pruning = prune(tmp_path / "run", tmp_path / "small", keep=Cut.stages(1, 1, 1))
+    assert pruning.kept_blocks == (0, 1, 3)

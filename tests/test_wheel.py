@@ -1,0 +1,125 @@
+"""The wheel: what is in it, and that it works with torch, safetensors and numpy alone."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+LIBRARY = """
+import sys
+import torch
+import torch.nn.functional as F
+import stagecost as sc
+
+assert "site-packages" in sc.__file__, sc.__file__
+images, labels = torch.randn(8, 3, 8, 8), torch.arange(8) % 5
+net = sc.create_model("homogeneous", num_blocks=3, width=4, num_classes=5)
+stage_cost = sc.StageCost.uniform(net.num_blocks, gamma=0.1)
+optimizer = torch.optim.SGD(sc.parameter_groups(net, 5e-4), lr=0.1)
+stage_cost(net(images, stage_cost.outputs), labels).total.backward()
+optimizer.step()
+trajectory = sc.loss_trajectory(net, [(images, labels)])
+small = sc.plan_pruning(net, trajectory, keep=sc.Cut.first(2)).apply(net)
+small.save_pretrained("small")
+with torch.no_grad():
+    assert torch.equal(sc.load("small")(images), net.eval()(images, sc.Cut.first(2)))
+print(len(trajectory.losses), *sorted({name.partition(".")[0] for name in sys.modules} & {"rich", "yaml"}))
+"""
+
+MISSING = """
+import stagecost as sc
+try:
+    sc.train({"data": "digits"}, "run")
+except sc.StageCostError as error:
+    print(error)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def needed(*names: str) -> set[str]:
+    """Return the names of distributions and of all that they need."""
+    known: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in known:
+            continue
+        try:
+            requirements = distribution(name).requires or []
+        except PackageNotFoundError:  # of another platform
+            continue
+        known.add(name)
+        plain = (requirement for requirement in requirements if "extra ==" not in requirement)
+        waiting += [re.split(r"[\s;<>=!~\[(]", requirement)[0] for requirement in plain]
+    return known
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment of its own: the wheel, and links to what the wheel requires."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(packages)
+    here = Path(str(distribution("torch").locate_file("")))
+    for name in needed("torch", "safetensors", "numpy"):
+        for file in distribution(name).files or []:
+            top = file.parts[0]
+            if top not in ("..", "bin") and not (packages / top).exists():
+                (packages / top).symlink_to(here / top)
+    return folder
+
+
+def run(environment: Path, code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    python = environment / "bin" / "python"
+    return subprocess.run(
+        [str(python), "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+def test_it_holds_the_library_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    tops = {name.partition("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"stagecost"}
+    modules = {name for name in names if name.endswith(".py")}
+    sources = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src/stagecost").rglob("*.py")}
+    assert modules == sources
+    assert not any(name.endswith((".c", ".h")) for name in names)
+
+
+def test_the_library_works_with_what_it_requires(environment: Path, tmp_path: Path) -> None:
+    done = run(environment, LIBRARY, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["4"]
+
+
+def test_a_missing_extra_is_one_line_that_names_it(environment: Path, tmp_path: Path) -> None:
+    done = run(environment, MISSING, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "pip install 'stagecost[train]'" in done.stdout
+    command = [str(environment / "bin" / "python"), "-m", "stagecost.cli"]
+    for arguments in (["train", "--data", "digits", "--output", "run"], ["analyze", "run"]):
+        outcome = subprocess.run(
+            [*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert outcome.returncode == 2, outcome.stderr
+        assert len(outcome.stderr.splitlines()) == 1, outcome.stderr
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    assert "analyze" in shown.stdout
