@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 Kind = TypeVar("Kind")
 
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-_BEYOND = 2**63
+LARGEST = 2.0**63  # in absolute value
 
 
 def read_record(kind: type[Kind], content: Any, *, name: str = "") -> Kind:
@@ -48,32 +48,31 @@ def read_typed(kind: Any, value: Any, name: str) -> Any:
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        return read_typed(next(a for a in arguments if a is not type(None)), value, name)
+        kind = next(a for a in arguments if a is not type(None))
+        return None if value is None else read_typed(kind, value, name)
+    if is_dataclass(kind):
+        return read_record(kind, value, name=name)  # type: ignore[arg-type]
     if origin is tuple and isinstance(value, list | tuple):
         items = arguments[:1] * len(value) if arguments[-1] is ... else arguments
         if len(items) == len(value):
             return tuple(read_typed(item, part, name) for item, part in zip(items, value, strict=True))
-    elif origin is list and isinstance(value, list):
+    if origin is list and isinstance(value, list):
         return [read_typed(arguments[0], part, name) for part in value]
-    elif origin is Literal and isinstance(value, str) and value in arguments:
-        return value
-    elif origin is dict and isinstance(value, dict):
-        return value
-    elif is_dataclass(kind):
-        return read_record(kind, value, name=name)  # type: ignore[arg-type]
-    elif kind is float and isinstance(value, str) and value in NOT_FINITE:
-        return NOT_FINITE[value]
-    elif _is(kind, value):
-        return kind(value)
-    raise ValueError(f"{name} is {_shown(value)}")
+    if not _fits(kind, value):
+        raise ValueError(f"{name} is {_shown(value)}")
+    return float(NOT_FINITE.get(value, value)) if kind is float else value
 
 
-def _is(kind: Any, value: Any) -> bool:
-    if kind in (int, float) and (isinstance(value, bool) or not isinstance(value, kind | int)):
-        return False
-    return kind in (int, float) and abs(value) < _BEYOND or kind in (str, bool) and type(value) is kind
+def _fits(kind: Any, value: Any) -> bool:
+    """Tell whether a value is of a simple type."""
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if kind is float and isinstance(value, str):
+        return value in NOT_FINITE
+    if kind in (int, float):
+        number = isinstance(value, kind | int) and not isinstance(value, bool)
+        return number and abs(value) < LARGEST
+    return type(value) is (get_origin(kind) or kind)
 
 
 def _shown(value: Any) -> str:
