@@ -248,8 +248,9 @@ class ResidualNetwork(nn.Module):
                 "register its builder with register_model"
             )
         folder, description = Path(folder), self.description.to_json()
-        # The weights carry the description too: whatever a crash leaves, the two cannot be mixed up.
-        write_tensors(folder / WEIGHTS_FILE, self.state_dict(), {"description": description})
+        # The weights carry all of it, too: whatever a crash leaves, the two cannot be mixed up.
+        metadata = {**details, "description": description}
+        write_tensors(folder / WEIGHTS_FILE, self.state_dict(), metadata)
         write_json(folder / CONFIG_FILE, {"format": "stagecost", **description, **details})
 
     def _wanted(self, cuts: Cut | Iterable[Cut] | None, depths: Depths) -> tuple[Cut, ...]:
