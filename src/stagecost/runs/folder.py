@@ -23,6 +23,8 @@ from stagecost.train.history import EpochRecord
 from stagecost.train.parsing import parse_settings
 from stagecost.train.settings import FREE_ON_RESUME, RunSettings, flag
 
+FINGERPRINT_FILE = "images.json"
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -46,9 +48,9 @@ class RunFolder:
         return self.path / "best.safetensors"
 
     @property
-    def images(self) -> Path:
-        """The fingerprint of the images of the training."""
-        return self.path / "images.json"
+    def fingerprint(self) -> Path:
+        """What is remembered of the images."""
+        return self.path / FINGERPRINT_FILE
 
     @property
     def pruning(self) -> Path:

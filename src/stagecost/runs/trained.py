@@ -17,9 +17,9 @@ from stagecost.models.catalogue import load
 from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, ResidualNetwork
 from stagecost.objective import LossFunction
 from stagecost.runs.certainty import chance_of
-from stagecost.runs.folder import RunFolder, check_same, has_moved
-from stagecost.storage import read_json
-from stagecost.train.checkpoint import Checkpoint, check_finite, read_checkpoint
+from stagecost.runs.folder import FINGERPRINT_FILE, RunFolder, check_same, has_moved
+from stagecost.storage import read_json, read_metadata
+from stagecost.train.checkpoint import Checkpoint, read_checkpoint
 from stagecost.train.devices import select_device
 from stagecost.train.parsing import parse_settings
 from stagecost.train.settings import RunSettings
@@ -139,7 +139,7 @@ class Trained:
     @property
     def fingerprint(self) -> str | None:
         """What it remembers of the images of its training."""
-        path = RunFolder(self.path).images
+        path = self.path / FINGERPRINT_FILE
         return path.read_text(errors="replace") if path.is_file() else None
 
     def batches(self, split: Split, data: str | None = None) -> Iterable[tuple[Tensor, Tensor]]:
