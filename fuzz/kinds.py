@@ -157,7 +157,8 @@ def _load() -> None:
     _same(network.state_dict(), parse_tensors(Path(SAVED, "model.safetensors").read_bytes()))
     config = json.loads(Path(SAVED, "config.json").read_text())
     assert network.description is not None
-    check(network.description.to_json()["arguments"] == config["arguments"], "other arguments")
+    built = network.description.to_json()["arguments"]  # with the defaults of what was not said
+    check({**built, **config["arguments"]} == built, "other arguments")
 
 
 def _same(state: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor]) -> None:

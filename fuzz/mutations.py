@@ -78,7 +78,8 @@ NAMES = ("", "x", "__class__", "width", "num_blocks", "kept_blocks", "a\nb", "\u
 def mutate_json(rng: random.Random, content: Any) -> Mutated:
     """Change values and keys of parsed JSON, and return it as text."""
     content = json.loads(json.dumps(content))
-    said, values = [], []
+    said: list[str] = []
+    values: list[str] = []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         holder, key, path = _place(rng, content)
         if holder is None:

@@ -101,7 +101,14 @@ def _add_scaled(skipped: Tensor, control: Tensor, scale: Tensor) -> Tensor:
 
 
 class Tail(Protocol):
-    """How a state goes through the skip connections that are left: S_{N-1} ∘ … ∘ S_k."""
+    """How a state goes through the skip connections that are left: S_{N-1} ∘ … ∘ S_k.
+
+    Attributes:
+        may_draw: whether random numbers may be drawn on the way.
+    """
+
+    @property
+    def may_draw(self) -> bool: ...  # noqa: D102
 
     def __call__(self, state: Tensor, k: int) -> Tensor:
         """Map x_k to the state that the head expects."""
@@ -118,6 +125,7 @@ class SkipChain:
         """Note the skip connections of the blocks."""
         skips = ((k, skip_of(block)) for k, block in enumerate(blocks))
         self.skips = [(k, skip) for k, skip in skips if not is_identity(skip)]
+        self.may_draw = bool(self.skips)
         self.frozen = FrozenStatistics(skip for _, skip in self.skips)
 
     def __call__(self, state: Tensor, k: int) -> Tensor:
@@ -241,9 +249,10 @@ class Rollout:
         tail: the skip connections that are left.
         scales: (N,) or (N, B), s_k of the blocks that act; None is 1, to the last bit.
         observe: sees the states of the whole network.
-        training: tails come after all states, so that random numbers of the whole network stay its own;
-            running statistics of norms follow the whole network and its y_k alone.
-        checkpointing: see `Pass`.
+        training: running statistics of norms follow the whole network and its y_k alone.
+        read_late: outputs come after all states, so that random numbers of the whole network stay its
+            own. On the way, the gradients of the states need not wait for each other in memory.
+        checkpointing: see `Pass`; outputs come on the way.
     """
 
     blocks: Sequence[nn.Module]
@@ -252,6 +261,7 @@ class Rollout:
     scales: Tensor | None = None
     observe: Observer | None = None
     training: bool = False
+    read_late: bool = False
     checkpointing: bool = False
 
     def outputs(self, x_0: Tensor, cuts: Sequence[Cut]) -> list[Tensor]:
@@ -274,7 +284,7 @@ class Rollout:
                 if self.checkpointing:
                     state = self._checkpointed(path, k, stop, state, cuts, starts, outputs)
                 else:
-                    emit = ends.append if self.training else read
+                    emit = ends.append if self.read_late else read
                     state = self._run(path, k, stop, state, starts, emit)
         # The terminal output comes first: random numbers of the head, too, are those of a plain pass.
         for end in sorted(ends, key=lambda end: not (end.whole and end.k == len(self.blocks))):

@@ -3,15 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stagecost import __version__
 from stagecost.errors import StageCostError
 from stagecost.macs import macs_by_part
+from stagecost.records import read_record
 from stagecost.report.data import ReportData
 from stagecost.report.page import write_report
 from stagecost.runs.analysis import Analysis, analysis_of
 from stagecost.runs.evaluation import Evaluation
 from stagecost.runs.folder import RunFolder
+from stagecost.runs.pruning import Pruning
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Split, Trained, open_trained
 from stagecost.storage import read_json
@@ -51,6 +54,7 @@ def report(
     checkpoint: CheckpointName = "last",
     device: str = "auto",
     data: str | None = None,
+    allow_trained: bool = False,
 ) -> Report:
     """Write report.html into a run folder: figures, tables, and how to use the result.
 
@@ -60,6 +64,7 @@ def report(
         checkpoint: of the run.
         device: where to compute.
         data: where the images of the training are now, if they moved.
+        allow_trained: go on where images of the validation split were trained on.
 
     Raises:
         StageCostError: nothing trained is there, or its images are not.
@@ -68,7 +73,8 @@ def report(
     trained = open_trained(run, checkpoint=checkpoint, device=device)
     # Without a validation split the training images stand in; the report says which split it shows.
     split: Split = "val" if trained.settings.data.val_fraction > 0 else "train"
-    return write_run_report(trained, analysis_of(trained, split, tolerance, data))
+    analysis = analysis_of(trained, split, tolerance, data, allow_trained=allow_trained)
+    return write_run_report(trained, analysis)
 
 
 def write_run_report(
@@ -89,9 +95,21 @@ def write_run_report(
             "macs": [macs[0] + sum(macs[1 : 1 + k]) + macs[-1] for k in depths],
         },
         "history": [entry.to_json() for entry in checkpoint.progress.history],
-        "pruning": read_json(run.pruning) if run.pruning.is_file() else None,
+        "pruning": _pruning(run),
         "test": [row.to_json() for row in test],
         "version": __version__,
     }
     write_report(ReportData.from_json(content), run.report)
     return Report(str(run.path), str(run.report), analysis.needed_blocks)
+
+
+def _pruning(run: RunFolder) -> dict[str, Any] | None:
+    """Read the outcome of the latest pruning of a run, if there is one."""
+    if not run.pruning.is_file():
+        return None
+    try:
+        return read_record(Pruning, read_json(run.pruning)).to_json()
+    except ValueError as error:
+        raise StageCostError(
+            f"{run.pruning} does not tell of a pruning ({error}): prune again, or delete it"
+        ) from None

@@ -8,6 +8,7 @@ import torch
 
 from stagecost.data.batches import check_shares, eval_batches, sample_batches
 from stagecost.data.loading import DataBundle
+from stagecost.errors import StageCostError
 from stagecost.fast.reading import check_compiler
 from stagecost.models.catalogue import create_model
 from stagecost.network import ResidualNetwork
@@ -79,12 +80,9 @@ class Setup:
             if "val" in data.splits
             else None
         )
+        seed = self.settings.training.seed
         calibration = sample_batches(
-            data.splits["train"],
-            data.format,
-            count=CALIBRATION_IMAGES,
-            seed=self.settings.training.seed,
-            device=device,
+            data.splits["train"], data.format, count=CALIBRATION_IMAGES, seed=seed, device=device
         )
         return Validation(val, calibration, loss_of(self.settings.training.label_smoothing))
 
@@ -105,6 +103,11 @@ class Setup:
         )
         if checkpoint is not None:
             restore_state(checkpoint, state)
+            if state.progress.batch > len(self.batches):
+                raise StageCostError(
+                    f"{checkpoint.path} goes on behind batch {state.progress.batch} of an epoch of "
+                    f"{len(self.batches)}: delete it to start afresh"
+                )
         return state
 
 
