@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from stagecost.dynamics import FrozenStatistics
 from stagecost.errors import StageCostError
 from stagecost.models.adapters.blocks import Flow, flow_of
+from stagecost.models.adapters.kinds import IDEMPOTENT, KINDS, Kind
 from stagecost.models.adapters.program import Part, Program, State, needed
-from stagecost.models.adapters.sums import IDEMPOTENT, KINDS, Kind
 from stagecost.models.adapters.tracing import Operation, Trace, Value, leaves, record
 
 Inputs = tuple[Tensor, ...]
