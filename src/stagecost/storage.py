@@ -20,6 +20,9 @@ from stagecost.text import one_line
 if TYPE_CHECKING:  # the report writes files, too, and has no need of torch
     from torch import Tensor
 
+Metadata = Mapping[str, Any]
+"""What describes tensors: JSON by name."""
+
 MAX_NESTING = 32  # levels of lists and mappings in JSON
 
 
@@ -139,7 +142,7 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping
     write_atomically(path, save(contiguous, metadata=header))
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> Metadata:
     """Read the metadata alone of what `write_tensors` wrote.
 
     Raises:
@@ -148,7 +151,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return _read(path, tensors=False)[1]
 
 
-def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], Metadata]:
     """Read what `write_tensors` wrote: tensors on the CPU, and the metadata.
 
     Raises:
@@ -169,7 +172,7 @@ def _openable(path: Path) -> Iterator[str]:
         yield str(path)
 
 
-def _read(path: Path, *, tensors: bool) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+def _read(path: Path, *, tensors: bool) -> tuple[dict[str, "Tensor"], Metadata]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

@@ -1,9 +1,10 @@
-"""Whose folder it is: locks, settings that belong to a checkpoint, folders that lost a file or vanish."""
+"""Whose folder it is: locks, settings of a checkpoint, folders that lost a file or vanish."""
 
 import os
 import shutil
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_a_race_of_twenty_starts(tmp_path: Path) -> None:
     for file, code in zip(told, codes, strict=True):
         assert code == 0 or "by another process" in file.read_text()
     spans = sorted(tuple(map(float, file.read_text().split())) for file in record.iterdir())
-    assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:], strict=False))
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
     assert contents(tmp_path / "new") == {}  # no lock is left where all came to their end
 
 

@@ -13,6 +13,7 @@ from stagecost.calibration import calibrate_outputs
 from stagecost.cut import Cut
 from stagecost.data.batches import eval_batches
 from stagecost.data.images import normalise
+from stagecost.errors import StageCostError
 from stagecost.runs.analysis import analyze
 from stagecost.runs.bound import bound
 from stagecost.runs.certainty import wilson
@@ -23,7 +24,6 @@ from stagecost.runs.reporting import report
 from stagecost.runs.results import Result
 from stagecost.runs.trained import open_trained
 from stagecost.runs.training import train
-from stagecost.train.validation import RandomImages
 from stagecost.trajectory import loss_trajectory
 
 ANALYZE = (
@@ -33,6 +33,13 @@ ANALYZE = (
 PRUNE = (
     "kept_blocks num_blocks_before accuracy_before accuracy_predicted accuracy_after parameters_before "
     "parameters_after macs_before macs_after path finetune_epochs interval drop_interval warnings"
+)
+
+TRAIN = "run epochs val_accuracy val_loss num_blocks kept_blocks gamma cuts seconds"
+EVALUATE = "accuracy loss num_blocks parameters macs split warnings"
+BOUND = (
+    "objective gamma weight_decay num_blocks trained_variant normalized_loss bounds predicted_blocks "
+    "truncation_predicted_blocks"
 )
 
 
@@ -46,14 +53,11 @@ def strict(result: Result) -> dict[str, object]:
 
 def test_json_keys(trained: Trained, tmp_path: Path) -> None:
     results: dict[str, Result] = {
-        "run epochs val_accuracy val_loss num_blocks kept_blocks gamma cuts seconds num_images interval": (
-            train({}, copied(trained.two, tmp_path / "two"), resume=True)
-        ),
+        f"{TRAIN} num_images interval": train({}, copied(trained.two, tmp_path / "two"), resume=True),
         f"{ANALYZE} num_images intervals needed_cut": analyze(trained.three),
         f"{PRUNE} num_images": prune(trained.three, tmp_path / "small", keep=2),
-        "accuracy loss num_blocks parameters macs split num_images interval": evaluate(trained.saved),
-        "objective gamma weight_decay num_blocks trained_variant normalized_loss bounds predicted_blocks "
-        "truncation_predicted_blocks num_images": bound(trained.three, [trained.two]),
+        f"{EVALUATE} num_images interval": evaluate(trained.saved),
+        f"{BOUND} num_images": bound(trained.three, [trained.two]),
         "run report needed_blocks": report(copied(trained.two, tmp_path / "again")),
     }
     for keys, result in results.items():
@@ -82,12 +86,44 @@ def test_every_accuracy_has_its_number_of_images_and_its_interval(
     assert pruning.drop_interval[0] <= drop * 60 / 62 <= pruning.drop_interval[1]
 
 
-def test_all_images_are_those_of_all_splits(trained: Trained) -> None:
-    parts = [evaluate(trained.two, split=split) for split in ("train", "val", "test")]
-    together = evaluate(trained.two, split="all")
-    assert together.num_images == sum(part.num_images for part in parts) == 800
-    expected = sum(part.accuracy * part.num_images for part in parts) / 800
+def test_all_images_are_those_of_all_splits(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train({"data": "digits", "num_blocks": 1, "width": 4, "epochs": 1, "device": "cpu"}, run)
+    parts = [evaluate(run, split=split) for split in ("train", "val", "test")]
+    together = evaluate(run, split="all")
+    assert together.num_images == sum(part.num_images for part in parts) == 1797
+    expected = sum(part.accuracy * part.num_images for part in parts) / 1797
     assert together.accuracy == pytest.approx(expected)
+
+
+def test_images_that_changed_are_told_and_trained_ones_refused(tmp_path: Path) -> None:
+    """Images of the training that turn up as test images would be judged as if they were new."""
+    import shutil
+
+    data = tmp_path / "images"
+    for seed, (split, count) in enumerate((("train", 40), ("test", 12))):
+        class_folders(data / split, count, seed=seed)
+    run = tmp_path / "run"
+    given = {"data": str(data), "num_blocks": 1, "width": 4, "batch_size": 16, "device": "cpu"}
+    train({**given, "epochs": 2}, run)
+    assert evaluate(run).warnings == ()
+    (data / "test" / "a" / "0003.png").unlink()
+    said = evaluate(run).warnings
+    assert len(said) == 1
+    assert "the test images have changed since the run: 24 then, 23 now" in said[0]
+    for i in range(6):
+        shutil.copy(data / "train" / "a" / f"{i:04d}.png", data / "test" / "a" / f"new{i}.png")
+    with pytest.raises(StageCostError, match=r"of the 29 test images of .* were trained on"):
+        evaluate(run)
+    assert evaluate(run, allow_trained=True).num_images == 29
+    (data / "train" / "b" / "0000.png").unlink()
+    with pytest.raises(StageCostError, match="a run goes on with the images that it began with"):
+        train({}, run, resume=True)
+    with pytest.raises(StageCostError, match=r"val images of .* were trained on"):
+        prune(run, tmp_path / "small", keep=1)  # they were drawn anew from the images that are left
+    prune(run, tmp_path / "small", keep=1, allow_trained=True)
+    with pytest.raises(StageCostError, match="were trained on"):
+        evaluate(tmp_path / "small")
 
 
 def test_what_makes_a_choice_doubtful_is_said(trained: Trained, tmp_path: Path) -> None:
@@ -169,9 +205,9 @@ def test_bound_says_when_something_else_was_minimised(trained: Trained, tmp_path
 # Statistics from random images
 
 
-def class_folders(folder: Path, count: int, size: int = 8) -> Path:
+def class_folders(folder: Path, count: int, size: int = 8, seed: int = 0) -> Path:
     """Write images of two classes that their brightness tells apart; on disk they lie class by class."""
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
     for level, name in ((90, "a"), (150, "b")):
         (folder / name).mkdir(parents=True)
         for i in range(count):
@@ -211,19 +247,6 @@ def test_every_image_counts_alike(tmp_path: Path, count: int) -> None:
                 torch.testing.assert_close(norm.running_mean[k], state.mean((0, 2, 3)))
                 variance = state.transpose(0, 1).flatten(1).var(dim=1)
                 torch.testing.assert_close(norm.running_var[k], variance, rtol=1e-2, atol=1e-4)
-
-
-@pytest.mark.parametrize(("images", "size"), [(1, 1), (2, 2), (256, 256), (257, 257), (513, 257)])
-def test_a_last_batch_of_one_image_joins_the_one_before(
-    trained: Trained, images: int, size: int
-) -> None:
-    opened = open_trained(trained.two)
-    split = opened.load("train").splits["train"]
-    batches = list(RandomImages(split, opened.image_format, count=images))
-    assert sum(len(x) for x, _ in batches) == images
-    assert len(batches[-1][0]) == size
-    again = list(RandomImages(split, opened.image_format, count=images))
-    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(batches, again, strict=True))
 
 
 def test_states_of_one_pixel_and_a_last_batch_of_one_image(tmp_path: Path) -> None:

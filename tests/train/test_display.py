@@ -25,6 +25,9 @@ def test_an_epoch_is_a_line_that_names_what_it_shows(
     told = capsys.readouterr()
     assert told.out == ""
     lines = told.err.splitlines()
+    assert lines[0].startswith("digits: 10 classes (0, 1, 2")
+    assert lines[1].startswith("  train: 270 images (0 ")
+    lines = [line for line in lines if line.startswith("try")]
     first, last = result.history
     assert lines[0].startswith("try epoch 1/2  train loss ")
     assert f"val loss {first.val_loss:.4f}  val accuracy {first.val_accuracy:.2f} %" in lines[0]
@@ -38,4 +41,4 @@ def test_without_validation_nothing_is_said_of_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train({**TINY, "val_fraction": 0.0, "epochs": 1}, tmp_path / "run")
-    assert "val" not in capsys.readouterr().err
+    assert "val" not in capsys.readouterr().err.splitlines()[-1]

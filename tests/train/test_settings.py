@@ -126,7 +126,7 @@ def test_a_schedule_of_cuts_is_read_as_it_is_written(cuts: dict[int, tuple[int, 
 
 
 def test_how_many_depths_are_sampled() -> None:
-    """Three by default, which costs a plain step; all where the step is compiled, or there are targets."""
+    """Three by default; all where the step is compiled, or there are targets."""
     assert parse_settings({}).sampled_depths == 3
     assert parse_settings({"sampled_depths": 0}).sampled_depths == 0
     assert parse_settings({"compile": True}).sampled_depths == 0

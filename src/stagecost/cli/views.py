@@ -11,7 +11,7 @@ from stagecost.runs.bound import Bound
 from stagecost.runs.certainty import Interval
 from stagecost.runs.demo import Demo
 from stagecost.runs.evaluation import Evaluation
-from stagecost.runs.models import ModelList
+from stagecost.runs.models import ModelList, ModelReport
 from stagecost.runs.pruning import Pruning
 from stagecost.runs.reporting import Report
 from stagecost.runs.results import Result
@@ -181,9 +181,17 @@ def _demo(console: Console, result: Demo) -> None:
     _line(console, f"the report:        {result.report}")
 
 
-def _models(console: Console, result: ModelList) -> None:
-    for name in result.models:
-        _line(console, name)
+def _models(console: Console, result: ModelList | ModelReport) -> None:
+    if isinstance(result, ModelList):
+        for name in result.models:
+            _line(console, name)
+        return
+    for name, reason in result.refused.items():
+        _line(console, f"{name}: refused, {reason}", style="dim")
+    for name, reason in result.wrong.items():
+        _line(console, f"{name}: wrong, {reason}", style="bold red")
+    counts = {"supported": result.supported, "refused": result.refused, "wrong": result.wrong}
+    _line(console, ", ".join(f"{len(names)} {word}" for word, names in counts.items()))
 
 
 VIEWS: dict[str, Callable[[Console, Any], None]] = {

@@ -101,20 +101,26 @@ def analyze(
         checkpoint: of a run.
         device: where to compute.
         data: other images, or where those of the training are now.
-        allow_trained: judge it also on images that it was trained on.
+        allow_trained: measure it also on images that it was trained on.
 
     Raises:
         StageCostError: an impossible tolerance, nothing trained, or no such images.
     """
     needed_blocks((0.0, 0.0), tolerance)  # refuse an impossible tolerance before the long work
     trained = open_trained(path, checkpoint=checkpoint, device=device)
-    images = trained.judged(split, data, allow_trained=allow_trained)
-    return summarise(trained, measure(trained, images), images, split, tolerance)
+    return analysis_of(trained, split, tolerance, data, allow_trained=allow_trained)
 
 
-def analysis_of(trained: Trained, split: Split, tolerance: float, data: str | None = None) -> Analysis:
+def analysis_of(
+    trained: Trained,
+    split: Split,
+    tolerance: float,
+    data: str | None = None,
+    *,
+    allow_trained: bool = False,
+) -> Analysis:
     """Analyse an opened network."""
-    images = trained.judged(split, data)
+    images = trained.judged(split, data, allow_trained=allow_trained)
     return summarise(trained, measure(trained, images), images, split, tolerance)
 
 
@@ -148,7 +154,10 @@ def summarise(
         needed_blocks=len(needed.cut.blocks),
         needed_cut=printed(network, needed),
         cuts=tuple(_cut_score(network, row, macs) for row in possible),
-        warnings=warnings_on(trajectory.whole.accuracy, count, images.chance, tolerance),
+        warnings=(
+            *images.warnings,
+            *warnings_on(trajectory.whole.accuracy, count, images.chance, tolerance),
+        ),
     )
 
 

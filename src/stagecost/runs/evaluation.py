@@ -23,6 +23,7 @@ class Evaluation(Result):
         split: the images.
         num_images: how many.
         interval: Wilson's, of the accuracy.
+        warnings: what has changed of the images since the training.
     """
 
     accuracy: float
@@ -33,6 +34,7 @@ class Evaluation(Result):
     split: Split
     num_images: int
     interval: Interval | None
+    warnings: tuple[str, ...]
 
 
 def evaluate(
@@ -52,7 +54,7 @@ def evaluate(
         data: other images, or where those of the training are now.
         checkpoint: of a run.
         device: where to compute.
-        allow_trained: judge it also on images that it was trained on.
+        allow_trained: measure it also on images that it was trained on.
 
     Raises:
         StageCostError: nothing trained is there, or no such images.
@@ -62,11 +64,7 @@ def evaluate(
 
 
 def evaluation_of(
-    trained: Trained,
-    split: Split = "test",
-    data: str | None = None,
-    *,
-    allow_trained: bool = False,
+    trained: Trained, split: Split = "test", data: str | None = None, *, allow_trained: bool = False
 ) -> Evaluation:
     """Measure an opened network."""
     images = trained.judged(split, data, allow_trained=allow_trained)
@@ -80,4 +78,5 @@ def evaluation_of(
         split=split,
         num_images=score.num_samples,
         interval=wilson(score.accuracy, score.num_samples),
+        warnings=images.warnings,
     )

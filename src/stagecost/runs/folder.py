@@ -3,6 +3,7 @@
 config.yaml        all settings, merged           last.safetensors   the newest checkpoint
 metrics.csv        one row an epoch               best.safetensors   the best on validation data
 trajectory.csv     loss and accuracy, one row for each epoch and depth
+fingerprint.json   what tells whether the images are still the same
 """
 
 import csv
@@ -21,6 +22,8 @@ from stagecost.text import one_line
 from stagecost.train.history import EpochRecord
 from stagecost.train.parsing import parse_settings
 from stagecost.train.settings import FREE_ON_RESUME, RunSettings, flag
+
+FINGERPRINT_FILE = "fingerprint.json"
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,9 @@ class RunFolder:
         return self.path / "best.safetensors"
 
     @property
-    def images(self) -> Path:
-        """The fingerprint of the images of the training."""
-        return self.path / "images.json"
+    def fingerprint(self) -> Path:
+        """What is remembered of the images."""
+        return self.path / FINGERPRINT_FILE
 
     @property
     def pruning(self) -> Path:

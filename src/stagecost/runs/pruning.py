@@ -16,7 +16,7 @@ from stagecost.network import CONFIG_FILE, ResidualNetwork
 from stagecost.prune import PruningPlan, carry_optimizer, plan_pruning
 from stagecost.runs.analysis import measure
 from stagecost.runs.certainty import Interval, paired_drop, warnings_on, wilson
-from stagecost.runs.folder import RunFolder
+from stagecost.runs.folder import FINGERPRINT_FILE, RunFolder
 from stagecost.runs.lock import locked
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Judged, Trained, open_trained
@@ -82,6 +82,7 @@ def prune(
     checkpoint: CheckpointName = "last",
     device: str = "auto",
     data: str | None = None,
+    allow_trained: bool = False,
 ) -> Pruning:
     """Plan on validation data, cut, recalibrate or fine-tune if asked for, measure, save.
 
@@ -94,6 +95,7 @@ def prune(
         checkpoint: of the run.
         device: where to compute.
         data: where the images of the training are now, if they moved.
+        allow_trained: go on where images of the validation split were trained on.
 
     Raises:
         StageCostError: an impossible cut, or more accuracy lost than `max_drop` allows; nothing is
@@ -108,8 +110,7 @@ def prune(
         if trained.checkpoint is None:
             raise StageCostError(f"{run} is a saved network: give the run that it was pruned from")
         bundle = trained.load("train", "val", data=data)
-        trained.check_images(bundle, "val", data)
-        val = trained.judged_on([bundle.splits["val"]])
+        val = trained.judged_on(bundle, "val", allow_trained=allow_trained)
         plan = _plan(trained, val, max_drop, keep)
         pruned = _recalibrated(trained, plan, bundle, val)
         if finetune_epochs:
@@ -118,9 +119,8 @@ def prune(
         _check_drop(pruning, max_drop)
         content = pruning.to_json()
         pruned.save_pretrained(target, **trained.details(), pruning=content)
-        images = RunFolder(trained.path).images
-        if images.is_file():
-            write_atomically(RunFolder(target).images, images.read_bytes())
+        if trained.fingerprint is not None:
+            write_atomically(target / FINGERPRINT_FILE, trained.fingerprint)
         write_json(RunFolder(trained.path).pruning, content)
     return pruning
 
@@ -189,7 +189,10 @@ def _compare(
         num_images=val.num_images,
         interval=wilson(accuracy, val.num_images),
         drop_interval=paired_drop(lost, gained, val.num_images),
-        warnings=warnings_on(plan.accuracy_before, val.num_images, val.chance, max_drop),
+        warnings=(
+            *val.warnings,
+            *warnings_on(plan.accuracy_before, val.num_images, val.chance, max_drop),
+        ),
     )
 
 

@@ -54,6 +54,7 @@ def report(
     checkpoint: CheckpointName = "last",
     device: str = "auto",
     data: str | None = None,
+    allow_trained: bool = False,
 ) -> Report:
     """Write report.html into a run folder: figures, tables, and how to use the result.
 
@@ -63,6 +64,7 @@ def report(
         checkpoint: of the run.
         device: where to compute.
         data: where the images of the training are now, if they moved.
+        allow_trained: go on where images of the validation split were trained on.
 
     Raises:
         StageCostError: nothing trained is there, or its images are not.
@@ -71,7 +73,8 @@ def report(
     trained = open_trained(run, checkpoint=checkpoint, device=device)
     # Without a validation split the training images stand in; the report says which split it shows.
     split: Split = "val" if trained.settings.data.val_fraction > 0 else "train"
-    return write_run_report(trained, analysis_of(trained, split, tolerance, data))
+    analysis = analysis_of(trained, split, tolerance, data, allow_trained=allow_trained)
+    return write_run_report(trained, analysis)
 
 
 def write_run_report(

@@ -1,6 +1,5 @@
 """Opening what was trained: a run folder, or the folder of a saved network, with its images."""
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,14 +10,14 @@ from torch import Tensor
 
 from stagecost.data.batches import FixedBatches, eval_batches, sample_batches
 from stagecost.data.fingerprint import check_fingerprint
-from stagecost.data.images import ImageFormat, ImageSplit
+from stagecost.data.images import ImageFormat
 from stagecost.data.loading import DataBundle, load_data
 from stagecost.errors import StageCostError
 from stagecost.models.catalogue import load
 from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, ResidualNetwork
 from stagecost.objective import LossFunction
 from stagecost.runs.certainty import chance_of
-from stagecost.runs.folder import RunFolder, check_same, has_moved
+from stagecost.runs.folder import FINGERPRINT_FILE, RunFolder, check_same, has_moved
 from stagecost.storage import read_json, read_metadata
 from stagecost.train.checkpoint import Checkpoint, read_checkpoint
 from stagecost.train.devices import select_device
@@ -29,8 +28,6 @@ from stagecost.train.stage_cost import loss_of
 CheckpointName = Literal["last", "best"]
 Split = Literal["train", "val", "test", "all"]
 
-logger = logging.getLogger("stagecost")
-
 
 @dataclass(frozen=True)
 class Judged:
@@ -40,11 +37,13 @@ class Judged:
         batches: in order, without augmentation.
         num_images: how many.
         chance: accuracy of always guessing the most frequent class, percent.
+        warnings: what has changed of the images since the training.
     """
 
     batches: Iterable[tuple[Tensor, Tensor]]
     num_images: int
     chance: float
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Trained:
         """Load splits of the images that it was trained on, or of other data prepared alike.
 
         Args:
-            splits: train, val, test; none of them is all that there are.
+            splits: train, val or test; or all, together; if none, each that there is.
             data: other images, or where those of the training are now.
 
         Raises:
@@ -108,34 +107,40 @@ class Trained:
         """Load the images of one split, or of all of them together.
 
         Raises:
-            StageCostError: there are no such images, or it was trained on some of them and they are not
-                allowed.
+            StageCostError: some of them were trained on and are not allowed, see `judged_on`.
         """
-        bundle = self.load(*(() if split == "all" else (split,)), data=data)
-        self.check_images(bundle, split, data, allow_trained=allow_trained)
-        return self.judged_on(list(bundle.splits.values()))
+        bundle = self.load(split, data=data)
+        return self.judged_on(bundle, split, other=data is not None, allow_trained=allow_trained)
 
-    def check_images(
-        self, bundle: DataBundle, split: str, data: str | None, *, allow_trained: bool = False
-    ) -> None:
-        """Say what has changed of the images since the training; see `stagecost.data.fingerprint`."""
-        file = RunFolder(self.path).images
-        if not file.is_file():
-            return
-        saved = file.read_text(errors="replace")
-        changes = check_fingerprint(saved, bundle, split, allow_trained=allow_trained)
-        for change in changes if data is None else ():
-            logger.warning("note: %s", change)
+    def judged_on(
+        self, bundle: DataBundle, split: Split, *, other: bool = False, allow_trained: bool = False
+    ) -> Judged:
+        """Return loaded images, in order, without augmentation.
 
-    def judged_on(self, splits: list[ImageSplit]) -> Judged:
-        """Return some images, in order, without augmentation."""
-        parts = [
-            eval_batches(part, self.image_format, device=self.device) for part in splits if len(part)
-        ]
-        targets = [label for part in splits for label in part.targets.tolist()]
+        Args:
+            bundle: with them.
+            split: which.
+            other: they need not be those of the training, so that no change is to be told.
+            allow_trained: judge it all the same on images that it was trained on.
+
+        Raises:
+            StageCostError: images were trained on that were not in this split then.
+        """
+        changes: tuple[str, ...] = ()
+        if self.fingerprint is not None:
+            changes = check_fingerprint(self.fingerprint, bundle, split, allow_trained=allow_trained)
+        images = bundle.splits[split]
+        targets = images.targets.tolist()
         if not targets:
             raise StageCostError(f"there are no images to judge {self.path} on: give some")
-        return Judged(_Chain(parts), len(targets), chance_of(targets))
+        batches = eval_batches(images, self.image_format, device=self.device)
+        return Judged(batches, len(targets), chance_of(targets), () if other else changes)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """What it remembers of the images of its training."""
+        path = self.path / FINGERPRINT_FILE
+        return path.read_text(errors="replace") if path.is_file() else None
 
     def batches(self, split: Split, data: str | None = None) -> Iterable[tuple[Tensor, Tensor]]:
         """Load one split as batches, in order, without augmentation."""
@@ -143,28 +148,12 @@ class Trained:
 
     def random_images(self, bundle: DataBundle, count: int) -> FixedBatches:
         """Return training images drawn at random, to estimate statistics from."""
-        return sample_batches(
-            bundle.splits["train"],
-            self.image_format,
-            count=count,
-            seed=self.settings.training.seed,
-            device=self.device,
-        )
+        images, seed = bundle.splits["train"], self.settings.training.seed
+        return sample_batches(images, self.image_format, count=count, seed=seed, device=self.device)
 
     def details(self) -> dict[str, Any]:
         """Return what a saved network keeps beside its structure, as plain types."""
         return {"settings": self.settings.to_flat(), "image_format": self.image_format.to_json()}
-
-
-@dataclass(frozen=True)
-class _Chain:
-    """Several loaders one after the other; may be iterated repeatedly."""
-
-    parts: list[Any]
-
-    def __iter__(self) -> Any:
-        for part in self.parts:
-            yield from part
 
 
 def open_trained(

@@ -79,6 +79,10 @@ class TrainingDisplay:
             )
         self.bar.update(self.task, description=title, completed=moment.step + 1, status=status)
 
+    def say(self, text: str) -> None:
+        """Show some lines that stay."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def epoch_ends(self, record: EpochRecord) -> None:
         """Show what an epoch brought, in one line that stays."""
         text = f"{self.label} epoch {record.epoch}/{self.epochs}  train loss {record.train_loss:.4f}"
@@ -86,7 +90,7 @@ class TrainingDisplay:
             text += f"  val loss {record.val_loss:.4f}  val accuracy {record.val_accuracy:.2f} %"
             if len(record.val_losses) > 2:
                 text += f"  val loss over depth {sparkline(record.val_losses)}"
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.say(text)
         if record.cut is not None:
             self._cut(record.cut)
 
@@ -95,4 +99,4 @@ class TrainingDisplay:
         text = f"{self.label} cut from {cut.num_blocks_before} blocks to {len(cut.kept_blocks)}"
         if cut.val_loss_after is not None:
             text += f"  val loss {cut.val_loss_before:.4f} → {cut.val_loss_after:.4f}"
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.say(text)

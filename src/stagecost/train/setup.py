@@ -80,12 +80,9 @@ class Setup:
             if "val" in data.splits
             else None
         )
+        seed = self.settings.training.seed
         calibration = sample_batches(
-            data.splits["train"],
-            data.format,
-            count=CALIBRATION_IMAGES,
-            seed=self.settings.training.seed,
-            device=device,
+            data.splits["train"], data.format, count=CALIBRATION_IMAGES, seed=seed, device=device
         )
         return Validation(val, calibration, loss_of(self.settings.training.label_smoothing))
 

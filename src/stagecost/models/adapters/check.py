@@ -150,7 +150,7 @@ def small_model(name: str, max_parameters: float) -> tuple[nn.Module, int]:
     raise UnknownBranchesError(f"{name} has {reason}")
 
 
-def _variants(name: str) -> Iterator[tuple[dict[str, Any], int]]:
+def _variants(name: str) -> Iterator[tuple[Mapping[str, Any], int]]:
     """Go through arguments and image sizes, the smallest first."""
     for options in ({"img_size": 64}, {}):
         yield options, 64

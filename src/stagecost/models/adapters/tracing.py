@@ -131,7 +131,7 @@ class Trace:
         varying: values that depend on the model's inputs.
         sources: value → the path of the parameter or other tensor of the model that it is.
         shapes: value → its shape.
-        readings: names of functions that gave Python the value of a varying tensor, and when.
+        readings: names of functions that gave Python the value of a varying tensor, and by what call.
     """
 
     root: Operation
@@ -140,7 +140,7 @@ class Trace:
     varying: set[Value] = field(default_factory=set)
     sources: dict[Value, str] = field(default_factory=dict)
     shapes: dict[Value, tuple[int, ...]] = field(default_factory=dict)
-    readings: list[tuple[str, int]] = field(default_factory=list)
+    readings: list[tuple[str, Operation]] = field(default_factory=list)
 
     @property
     def inputs(self) -> list[Value]:
@@ -193,7 +193,7 @@ class _Recorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         changed = [t for t, version in zip(given, versions, strict=True) if t._version != version]
         if func.__name__ in READERS and self.trace.varying.intersection(operation.uses):
-            self.trace.readings.append((func.__name__, operation.start))
+            self.trace.readings.append((func.__name__, self.stack[-1]))
         if leaves(result, Tensor) or changed:
             self._close(operation, result, changed)
         return result
