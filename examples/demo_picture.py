@@ -11,6 +11,8 @@ from pathlib import Path
 from stagecost.report.charts import Axis, Series, line_chart
 from stagecost.storage import write_atomically
 
+Curve = list[tuple[float, float]]
+"""Pairs of a number of blocks and an accuracy."""
 RUNS = {"plain training": "plain", "with a stage cost": "stage-cost"}
 COLOURS = {"plain training": "muted", "with a stage cost": "accent"}
 

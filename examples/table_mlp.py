@@ -10,6 +10,8 @@ import argparse
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from datasets import load_dataset
 from sklearn.datasets import load_breast_cancer
 from torch import Tensor, nn
 
@@ -47,7 +49,7 @@ class ResidualMLP(nn.Module):
 def batches(table: Table, size: int = 64) -> list[Table]:
     """Return a table in random order, batch by batch."""
     order = torch.randperm(len(table[1]))
-    return [(table[0][part], table[1][part]) for part in order.split(size)]
+    return [(table[0][part], table[1][part]) for part in torch.split(order, size)]
 
 
 def train_and_cut(train: Table, val: Table, epochs: int) -> tuple[PruningPlan, nn.Module]:
@@ -74,11 +76,16 @@ def breast_cancer() -> tuple[Table, Table]:
 
 def adult(folder: Path) -> tuple[Table, Table]:
     """Return the census income data: numbers as they are but scaled, words as one column each."""
-    import pandas
-
-    frame = pandas.concat(pandas.read_parquet(path) for path in sorted(folder.glob("train*.parquet")))
+    frame = load_dataset(str(folder), split="train").to_pandas()
     wealthy = torch.tensor(frame.pop(frame.columns[-1]).astype(str).str.contains(">50K").to_numpy())
-    rows = torch.tensor(pandas.get_dummies(frame).to_numpy(dtype="float32"))
+    columns = []
+    for name in frame:
+        words = frame[name].dtype.kind not in "if"
+        numbers = torch.tensor(
+            (frame[name].astype("category").cat.codes if words else frame[name]).to_numpy()
+        )
+        columns.append(F.one_hot(numbers.long() + 1) if words else numbers[:, None])
+    rows = torch.cat(columns, dim=1).float()
     return _parted((rows - rows.mean(0)) / rows.std(0).clamp_min(1e-3), wealthy.long())
 
 

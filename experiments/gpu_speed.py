@@ -3,10 +3,13 @@
 Homogeneous networks of 54 blocks, images of 16×16 pixels, bf16, channels last, nothing compiled: eager,
 and as one CUDA graph. Arms by turns, timed by CUDA events; the lines hold every round.
 
-    python -m experiments.gpu_speed --out OUT
+    python -m experiments run gpu-speed --tier gpu
+    python -m experiments.gpu_speed --out OUT       the same, into the lines of `gpu_tier`
 """
 
 import argparse
+import json
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +17,10 @@ from pathlib import Path
 
 import torch
 
-from experiments.gpu_tier import Recipe, Session, optimizer, stage_loss
+from experiments.gpu_tier import Line, Recipe, Session, optimizer, stage_loss
+from experiments.records import Record, Row
+from experiments.runner import Context, Experiment
+from experiments.tables import Columns, quartiles, rows_of, table
 from stagecost.cut import Cut
 from stagecost.models.catalogue import create_model
 from stagecost.objective import StageCost
@@ -67,16 +73,15 @@ def training_step(recipe: Recipe, depths: int | None, device: torch.device) -> C
         memory_format=torch.channels_last
     )
     labels = torch.randint(10, (recipe.batch_size,), device=device)
-    stage_cost = StageCost.uniform(recipe.num_blocks, 0.0 if depths is None else recipe.gamma)
+    cost = StageCost.uniform(recipe.num_blocks, 0.0 if depths is None else recipe.gamma)
     if depths is not None and depths > 0:
-        stage_cost = stage_cost.sampled(depths, torch.Generator().manual_seed(0))
-    weights = torch.tensor([*stage_cost.weights, 1.0], device=device)
+        cost = cost.sampled(depths, torch.Generator().manual_seed(0))
+    weights = torch.tensor([*cost.weights, cost.terminal_weight], device=device)
 
     def step() -> None:
         sgd.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, device.type == "cuda", cache_enabled=False):
-            outputs = network(images, stage_cost.outputs)
-            loss = stage_loss(outputs, labels, weights)
+            loss = stage_loss(network(images, cost.outputs), labels, weights)
         loss.backward()  # type: ignore[no-untyped-call]
         sgd.step()
 
@@ -142,6 +147,86 @@ def inference_times(
     if mode == "graph":
         functions = {name: graphed(function) for name, function in functions.items()}
     return milliseconds(functions, rounds)
+
+
+def speed_table(lines: Sequence[Line], recipe: Recipe) -> Row:
+    """Return medians of ratios within a round, with their quartiles."""
+    rows, inference, rounds = [], [], 0
+    for line in lines:
+        if line["stage"] == "speed":
+            times, peaks = line["milliseconds"], line["peak_bytes"]
+            rounds = len(times["plain"])
+            entry = {"configuration": line["configuration"], "mode": line["mode"], "device": "cuda"}
+            for arm in ("literal", "sampled"):
+                entry[f"{arm}_step_ratio"], entry[f"{arm}_spread"] = ratio(times[arm], times["plain"])
+                known = peaks["plain"] > 0
+                entry[f"{arm}_memory_ratio"] = round(peaks[arm] / peaks["plain"], 4) if known else None
+            rows.append({**entry, "milliseconds": medians(times), "peak_bytes": peaks})
+        elif line["stage"] == "inference":
+            times = line["milliseconds"]
+            speedup, spread = ratio(times["whole"], times["cut"])
+            entry = {"blocks_before": recipe.num_blocks, "blocks_after": recipe.kept}
+            entry |= {key: line[key] for key in ("batch", "mode", "width")}
+            entry |= {"speedup": speedup, "spread": spread, "milliseconds": medians(times)}
+            inference.append(entry)
+    return {"rows": rows, "pruned_speedup": inference, "rounds": rounds}
+
+
+def ratio(times: Sequence[float], others: Sequence[float]) -> tuple[float, list[float]]:
+    """Return the median over rounds of times / others, and its quartiles."""
+    ratios = [a / b for a, b in zip(times, others, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return round(middle, 4), [round(low, 4), round(high, 4)]
+
+
+def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return the median of each list."""
+    return {name: round(statistics.median(values), 4) for name, values in times.items()}
+
+
+def run(context: Context) -> Row:
+    """Measure, and keep what was measured in the folder of the trainings as well."""
+    session, quick = Session(context.work), context.tier == "quick"
+    recipe = Recipe(num_blocks=4, kept=2, width=4) if quick else Recipe()
+    session.lines.unlink()
+    torch.backends.cudnn.benchmark = True
+    speed(session, recipe, *(((2,), 3) if quick else ()))
+    return speed_table([json.loads(line) for line in session.lines.read_text().splitlines()], recipe)
+
+
+def section(records: Sequence[Record]) -> list[str]:
+    """Return the two tables."""
+    steps: Columns = {
+        "network, batch": "{configuration}",
+        "how": "{mode}",
+        "every output": lambda row: quartiles(row["literal_step_ratio"], row["literal_spread"]),
+        "memory": "{literal_memory_ratio:.3f}",
+        "two sampled depths": lambda row: quartiles(row["sampled_step_ratio"], row["sampled_spread"]),
+        "their memory": "{sampled_memory_ratio:.3f}",
+    }
+    inference: Columns = {
+        "blocks": "{blocks_before} → {blocks_after}",
+        "batch": "{batch}",
+        "how": "{mode}",
+        "times as fast": lambda row: quartiles(row["speedup"], row["spread"]),
+    }
+    return [
+        "A training step beside the plain one in bf16, median [quartiles] of ratios by turns; nothing "
+        "is compiled, and a graph is a CUDA graph.",
+        table(rows_of(records), steps),
+        "Inference after the cut:",
+        table(rows_of(records, "pruned_speedup"), inference),
+    ]
+
+
+GPU_SPEED = Experiment(
+    name="gpu-speed",
+    title="Speed on a GPU",
+    datasets={"gpu": ("",), "quick": ("",)},
+    run=run,
+    section=section,
+    seeds=(0,),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -58,6 +58,8 @@ from stagecost.network import ResidualNetwork
 from stagecost.objective import parameter_groups
 from stagecost.storage import read_tensors, write_tensors
 
+Line = Mapping[str, Any]
+"""What is written of one job or measurement."""
 ARMS = ("plain_full", "plain_sub", "stage", "joint", "joint_light", "plain_long", "cut_first")
 TARGET_WEIGHTS = {"joint": 1.0, "joint_light": 0.3}
 # Epochs and arms of each data set: what fitted into a quarter of an hour of the device.
@@ -127,7 +129,7 @@ def decode_image(encoded: bytes) -> npt.NDArray[np.uint8]:
 
 def decode(folder: Path, file: Path, processes: int = 16) -> None:
     """Decode parquet files, `train-*` and perhaps `test-*`, to bytes in one safetensors file."""
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq
 
     tensors: dict[str, Tensor] = {}
     for part in ("train", "test"):
@@ -269,7 +271,7 @@ def with_separate_norms(network: ResidualNetwork, kept: int) -> ResidualNetwork:
 def stage_loss(outputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Return Σ_k w_k·L_k / Σ_k w_k of outputs (K, B, classes): J_N / (1 + gamma·N) for the stage cost.
 
-    As `StageCost`, but with nothing that a CUDA graph cannot hold.
+    As a normalised `StageCost`, but with nothing that a CUDA graph cannot hold.
     """
     repeated = labels.expand(len(outputs), -1).flatten()
     singles = F.cross_entropy(outputs.flatten(0, 1), repeated, reduction="none")

@@ -9,7 +9,7 @@ depths beside each depth trained alone, `gpu-speed/gpu.json` the speed table.
 import argparse
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -17,19 +17,15 @@ from typing import Any
 
 import torch
 
-from experiments.gpu_tier import PLAN, SEEDS, TARGET_WEIGHTS, Recipe
+from experiments.gpu_speed import speed_table
+from experiments.gpu_tier import PLAN, SEEDS, TARGET_WEIGHTS, Line, Recipe
+from experiments.trainings import PAPER
 from stagecost.macs import count_macs, count_parameters
 from stagecost.models.catalogue import create_model
 from stagecost.storage import write_json
 
-Line = Mapping[str, Any]
 COMMAND = "python -m experiments.gpu_tier train pilot cifar10 cifar100 mnist --images IMAGES --out OUT"
 SPEED_COMMAND = "python -m experiments.gpu_speed --out OUT"
-PAPER = {
-    "mnist": {"plain_full": 99.64, "plain_sub": 99.63, "stage_full": 99.62, "stage_pruned": 99.54},
-    "cifar10": {"plain_full": 93.05, "plain_sub": 91.43, "stage_full": 91.59, "stage_pruned": 91.02},
-    "cifar100": {"plain_full": 71.94, "plain_sub": 68.77, "stage_full": 69.97, "stage_pruned": 66.55},
-}
 TABLE = {  # the row's arm: the job's arm, which of its networks
     "plain_full": ("plain_full", "whole"),
     "plain_sub": ("plain_sub", "cut"),
@@ -62,7 +58,7 @@ def write_records(file: Path, results: Path, commit: str) -> None:
             write_json(results / "targets" / f"gpu-{dataset}.json", about | content)
     if any(line["stage"] == "speed" for line in lines):
         about = circumstances(lines, commit, "gpu", SPEED_COMMAND) | {"seeds": [0]}
-        write_json(results / "gpu-speed" / "gpu.json", about | speed_table(lines))
+        write_json(results / "gpu-speed" / "gpu.json", about | speed_table(lines, Recipe()))
 
 
 def circumstances(lines: Sequence[Line], commit: str, name: str, command: str) -> dict[str, Any]:
@@ -181,40 +177,6 @@ def targets(jobs: Sequence[Line], dataset: str) -> dict[str, Any]:
 def tried(lines: Sequence[Line]) -> list[Line]:
     """Return what the pilot measured and chose, by validation images alone."""
     return [line for line in lines if line["stage"] in ("fastest", "pilot", "choice")]
-
-
-def speed_table(lines: Sequence[Line]) -> dict[str, Any]:
-    """Return medians of ratios within a round, with their quartiles."""
-    rows, inference, rounds = [], [], 0
-    for line in lines:
-        if line["stage"] == "speed":
-            times, peaks = line["milliseconds"], line["peak_bytes"]
-            rounds = len(times["plain"])
-            entry = {"configuration": line["configuration"], "mode": line["mode"], "device": "cuda"}
-            for arm in ("literal", "sampled"):
-                entry[f"{arm}_step_ratio"], entry[f"{arm}_spread"] = ratio(times[arm], times["plain"])
-                entry[f"{arm}_memory_ratio"] = round(peaks[arm] / max(1, peaks["plain"]), 4)
-            rows.append({**entry, "milliseconds": medians(times), "peak_bytes": peaks})
-        elif line["stage"] == "inference":
-            times = line["milliseconds"]
-            speedup, spread = ratio(times["whole"], times["cut"])
-            entry = {"blocks_before": Recipe().num_blocks, "blocks_after": Recipe().kept}
-            entry |= {key: line[key] for key in ("batch", "mode", "width")}
-            entry |= {"speedup": speedup, "spread": spread, "milliseconds": medians(times)}
-            inference.append(entry)
-    return {"rows": rows, "pruned_speedup": inference, "rounds": rounds}
-
-
-def ratio(times: Sequence[float], others: Sequence[float]) -> tuple[float, list[float]]:
-    """Return the median over rounds of times / others, and its quartiles."""
-    ratios = [a / b for a, b in zip(times, others, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return round(middle, 4), [round(low, 4), round(high, 4)]
-
-
-def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Return the median of each list."""
-    return {name: round(statistics.median(values), 4) for name, values in times.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

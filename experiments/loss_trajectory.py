@@ -95,7 +95,7 @@ def figures(record: Record) -> Figures:
         series = []
         for row in grouped(record["rows"], "arm"):
             means = map(statistics.mean, zip(*row[key], strict=True))
-            series.append(Series(NAMES.get(row["arm"], row["arm"]), list(enumerate(means))))
+            series.append(Series(NAMES.get(row["arm"], str(row["arm"])), list(enumerate(means))))
         starts, x = record["rows"][0]["stage_starts"], Axis("depth k (blocks)")
         charts[name] = line_chart(
             series, x=x, y=Axis(title), summary=f"{title} over depth k", stage_starts=starts

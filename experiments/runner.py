@@ -32,6 +32,7 @@ EXPERIMENTS = {
     "peers": "peers.experiment:PEERS",
     "staged": "staged:STAGED",
     "benchmark": "benchmark.experiment:BENCHMARK",
+    "gpu-speed": "gpu_speed:GPU_SPEED",
     "runs": "runs:RUNS",
     "ablation": "ablation:ABLATION",
     "importance": "theory:IMPORTANCE",

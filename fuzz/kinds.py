@@ -121,6 +121,9 @@ def kinds_of(originals: Files) -> dict[str, Kind]:
         "pruning": Kind(
             originals, ((f"{RUN}/pruning.json", mutations.mutate_json_file, 1.0),), {"report": 1.0}
         ),
+        "fingerprint": Kind(
+            originals, ((f"{RUN}/images.json", mutations.mutate_json_file, 1.0),), {"evaluate": 1.0}
+        ),
         "metrics": Kind(
             originals,
             tuple(
@@ -144,7 +147,8 @@ def kinds_of(originals: Files) -> dict[str, Kind]:
 
 
 WEIGHTS = {
-    "network": 30, "checkpoint": 16, "settings": 20, "pruning": 1, "metrics": 1, "idx": 6, "idx_gz": 3,
+    "network": 30, "checkpoint": 16, "settings": 20, "pruning": 1, "metrics": 1, "fingerprint": 3,
+    "idx": 6, "idx_gz": 3,
     "images": 8, "table": 4, "parquet": 5, "parquet_text": 3, "parquet_whole": 3,
 }  # fmt: skip
 """How often each kind is drawn."""
@@ -157,7 +161,8 @@ def _load() -> None:
     _same(network.state_dict(), parse_tensors(Path(SAVED, "model.safetensors").read_bytes()))
     config = json.loads(Path(SAVED, "config.json").read_text())
     assert network.description is not None
-    check(network.description.to_json()["arguments"] == config["arguments"], "other arguments")
+    built = network.description.to_json()["arguments"]  # with the defaults of what was not said
+    check({**built, **config["arguments"]} == built, "other arguments")
 
 
 def _same(state: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor]) -> None:

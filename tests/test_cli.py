@@ -106,7 +106,7 @@ def test_a_verb_in_a_process_of_a_users_own(verb: str, runs: Runs, tmp_path: Pat
         "evaluate": (runs.saved, "--split", "val"),
         "bound": (runs.three, "--sub", runs.two),
         "report": (runs.staged,),
-        "models": ("--pattern", "*resnet*"),
+        "models": ("*resnet*",),
     }
     found = answer(really_run(verb, *arguments[verb], "--json", script=verb == "train"))
     last = metrics(runs.three)[-1]

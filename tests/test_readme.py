@@ -10,12 +10,14 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from stagecost.cli.flags import build_parser, read_flags
 from stagecost.cli.main import main
@@ -108,6 +110,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr("stagecost.models.registry.catalogue", entered)
     monkeypatch.setattr("stagecost.models.catalogue.catalogue", entered)
     monkeypatch.chdir(tmp_path)
+    for name in ("cat", "dog"):  # a folder of images of one's own, as the documents name it
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(10):
+            shade = 20 * number + len(name)
+            Image.new("L", (8, 8), shade).save(tmp_path / "photos" / name / f"{number}.png")
     yield tmp_path
     log.handlers, log.level = before
 
@@ -292,6 +299,15 @@ def test_names_are_in_the_code(name: str) -> None:
             resolve(f"stagecost{named[1]}")
 
 
+def test_the_rows_of_imports_are_those_of_the_contract() -> None:
+    rows = re.findall(r"^\| \d+ \| (.*) \|$", DOCUMENTS["docs/architecture.md"], re.MULTILINE)
+    linter = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = next(each["layers"] for each in linter["contracts"] if each["type"] == "layers")
+    assert [re.findall(r"`([\w.]+)`", row) for row in rows] == [
+        re.findall(r"[\w.]+", layer) for layer in layers
+    ]
+
+
 def test_every_row_of_the_map_has_a_name_and_a_test() -> None:
     table = DOCUMENTS["docs/paper-to-code.md"]
     rows = re.findall(r"^\| (?!---|in the paper|what \|)(.*) \|$", table, re.MULTILINE)
@@ -343,7 +359,13 @@ def test_keys_and_files_are_those_documented(folder: Path) -> None:
     assert set(answers["analyze"]["cuts"][0]) == set(re.findall(r"`(\w+)`", cuts[1]))
     files = {path.name for path in (folder / "deep").iterdir()}
     assert files == set(first_column(section(COMMAND_LINE, "The run folder")))
-    assert {path.name for path in (folder / "small").iterdir()} == {"model.safetensors", "config.json"}
+    saved = re.search(
+        r"is what `stagecost.load` .*? holds (.*?), and", section(COMMAND_LINE, "prune"), re.DOTALL
+    )
+    assert saved
+    assert {path.name for path in (folder / "small").iterdir()} == set(
+        re.findall(r"`([^`]+)`", saved[1])
+    )
 
 
 def test_keys_of_a_cut_in_training_are_those_documented(folder: Path) -> None:

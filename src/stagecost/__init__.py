@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from stagecost.network import ResidualNetwork
     from stagecost.objective import StageCost, parameter_groups
     from stagecost.prune import PruningPlan, carry_optimizer, plan_pruning
-    from stagecost.runs.training import train
     from stagecost.trajectory import Trajectory, loss_trajectory, needed_blocks
 
 __version__ = version("stagecost")
@@ -54,7 +53,6 @@ _HOMES = {
     "recalibrate": "calibration",
     "register_model": "models.registry",
     "removal_cost": "importance",
-    "train": "runs.training",
 }
 
 __all__ = [
@@ -86,7 +84,6 @@ __all__ = [
     "recalibrate",
     "register_model",
     "removal_cost",
-    "train",
 ]
 
 

@@ -101,7 +101,14 @@ def _add_scaled(skipped: Tensor, control: Tensor, scale: Tensor) -> Tensor:
 
 
 class Tail(Protocol):
-    """How a state goes through the skip connections that are left: S_{N-1} ∘ … ∘ S_k."""
+    """How a state goes through the skip connections that are left: S_{N-1} ∘ … ∘ S_k.
+
+    Attributes:
+        may_draw: whether random numbers may be drawn on the way.
+    """
+
+    @property
+    def may_draw(self) -> bool: ...  # noqa: D102
 
     def __call__(self, state: Tensor, k: int) -> Tensor:
         """Map x_k to the state that the head expects."""
@@ -118,6 +125,7 @@ class SkipChain:
         """Note the skip connections of the blocks."""
         skips = ((k, skip_of(block)) for k, block in enumerate(blocks))
         self.skips = [(k, skip) for k, skip in skips if not is_identity(skip)]
+        self.may_draw = bool(self.skips)
         self.frozen = FrozenStatistics(skip for _, skip in self.skips)
 
     def __call__(self, state: Tensor, k: int) -> Tensor:
@@ -178,29 +186,28 @@ def plan_paths(cuts: tuple[Cut, ...]) -> tuple[Path, ...]:
 
 
 def _planned(cuts: tuple[Cut, ...]) -> tuple[Path, ...]:
-    opened = [(0, tuple(range(len(cuts))))]
+    opened: list[Branch] = [(0, tuple(range(len(cuts))))]
     paths: list[Path] = []
-    for start, sharing in opened:  # grows on the way
-        acts, ends, leaves, members = _follow(cuts, start, sharing, len(opened))
-        opened += members
-        whole = not paths and all(acts)
-        paths.append(Path(start, acts, ends, leaves, whole))
+    for branch in opened:  # grows on the way
+        path, others = _follow(cuts, branch, len(opened))
+        opened += others
+        paths.append(path)
     return tuple(paths)
 
 
 _remembered = lru_cache(maxsize=256)(_planned)
 
+Branch = tuple[int, tuple[int, ...]]
+"""k, and the numbers of the cuts that go on together from x_k."""
 
-def _follow(
-    cuts: tuple[Cut, ...], k: int, members: tuple[int, ...], next_path: int
-) -> tuple[
-    tuple[bool, ...], dict[int, tuple[int, ...]], dict[int, int], list[tuple[int, tuple[int, ...]]]
-]:
-    """Go with the cuts in which the next block acts; return the paths of the others as well."""
+
+def _follow(cuts: tuple[Cut, ...], branch: Branch, next_path: int) -> tuple[Path, list[Branch]]:
+    """Go with the cuts in which the next block acts; return the branches of the others as well."""
+    k, members = branch
     acts: list[bool] = []
     ends: dict[int, tuple[int, ...]] = {}
     leaves: dict[int, int] = {}
-    others: list[tuple[int, tuple[int, ...]]] = []
+    others: list[Branch] = []
     while members:
         ended = tuple(i for i in members if cuts[i].depth <= k)
         if ended:
@@ -214,7 +221,8 @@ def _follow(
             acts.append(bool(acting))
         members = acting or members
         k += 1
-    return tuple(acts), ends, leaves, others
+    start = branch[0]
+    return Path(start, tuple(acts), ends, leaves, whole=start == 0 and all(acts)), others
 
 
 Observer = Callable[[int, Tensor, Tensor], None]
@@ -241,9 +249,10 @@ class Rollout:
         tail: the skip connections that are left.
         scales: (N,) or (N, B), s_k of the blocks that act; None is 1, to the last bit.
         observe: sees the states of the whole network.
-        training: tails come after all states, so that random numbers of the whole network stay its own;
-            running statistics of norms follow the whole network and its y_k alone.
-        checkpointing: see `Pass`.
+        training: running statistics of norms follow the whole network and its y_k alone.
+        read_late: outputs come after all states, so that random numbers of the whole network stay its
+            own. On the way, the gradients of the states need not wait for each other in memory.
+        checkpointing: see `Pass`; outputs come on the way.
     """
 
     blocks: Sequence[nn.Module]
@@ -252,6 +261,7 @@ class Rollout:
     scales: Tensor | None = None
     observe: Observer | None = None
     training: bool = False
+    read_late: bool = False
     checkpointing: bool = False
 
     def outputs(self, x_0: Tensor, cuts: Sequence[Cut]) -> list[Tensor]:
@@ -274,7 +284,7 @@ class Rollout:
                 if self.checkpointing:
                     state = self._checkpointed(path, k, stop, state, cuts, starts, outputs)
                 else:
-                    emit = ends.append if self.training else read
+                    emit = ends.append if self.read_late else read
                     state = self._run(path, k, stop, state, starts, emit)
         # The terminal output comes first: random numbers of the head, too, are those of a plain pass.
         for end in sorted(ends, key=lambda end: not (end.whole and end.k == len(self.blocks))):

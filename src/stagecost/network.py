@@ -105,14 +105,18 @@ class ResidualNetwork(nn.Module):
         if cuts is not None and depths is not None:
             raise StageCostError("cuts and depths exclude each other: a depth k is the cut Cut.first(k)")
         wanted = self._wanted(cuts, depths)
+        reader, tail = self._reader(how), self._tail(how)
+        # A compiled reader draws no random numbers.
+        draws = reader is self.head or tail.may_draw
         rollout = Rollout(
             list(self.blocks.values()),
-            self._reader(how),
-            self._tail(how),
+            reader,
+            tail,
             scales,
             observe,
-            self.training,
-            how.checkpointing,
+            training=self.training,
+            read_late=self.training and draws,
+            checkpointing=how.checkpointing,
         )
         outputs = rollout.outputs(self.stem(images), wanted)
         single = isinstance(cuts, Cut) or (cuts is None and (depths is None or isinstance(depths, int)))
@@ -244,8 +248,9 @@ class ResidualNetwork(nn.Module):
                 "register its builder with register_model"
             )
         folder, description = Path(folder), self.description.to_json()
-        # The weights carry the description too: whatever a crash leaves, the two cannot be mixed up.
-        write_tensors(folder / WEIGHTS_FILE, self.state_dict(), {"description": description})
+        # The weights carry all of it, too: whatever a crash leaves, the two cannot be mixed up.
+        metadata = {**details, "description": description}
+        write_tensors(folder / WEIGHTS_FILE, self.state_dict(), metadata)
         write_json(folder / CONFIG_FILE, {"format": "stagecost", **description, **details})
 
     def _wanted(self, cuts: Cut | Iterable[Cut] | None, depths: Depths) -> tuple[Cut, ...]:

@@ -1,21 +1,29 @@
 """Files that are either whole or not there: atomic writes, and tensors without pickle.
 
 Tensors are stored as safetensors, whose loading never executes code; what describes them travels as
-JSON in the header of the same file, so that one rename makes both appear together.
+JSON in the header of the same file, so that one rename makes both appear together. JSON is read within
+limits: no NaN, no infinite numbers, no deep nesting.
 """
 
 import json
+import math
 import os
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from stagecost.errors import StageCostError
+from stagecost.text import one_line
 
 if TYPE_CHECKING:  # the report writes files, too, and has no need of torch
     from torch import Tensor
+
+Metadata = Mapping[str, Any]
+"""What describes tensors: JSON by name."""
+
+MAX_NESTING = 32  # levels of lists and mappings in JSON
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -60,7 +68,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def write_json(path: Path, content: object) -> None:
     """Write JSON atomically, readable for people."""
-    write_atomically(path, json.dumps(content, indent=2) + "\n")
+    write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -70,18 +78,60 @@ def read_json(path: Path) -> Any:
         StageCostError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return parse_json(path.read_text("utf-8"))
     except FileNotFoundError:
         raise StageCostError(f"{path} does not exist: check the path") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StageCostError(f"{path} is not valid JSON ({error}): restore or delete it") from None
+    except ValueError as error:
+        raise StageCostError(
+            f"{path} is not valid JSON ({one_line(error)}): restore or delete it"
+        ) from None
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON of moderate depth, in which every number is finite.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        content = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except RecursionError:
+        raise ValueError(f"nested deeper than {MAX_NESTING} levels") from None
+    check_nesting(content)
+    return content
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return number
+
+
+def check_nesting(content: object, left: int = MAX_NESTING) -> None:
+    """Refuse what is nested so deeply that whoever walks through it might fail.
+
+    Raises:
+        ValueError: as described.
+    """
+    items = content.values() if isinstance(content, dict) else content
+    if not isinstance(content, dict | list):
+        return
+    if left == 0:
+        raise ValueError(f"nested deeper than {MAX_NESTING} levels")
+    for item in items:  # type: ignore[attr-defined]
+        check_nesting(item, left - 1)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, object]) -> None:
     """Write tensors and their JSON metadata as one safetensors file, atomically."""
     from safetensors.torch import save
 
-    header = {key: json.dumps(value) for key, value in metadata.items()}
+    header = {key: json.dumps(value, allow_nan=False) for key, value in metadata.items()}
     # Copies where tensors share memory, which the format cannot express.
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     seen = set[int]()
@@ -92,24 +142,49 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping
     write_atomically(path, save(contiguous, metadata=header))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+def read_metadata(path: Path) -> Metadata:
+    """Read the metadata alone of what `write_tensors` wrote.
+
+    Raises:
+        StageCostError: the file is missing, or damaged.
+    """
+    return _read(path, tensors=False)[1]
+
+
+def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], Metadata]:
     """Read what `write_tensors` wrote: tensors on the CPU, and the metadata.
 
     Raises:
         StageCostError: the file is missing, or damaged.
     """
+    return _read(path, tensors=True)
+
+
+@contextmanager
+def _openable(path: Path) -> Iterator[str]:
+    """Return a name by which safetensors opens a file; it takes no path that is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with path.open("rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield str(path)
+
+
+def _read(path: Path, *, tensors: bool) -> tuple[dict[str, "Tensor"], Metadata]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise StageCostError(f"{path} does not exist: check the path")
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with _openable(path) as name, safe_open(name, framework="pt") as file:
+            names = file.keys() if tensors else ()
+            read = {name: file.get_tensor(name) for name in names}
             header = file.metadata() or {}
-        return tensors, {key: json.loads(value) for key, value in header.items()}
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+        return read, {key: parse_json(value) for key, value in header.items()}
+    except (SafetensorError, AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise StageCostError(
-            f"{path} is damaged or not a safetensors file ({reason}): restore it from a copy, or "
-            "delete it"
+            f"{path} is damaged or not a safetensors file ({one_line(error)}): restore it from a copy, "
+            "or delete it"
         ) from None

@@ -26,6 +26,8 @@ from experiments.tables import section
 
 from helpers import build, images
 from stagecost.dynamics import Pass
+from stagecost.errors import StageCostError
+from stagecost.fast import reading
 from stagecost.macs import count_macs
 from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost
@@ -330,11 +332,20 @@ def test_a_whole_benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert [row["configuration"] for row in quick["rows"]] == [SMALL.name]
 
 
-@pytest.mark.slow
-@pytest.mark.compiled
-def test_the_exact_step_of_a_quick_benchmark_is_compiled() -> None:
-    """Of the real size: the table's first row, with few rounds, by the aims with room for a busy machine."""
-    row, spread = ratios.step_ratios(QUICK[0], CPU, 3)
-    assert spread["exact_is"] == "compiled"
-    assert row["memory_ratio"] <= 1.03
-    assert row["exact_step_ratio"] < row["literal_step_ratio"] * 1.1
+def test_the_compiled_pass_needs_the_memory_of_plain_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No output keeps a state for its gradient, and no gradient of a state waits for the others."""
+    monkeypatch.setattr(reading, "compiled", lambda formula: formula)
+    one = homogeneous(16, 8, 8, image_size=16)
+    plain = peak_bytes(steps.plain_step(one, CPU), CPU)
+    assert peak_bytes(steps.exact_step(one, CPU, "compiled"), CPU) <= 1.03 * plain
+    assert peak_bytes(steps.exact_step(one, CPU, "literal"), CPU) > 1.2 * plain
+
+
+def test_the_exact_pass_is_compiled_where_a_compiler_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(device: str) -> None:
+        raise StageCostError("no compiler")
+
+    monkeypatch.setattr(steps, "check_compiler", lambda device: None)
+    assert steps.exact_pass(CPU) == "compiled"
+    monkeypatch.setattr(steps, "check_compiler", refuse)
+    assert steps.exact_pass(CPU) == "collapsed"

@@ -25,6 +25,9 @@ def test_an_epoch_is_a_line_that_names_what_it_shows(
     told = capsys.readouterr()
     assert told.out == ""
     lines = told.err.splitlines()
+    assert lines[0].startswith("digits: 10 classes (0, 1, 2")
+    assert lines[1].startswith("  train: 270 images (0 ")
+    lines = [line for line in lines if line.startswith("try")]
     first, last = result.history
     assert lines[0].startswith("try epoch 1/2  train loss ")
     assert f"val loss {first.val_loss:.4f}  val accuracy {first.val_accuracy:.2f} %" in lines[0]

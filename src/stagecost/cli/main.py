@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import io
 import json
 import logging
 import os
@@ -9,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from stagecost.errors import StageCostError, missing_extra
 
@@ -92,18 +93,47 @@ def _overview() -> str:
     )
 
 
+class _Lossy(io.RawIOBase):
+    """Standard error: what its device or its reader cannot take is lost, and changes nothing else."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self.descriptor)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        with contextlib.suppress(OSError):
+            os.write(self.descriptor, data)
+        return len(data)
+
+
 def _prepare_streams() -> None:
     """Let every terminal and every pipe take what is printed, in replacement characters if need be."""
-    sys.stdout = _stream(sys.stdout)
-    sys.stderr = _stream(sys.stderr)
+    sys.stdout = _stream(sys.stdout, "replace")
+    errors = _stream(sys.stderr, "backslashreplace")
+    if isinstance(errors, io.TextIOWrapper) and errors is sys.__stderr__:
+        errors.flush()
+        lossy = _Lossy(errors.fileno())
+        errors = io.TextIOWrapper(lossy, errors.encoding, errors.errors, write_through=True)  # type: ignore[type-var]
+    sys.stderr = errors
 
 
-def _stream(stream: TextIO | None) -> TextIO:
+def _stream(stream: TextIO | None, errors: str) -> TextIO:
     if stream is None:  # closed by whoever started the process
         return Path(os.devnull).open("w", encoding="utf-8")
-    reconfigure = getattr(stream, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")
+    if isinstance(stream, io.TextIOWrapper):
+        try:
+            "‖█…".encode(stream.encoding, errors)
+            stream.reconfigure(errors=errors)
+        except (LookupError, UnicodeError):  # an encoding that replaces nothing
+            stream.reconfigure(encoding="ascii", errors=errors)
     return stream
 
 
@@ -139,22 +169,24 @@ def _standard_output() -> Iterator[None]:
         _drop_output()
     except OSError as error:
         _drop_output()
-        raise OSError(error.errno, error.strerror, "standard output") from None
+        raise StageCostError(
+            f"standard output cannot be written ({error.strerror}): send it to another file or device"
+        ) from None
 
 
 def _drop_output() -> None:
-    # Without this Python complains at its end about what it could not write.
+    # Without this Python complains at its end about what it could not write, with a status of its own.
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, as_json: bool) -> NoReturn:
-    text = " ".join(message.split())
-    with contextlib.suppress(OSError):
-        if _is_first_process():
-            if as_json:
-                print(json.dumps({"error": text}), flush=True)
-            print(f"stagecost: {text}", file=sys.stderr)
+    text = str(StageCostError(message))  # on one line
+    if _is_first_process():
+        if as_json:
+            with contextlib.suppress(StageCostError), _standard_output():
+                print(json.dumps({"error": text}))
+        print(f"stagecost: {text}", file=sys.stderr)
     raise SystemExit(2)
 
 

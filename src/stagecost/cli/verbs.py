@@ -98,9 +98,9 @@ def _demo(options: Options) -> "Result":
 
 
 def _models(options: Options) -> "Result":
-    from stagecost.runs.models import list_or_check
+    from stagecost.runs.models import models
 
-    return list_or_check(**options)
+    return models(**options)
 
 
 OFTEN = (
@@ -136,7 +136,7 @@ VERBS: dict[str, Verb] = {
     "analyze": Verb(
         "Show loss and accuracy over depth, and how many blocks are needed.",
         (
-            Flag("run", str, "folder of a run or of a saved network", positional=True),
+            Flag("run", str, "folder of a run or of a saved network", positional=True, required=True),
             Flag("split", Split, "the images; choose depths on val, never on test", "val"),
             *(TOLERANCE, MOVED, ALLOWED, CHECKPOINT, DEVICE),
         ),
@@ -145,7 +145,7 @@ VERBS: dict[str, Verb] = {
     "prune": Verb(
         "Cut off the blocks that are not needed, and save the small network.",
         (
-            Flag("run", str, "folder of a run", positional=True),
+            Flag("run", str, "folder of a run", positional=True, required=True),
             Flag("output", str, "folder of the small network", required=True),
             Flag("max_drop", float, "points of validation accuracy that may be lost"),
             Flag("keep_blocks", int, "how many blocks to keep"),
@@ -158,7 +158,7 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(
         "Measure the accuracy of a run's network or of a saved one.",
         (
-            Flag("path", str, "folder of a run or of a saved network", positional=True),
+            Flag("path", str, "folder of a run or of a saved network", positional=True, required=True),
             Flag("data", str, "other images; those of the training if not given"),
             Flag("split", Split, "the images", "test"),
             *(ALLOWED, CHECKPOINT, DEVICE),
@@ -168,7 +168,7 @@ VERBS: dict[str, Verb] = {
     "bound": Verb(
         "Compare the objective of a run with the bound of Theorem 3.1 from shallower runs.",
         (
-            Flag("run", str, "the run of ResNet-N", positional=True),
+            Flag("run", str, "the run of ResNet-N", positional=True, required=True),
             Flag(
                 "sub",
                 str,
@@ -183,14 +183,18 @@ VERBS: dict[str, Verb] = {
     "report": Verb(
         "Write report.html into a run folder: figures, tables, and how to use the result.",
         (
-            Flag("run", str, "folder of a run", positional=True),
+            Flag("run", str, "folder of a run", positional=True, required=True),
             *(TOLERANCE, MOVED, CHECKPOINT, DEVICE),
         ),
         _report,
     ),
     "models": Verb(
-        "List the networks that can be trained by name.",
-        (Flag("pattern", str, "shell pattern, such as 'timm/*resnet*'", "*"),),
+        "List the networks that can be trained by name, or check views of foreign ones.",
+        (
+            Flag("pattern", str, "shell pattern, such as 'timm/*resnet*'", "*", positional=True),
+            Flag("check", bool, "view each as blocks, with random weights, and test every cut of it"),
+            Flag("output", str, "JSON file of the check; one that was stopped goes on there"),
+        ),
         _models,
     ),
 }

@@ -11,7 +11,7 @@ from stagecost.runs.bound import Bound
 from stagecost.runs.certainty import Interval
 from stagecost.runs.demo import Demo
 from stagecost.runs.evaluation import Evaluation
-from stagecost.runs.models import ModelList
+from stagecost.runs.models import ModelList, ModelReport
 from stagecost.runs.pruning import Pruning
 from stagecost.runs.reporting import Report
 from stagecost.runs.results import Result
@@ -23,6 +23,8 @@ CAVEAT = (
     "from its infimum it promises nothing."
 )
 
+NARROWEST = 72  # columns that a table is made for, at least
+
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
@@ -31,7 +33,10 @@ class _Console(Console):
 
 def show(verb: str, result: Result) -> None:
     """Print the result of a verb on standard output."""
-    VIEWS[verb](_Console(highlight=False), result)
+    console = _Console(highlight=False)
+    if console.width < NARROWEST:  # lines that the terminal breaks are better than numbers cut off
+        console = _Console(highlight=False, width=NARROWEST)
+    VIEWS[verb](console, result)
 
 
 def _line(console: Console, text: str, style: str = "") -> None:
@@ -176,9 +181,17 @@ def _demo(console: Console, result: Demo) -> None:
     _line(console, f"the report:        {result.report}")
 
 
-def _models(console: Console, result: ModelList) -> None:
-    for name in result.models:
-        _line(console, name)
+def _models(console: Console, result: ModelList | ModelReport) -> None:
+    if isinstance(result, ModelList):
+        for name in result.models:
+            _line(console, name)
+        return
+    for name, reason in result.refused.items():
+        _line(console, f"{name}: refused, {reason}", style="dim")
+    for name, reason in result.wrong.items():
+        _line(console, f"{name}: wrong, {reason}", style="bold red")
+    counts = {"supported": result.supported, "refused": result.refused, "wrong": result.wrong}
+    _line(console, ", ".join(f"{len(names)} {word}" for word, names in counts.items()))
 
 
 VIEWS: dict[str, Callable[[Console, Any], None]] = {

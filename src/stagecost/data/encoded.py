@@ -67,6 +67,8 @@ def open_record(record: Any) -> "Image":
         raise ValueError("there is no image in this row")
     if isinstance(record, np.ndarray):
         return Image.fromarray(record)
+    if isinstance(record, Path) and not record.is_file():  # a device or a pipe never ends
+        raise ValueError("there is no such file")
     # Read at once: Pillow would keep the file open until it is decoded.
     content = record.read_bytes() if isinstance(record, Path) else record
     Image.init()

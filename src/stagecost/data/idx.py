@@ -4,6 +4,7 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -72,6 +73,14 @@ def _label_file(images: Path) -> Path:
     raise StageCostError(f"{shown(images)} has no label file beside it: put {name} into the same folder")
 
 
+def _first_bytes(file: IO[bytes] | gzip.GzipFile, most: int) -> bytes:
+    """Read so many bytes, or what there is; memory is taken for no more."""
+    content = bytearray()
+    while len(content) < most and (part := file.read(min(2**20, most - len(content)))):
+        content += part
+    return bytes(content)
+
+
 def _read_idx(path: Path, ndim: int) -> ByteArray:
     """Read a file of unsigned bytes in the IDX format: magic number, sizes, data (big-endian)."""
     start = 4 + 4 * ndim
@@ -84,7 +93,7 @@ def _read_idx(path: Path, ndim: int) -> ByteArray:
                 )
             shape = [int(size) for size in np.frombuffer(head, ">u4", ndim, offset=4)]
             promised = math.prod(shape)
-            content = file.read(min(promised, LARGEST_FILE) + 1)
+            content = _first_bytes(file, min(promised, LARGEST_FILE) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise StageCostError(
             f"{shown(path)} cannot be read ({one_line(error)}): fetch the file again"

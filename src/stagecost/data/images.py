@@ -3,12 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 
 from stagecost.errors import StageCostError
+from stagecost.records import read_typed
 
 LARGEST = 4096  # side of images, in pixels
 
@@ -49,19 +50,15 @@ class ImageFormat:
             StageCostError: an entry is missing, has the wrong length or an impossible value.
         """
         try:
-            result = cls(
-                channels=int(content["channels"]),
-                size=int(content["size"]),
-                mean=tuple(float(value) for value in content["mean"]),
-                std=tuple(float(value) for value in content["std"]),
-                class_names=tuple(str(name) for name in content["class_names"]),
-                levels=_pair(content.get("levels")),
-            )
+            hints = get_type_hints(cls)
+            given = {name: content[name] for name in hints if name != "levels"}
+            given["levels"] = content.get("levels")
+            result = cls(**{name: read_typed(hints[name], v, name) for name, v in given.items()})
         except KeyError as error:
             raise StageCostError(
                 f"the stored image format has no entry {error}: save the network again"
             ) from error
-        except (AttributeError, OverflowError, TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise StageCostError(
                 f"the stored image format is damaged ({error}): save the network again"
             ) from error
@@ -84,13 +81,6 @@ class ImageFormat:
             if wrong:
                 raise StageCostError(f"the stored image format has {what}: save the network again")
         return result
-
-
-def _pair(value: Any) -> tuple[float, float] | None:
-    if value is None:
-        return None
-    low, high = value
-    return float(low), float(high)
 
 
 def _is_range(low: float, high: float) -> bool:

@@ -137,7 +137,7 @@ def _feature(table: Table, column: str) -> Mapping[str, Any]:
     """Return what `datasets` notes of a column."""
     try:
         noted = json.loads((table.schema.metadata or {})[b"huggingface"])["info"]["features"][column]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, RecursionError, TypeError, ValueError):
         return {}
     return noted if isinstance(noted, dict) else {}
 

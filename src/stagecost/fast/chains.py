@@ -43,6 +43,8 @@ class CollapsedChain:
 class CollapsedTails:
     """The tails of a network by collapsed chains; those of one stage share one matrix."""
 
+    may_draw = False
+
     def __init__(self, chains: Sequence[CollapsedChain]) -> None:
         """Take N+1 chains."""
         self.chains = chains

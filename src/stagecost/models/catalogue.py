@@ -2,12 +2,14 @@
 
 import fnmatch
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
@@ -15,7 +17,9 @@ from stagecost.models import native  # the native builders enter themselves
 from stagecost.models.registry import Builder, catalogue, find_builder
 from stagecost.models.weights import load_matching, read_weights
 from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, NetworkDescription, ResidualNetwork
+from stagecost.records import read_typed
 from stagecost.storage import read_json, read_tensors
+from stagecost.text import one_line
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -42,6 +46,15 @@ def create_model(name: str, *, weights: str | Path | None = None, **arguments: A
         StageCostError: the name or an argument is unknown, a size is impossible, or the weights do not
             fit.
     """
+    network = _build(name, arguments)
+    assert network.description is not None
+    if weights is not None:
+        tensors = _pretrained(name, arguments) if weights == "pretrained" else read_weights(weights)
+        load_matching(network, tensors, network.description.arguments.get("num_classes"))
+    return network
+
+
+def _build(name: str, arguments: Mapping[str, Any]) -> ResidualNetwork:
     builder = find_builder(name)
     try:
         inspect.signature(builder).bind(**arguments)
@@ -50,9 +63,6 @@ def create_model(name: str, *, weights: str | Path | None = None, **arguments: A
         raise StageCostError(f"model {name!r}: {error}; it takes {known}") from None
     network = builder(**arguments)
     network.description = NetworkDescription(name, _complete(builder, arguments))
-    if weights is not None:
-        tensors = _pretrained(name, arguments) if weights == "pretrained" else read_weights(weights)
-        load_matching(network, tensors, network.description.arguments.get("num_classes"))
     return network
 
 
@@ -75,22 +85,89 @@ def _complete(builder: Builder, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in complete.items()}
 
 
-def rebuild(description: NetworkDescription) -> ResidualNetwork:
+def rebuild(description: NetworkDescription, numbers: int) -> ResidualNetwork:
     """Build the structure that a description names, without moving torch's random numbers.
 
-    The weights mean nothing: load a state dict next.
+    Args:
+        description: of the network.
+        numbers: that there are weights for: a builder that asks for far more is stopped.
+
+    Returns:
+        The network; a native one on torch's device "meta", without any numbers, and others with some
+        that mean nothing, as buffers that no state dict holds have to be computed.
+
+    Raises:
+        StageCostError: there is no such network.
     """
-    arguments = description.arguments
-    if find_builder(description.name).__module__ == native.__name__:
-        with torch.device("meta"):
-            network = create_model(description.name, **arguments)
-        network = network.to_empty(device="cpu")
-    else:  # buffers that no state dict holds have to be computed
-        with torch.random.fork_rng(devices=[]):
-            network = create_model(description.name, **arguments)
+    builder, arguments = find_builder(description.name), description.arguments
+    _check_arguments(builder, arguments)
+    try:
+        if builder.__module__ == native.__name__:
+            with torch.device("meta"):
+                network = _build(description.name, arguments)
+        else:
+            with torch.random.fork_rng(devices=[]), _at_most(64 * numbers + SPARE_NUMBERS):
+                network = _build(description.name, arguments)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, OSError) as error:
+        raise StageCostError(
+            f"model {description.name!r} cannot be built from its description ({one_line(error)}): "
+            "restore the files from a copy"
+        ) from None
     if description.kept_blocks is not None:
         network.remove_all_but(_cut_to(network, description.kept_blocks))
     return network
+
+
+# Of a library's model; in a description they would make it fetch or open other files.
+_FETCHING = ("checkpoint_path", "cache_dir", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
+             "weights", "weights_backbone")  # fmt: skip
+SPARE_NUMBERS = 2**24
+LARGEST_EXAMPLE = 1024  # side of the images for which a model of a library is built, in pixels
+
+
+def _check_arguments(builder: Builder, arguments: Mapping[str, Any]) -> None:
+    """Refuse what a description of a library's model must not say.
+
+    Raises:
+        StageCostError: it would fetch or open files, or take images of unusual size.
+    """
+    if builder.__module__ == native.__name__:
+        return
+    if fetching := [name for name in _FETCHING if arguments.get(name)]:
+        raise StageCostError(
+            f"the description of a saved network has {fetching[0]}, which opens other files: leave it "
+            "out"
+        )
+    size = arguments.get("image_size") or 1
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST_EXAMPLE:
+        raise StageCostError(
+            f"the description of a saved network has image_size {size!r}: give 1 to {LARGEST_EXAMPLE}"
+        )
+
+
+@contextmanager
+def _at_most(numbers: int) -> Iterator[None]:
+    """Stop what builds modules with more numbers, before it fills them.
+
+    Raises:
+        StageCostError: as described.
+    """
+    left = numbers
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        left -= 0 if parameter is None else parameter.numel()
+        if left < 0:
+            raise StageCostError(
+                f"a network of more than {numbers:,} numbers is described, and the file has far fewer: "
+                "restore the files from a copy"
+            )
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _cut_to(network: ResidualNetwork, kept_blocks: Sequence[int]) -> Cut:
@@ -113,7 +190,8 @@ def load(folder: str | Path) -> ResidualNetwork:
     Nothing is unpickled: weights come from safetensors, the structure from JSON.
 
     Raises:
-        StageCostError: the folder holds no saved network, or its files are damaged.
+        StageCostError: the folder holds no saved network, or its files are damaged, or a weight is no
+            finite number.
     """
     folder = Path(folder)
     if not (folder / CONFIG_FILE).is_file():
@@ -139,15 +217,15 @@ def read_description(content: Any, source: Path) -> NetworkDescription:
         StageCostError: a key is missing or has the wrong type.
     """
     try:
-        kept = content["kept_blocks"]
         return NetworkDescription(
-            str(content["name"]),
-            dict(content["arguments"]),
-            None if kept is None else tuple(int(k) for k in kept),
+            read_typed(str, content["name"], "name"),
+            read_typed(dict[str, Any], content["arguments"], "arguments"),
+            read_typed(tuple[int, ...] | None, content["kept_blocks"], "kept_blocks"),
         )
     except (KeyError, TypeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
         raise StageCostError(
-            f"{source} does not describe a stagecost network ({error!r}): restore it from a copy"
+            f"{source} does not describe a stagecost network ({reason}): restore it from a copy"
         ) from None
 
 
@@ -155,27 +233,67 @@ def load_weights(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None
     """Load a state dict; unlike torch's own way, refuse one without BatchNorm's counters as well.
 
     Raises:
-        RuntimeError: a tensor is missing, unknown, or of another shape.
+        StageCostError: a tensor is missing, unknown, or of another shape or kind.
     """
-    if missing := sorted(set(module.state_dict()) - set(tensors)):
-        raise RuntimeError(f"{missing[0]} is missing")
+    check_fit(module, tensors)
     module.load_state_dict(tensors)
+
+
+def check_fit(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse tensors that are not those of a module; it may be on the device "meta".
+
+    Raises:
+        StageCostError: a tensor is missing, unknown, or of another shape or kind.
+    """
+    state = module.state_dict()
+    if missing := sorted(state.keys() - tensors.keys()):
+        raise StageCostError(f"{missing[0]} is missing")
+    if unknown := sorted(tensors.keys() - state.keys()):
+        raise StageCostError(f"{unknown[0]} is unknown")
+    for name, tensor in tensors.items():
+        if tensor.shape != state[name].shape:
+            raise StageCostError(
+                f"{name} has shape {tuple(tensor.shape)}, not {tuple(state[name].shape)}"
+            )
+        if tensor.is_floating_point() != state[name].is_floating_point():
+            raise StageCostError(f"{name} has numbers of type {tensor.dtype}, not {state[name].dtype}")
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuse weights that are no finite numbers, and variances below 0.
+
+    Raises:
+        StageCostError: names the first tensor that has one.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            continue
+        if not bool(torch.isfinite(tensor.float()).all()):
+            raise StageCostError(
+                f"{path} has a weight that is no finite number ({name}): restore it from a copy, or "
+                "train anew with a lower --lr"
+            )
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise StageCostError(f"{path} has a variance below 0 ({name}): restore it from a copy")
 
 
 def restore(
     description: NetworkDescription, tensors: Mapping[str, torch.Tensor], source: Path
 ) -> ResidualNetwork:
-    """Rebuild a network and give it its weights.
+    """Rebuild a network and give it its weights; memory is taken for no more than these.
 
     Raises:
-        StageCostError: the weights do not fit the structure.
+        StageCostError: the weights do not fit the structure, or are no finite numbers.
     """
-    network = rebuild(description)
+    network = rebuild(description, sum(tensor.numel() for tensor in tensors.values()))
     try:
-        load_weights(network, tensors)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
+        check_fit(network, tensors)
+    except StageCostError as error:
         raise StageCostError(
-            f"{source} does not fit its description ({reason}): restore it from a copy"
+            f"{source} does not fit its description ({error}): restore it from a copy"
         ) from None
+    check_finite(tensors, source)
+    if find_builder(description.name).__module__ == native.__name__:
+        network = network.to_empty(device="cpu")
+    network.load_state_dict(tensors)
     return network

@@ -20,7 +20,8 @@ from stagecost.models.initial_weights import draw_seed, initialise
 from stagecost.models.registry import register_model
 from stagecost.network import ResidualNetwork
 
-MAX_BLOCKS = 10_000  # a slip of the keyboard should not build blocks until memory runs out
+MAX_BLOCKS = 2_000  # a slip of the keyboard should not build blocks until memory runs out
+MAX_SIZE = 2**20  # of a width, of the number of classes …: beyond, torch cannot count the weights
 
 BranchBuilder = Callable[[int, int, int], nn.Module]
 """Builds F_k from (channels in, channels out, stride)."""
@@ -146,8 +147,8 @@ def _bottleneck(
     in_channels: int,
     head_statistics: StatisticsPolicy,
 ) -> ResidualNetwork:
+    _check_sizes(blocks_per_stage, [width] * len(blocks_per_stage), num_classes, in_channels, 2)
     widths = tuple(4 * width * 2**stage for stage in range(len(blocks_per_stage)))
-    _check_sizes(blocks_per_stage, widths, num_classes, in_channels, 2)
     seed = draw_seed()
     stem = nn.Sequential(
         nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False),
@@ -230,6 +231,9 @@ def _check_sizes(
     in_channels: int,
     stem_stride: int,
 ) -> None:
+    for name, counts in (("blocks_per_stage", blocks_per_stage), ("widths", widths)):
+        if isinstance(counts, str) or not isinstance(counts, Sequence):
+            raise StageCostError(f"{name} is {counts!r}: give one whole number for each stage")
     if len(blocks_per_stage) != len(widths) or not widths:
         raise StageCostError(
             f"{len(blocks_per_stage)} stages of blocks {tuple(blocks_per_stage)} but {len(widths)} "
@@ -243,3 +247,6 @@ def _check_sizes(
             raise StageCostError(f"{name} is {size!r}: give a whole number of at least 1")
     if sum(blocks_per_stage) > MAX_BLOCKS:
         raise StageCostError(f"{sum(blocks_per_stage)} blocks are too many: give at most {MAX_BLOCKS}")
+    for name, size in sizes.items():
+        if size > MAX_SIZE:
+            raise StageCostError(f"{name} is {size}: give at most {MAX_SIZE}")

@@ -18,9 +18,12 @@ import yaml
 from stagecost.data.known import KNOWN_NAMES
 from stagecost.errors import StageCostError
 from stagecost.storage import write_atomically
+from stagecost.text import one_line
 from stagecost.train.history import EpochRecord
 from stagecost.train.parsing import parse_settings
 from stagecost.train.settings import FREE_ON_RESUME, RunSettings, flag
+
+FINGERPRINT_FILE = "images.json"
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,9 @@ class RunFolder:
         return self.path / "best.safetensors"
 
     @property
-    def images(self) -> Path:
-        """The fingerprint of the images of the training."""
-        return self.path / "images.json"
+    def fingerprint(self) -> Path:
+        """What is remembered of the images."""
+        return self.path / FINGERPRINT_FILE
 
     @property
     def pruning(self) -> Path:
@@ -68,9 +71,31 @@ class RunFolder:
         if not self.config.is_file():
             raise StageCostError(f"{self.path} holds no run: give a folder that `stagecost train` wrote")
         try:
-            return parse_settings(read_yaml(self.config))
+            settings = parse_settings(read_yaml(self.config))
+            settings.check()
+            return settings
         except StageCostError as error:
             raise StageCostError(f"{self.config}: {error}") from None
+
+
+LARGEST_CONFIG = 65_536  # bytes; settings take a thousand
+
+
+class _FlatLoader(yaml.SafeLoader):
+    """Reads what settings are made of; the rest of YAML takes time and memory out of few bytes."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse aliases, and lists in lists."""
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("an alias, such as *a, where a value is meant")
+        if self.depth > 3:
+            raise yaml.YAMLError("lists in lists, where a value is meant")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -80,12 +105,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
         StageCostError: the file is missing or holds something else.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        with path.open("rb") as file:
+            text = file.read(LARGEST_CONFIG + 1)
+        if len(text) > LARGEST_CONFIG:
+            raise ValueError(f"more than {LARGEST_CONFIG} bytes")
+        content = yaml.load(text.decode(), _FlatLoader)
     except FileNotFoundError:
         raise StageCostError(f"configuration {path} does not exist: check the path") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise StageCostError(f"configuration {path} is not valid YAML ({reason}): correct it") from None
+    except (
+        yaml.YAMLError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
+        # The constructors of PyYAML let errors of their own pass: !!timestamp x, !!int x.
+        raise StageCostError(
+            f"configuration {path} is not valid YAML ({one_line(error)}): correct it"
+        ) from None
     if not isinstance(content, dict):
         raise StageCostError(f"configuration {path} is no mapping of settings to values: rewrite it")
     return content

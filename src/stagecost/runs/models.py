@@ -1,9 +1,13 @@
-"""`stagecost models`: which networks can be trained by name."""
+"""`stagecost models`: networks that can be trained by name, and the check of foreign ones."""
 
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from stagecost.models.catalogue import list_models
 from stagecost.runs.results import Result
+
+logger = logging.getLogger("stagecost")
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,48 @@ class ModelList(Result):
     models: tuple[str, ...]
 
 
-def list_or_check(pattern: str = "*") -> ModelList:
-    """List the networks whose names match a shell pattern."""
-    return ModelList(pattern, tuple(list_models(pattern)))
+@dataclass(frozen=True)
+class ModelReport(Result):
+    """What the contract says of models of other libraries.
+
+    Attributes:
+        supported: names of those that keep it.
+        refused: name → why it cannot be viewed as blocks.
+        wrong: name → what it does not keep.
+        unchecked: name → why it was not tried.
+        versions: of the libraries.
+    """
+
+    supported: tuple[str, ...]
+    refused: dict[str, str]
+    wrong: dict[str, str]
+    unchecked: dict[str, str]
+    versions: dict[str, str]
+
+
+def models(
+    pattern: str = "*", *, check: bool = False, output: str | Path | None = None
+) -> ModelList | ModelReport:
+    """List the networks whose names match a shell pattern, or check those of other libraries.
+
+    Args:
+        pattern: such as `timm/*resnet*`; without a slash it is of native networks, or, with `check`, of
+            all models of other libraries.
+        check: view each as blocks, with random weights, and test its outputs and every kind of cut.
+        output: a JSON file of the check, written after each model; what is in it is not tried again.
+
+    Raises:
+        StageCostError: no model has such a name.
+    """
+    if not check:
+        return ModelList(pattern, tuple(list_models(pattern)))
+    from stagecost.models.adapters.check import check_models
+
+    def tell(name: str, said: str, seconds: float) -> None:
+        logger.info("%s: %s (%.1f s)", name, said, seconds)
+
+    path = None if output is None else Path(output)
+    outcome = check_models(pattern if "/" in pattern else f"*/{pattern}", path=path, observe=tell)
+    return ModelReport(
+        tuple(outcome.supported), outcome.refused, outcome.wrong, outcome.unchecked, outcome.versions
+    )

@@ -16,7 +16,7 @@ from stagecost.network import CONFIG_FILE, ResidualNetwork
 from stagecost.prune import PruningPlan, carry_optimizer, plan_pruning
 from stagecost.runs.analysis import measure
 from stagecost.runs.certainty import Interval, check_points, paired_drop, warnings_on, wilson
-from stagecost.runs.folder import RunFolder
+from stagecost.runs.folder import FINGERPRINT_FILE, RunFolder
 from stagecost.runs.lock import locked
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Judged, Trained, open_trained
@@ -126,7 +126,7 @@ def prune(
         content = pruning.to_json()
         pruned.save_pretrained(target, **trained.details(), pruning=content)
         if trained.fingerprint is not None:
-            write_atomically(RunFolder(target).images, trained.fingerprint)
+            write_atomically(target / FINGERPRINT_FILE, trained.fingerprint)
         write_json(RunFolder(trained.path).pruning, content)
     return pruning
 

@@ -3,16 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stagecost import __version__
 from stagecost.errors import StageCostError
 from stagecost.macs import macs_by_part
+from stagecost.records import read_record
 from stagecost.report.data import ReportData
 from stagecost.report.page import write_report
 from stagecost.runs.analysis import Analysis, analysis_of
 from stagecost.runs.certainty import check_points
 from stagecost.runs.evaluation import Evaluation
 from stagecost.runs.folder import RunFolder
+from stagecost.runs.pruning import Pruning
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Split, Trained, open_trained
 from stagecost.storage import read_json
@@ -92,9 +95,21 @@ def write_run_report(
             "macs": [macs[0] + sum(macs[1 : 1 + k]) + macs[-1] for k in depths],
         },
         "history": [entry.to_json() for entry in checkpoint.progress.history],
-        "pruning": read_json(run.pruning) if run.pruning.is_file() else None,
+        "pruning": _pruning(run),
         "test": [row.to_json() for row in test],
         "version": __version__,
     }
     write_report(ReportData.from_json(content), run.report)
     return Report(str(run.path), str(run.report), analysis.needed_blocks)
+
+
+def _pruning(run: RunFolder) -> dict[str, Any] | None:
+    """Read the outcome of the latest pruning of a run, if there is one."""
+    if not run.pruning.is_file():
+        return None
+    try:
+        return read_record(Pruning, read_json(run.pruning)).to_json()
+    except ValueError as error:
+        raise StageCostError(
+            f"{run.pruning} does not tell of a pruning ({error}): prune again, or delete it"
+        ) from None

@@ -17,9 +17,9 @@ from stagecost.models.catalogue import load
 from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, ResidualNetwork
 from stagecost.objective import LossFunction
 from stagecost.runs.certainty import chance_of
-from stagecost.runs.folder import RunFolder, check_same, has_moved
-from stagecost.storage import read_json
-from stagecost.train.checkpoint import Checkpoint, check_finite, read_checkpoint
+from stagecost.runs.folder import FINGERPRINT_FILE, RunFolder, check_same, has_moved
+from stagecost.storage import read_json, read_metadata
+from stagecost.train.checkpoint import Checkpoint, read_checkpoint
 from stagecost.train.devices import select_device
 from stagecost.train.parsing import parse_settings
 from stagecost.train.settings import RunSettings
@@ -139,7 +139,7 @@ class Trained:
     @property
     def fingerprint(self) -> str | None:
         """What it remembers of the images of its training."""
-        path = RunFolder(self.path).images
+        path = self.path / FINGERPRINT_FILE
         return path.read_text(errors="replace") if path.is_file() else None
 
     def batches(self, split: Split, data: str | None = None) -> Iterable[tuple[Tensor, Tensor]]:
@@ -199,13 +199,14 @@ def _open_run(run: RunFolder, name: CheckpointName, device: torch.device) -> Tra
     if run.config.is_file():
         check_same(settings, run.settings(), run.path)
         settings = run.settings()
+    image_format = ImageFormat.from_json(checkpoint.metadata.get("image_format", {}))
     network = checkpoint.network()
-    check_finite(network.state_dict(), file)
+    _check_together(network, settings, image_format, file)
     return Trained(
         path=run.path,
         network=_placed(network, device),
         settings=settings,
-        image_format=ImageFormat.from_json(checkpoint.metadata.get("image_format", {})),
+        image_format=image_format,
         device=device,
         checkpoint=checkpoint,
     )
@@ -213,7 +214,6 @@ def _open_run(run: RunFolder, name: CheckpointName, device: torch.device) -> Tra
 
 def _open_saved(path: Path, device: torch.device) -> Trained:
     network = load(path)
-    check_finite(network.state_dict(), path / WEIGHTS_FILE)
     source = path / CONFIG_FILE
     config = read_json(source)
     missing = [key for key in ("settings", "image_format") if key not in config]
@@ -224,17 +224,47 @@ def _open_saved(path: Path, device: torch.device) -> Trained:
         )
     try:
         settings = parse_settings(dict(config["settings"]))
+        settings.check()
     except (TypeError, ValueError) as error:
         raise StageCostError(
             f"{source} does not say how it was trained ({error}): restore it from a copy"
         ) from None
+    image_format = ImageFormat.from_json(config["image_format"])
+    copy = read_metadata(path / WEIGHTS_FILE).get("image_format", config["image_format"])
+    if copy != config["image_format"]:
+        raise StageCostError(
+            f"{source} and {WEIGHTS_FILE} tell of different images: restore it from a copy"
+        )
+    _check_together(network, settings, image_format, source)
     return Trained(
         path=path,
         network=_placed(network, device),
         settings=settings,
-        image_format=ImageFormat.from_json(config["image_format"]),
+        image_format=image_format,
         device=device,
     )
+
+
+def _check_together(
+    network: ResidualNetwork, settings: RunSettings, image_format: ImageFormat, source: Path
+) -> None:
+    """Refuse a network that is not the one of its settings, or not one for its images."""
+    assert network.description is not None
+    wanted = {
+        **settings.model.arguments(),
+        "num_classes": len(image_format.class_names),
+        "in_channels": image_format.channels,
+    }
+    arguments = network.description.arguments
+    wrong = [name for name, value in wanted.items() if arguments.get(name, value) != value]
+    if network.description.name != settings.model.model:
+        wrong = ["model", *wrong]
+    if settings.data.image_size not in (None, image_format.size):
+        wrong = ["image_size", *wrong]
+    if wrong:
+        raise StageCostError(
+            f"{source} contradicts itself about {wrong[0]}: restore it from a copy, or train anew"
+        )
 
 
 def _placed(network: ResidualNetwork, device: torch.device) -> ResidualNetwork:

@@ -1,6 +1,5 @@
 """Training in a run folder: whose folder it is, checkpoints, cuts by a schedule, tables, display."""
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,8 +30,6 @@ from stagecost.train.settings import RunSettings
 from stagecost.train.setup import Setup, prepare
 from stagecost.train.stage_cost import StageCostRule, after_cuts, terminal_only
 from stagecost.train.state import State
-
-logger = logging.getLogger("stagecost")
 
 AfterEpoch = Callable[[State, EpochRecord], EpochRecord]
 """Is told what an epoch brought before it is saved; may change the state, and returns the record."""
@@ -105,6 +102,7 @@ def train(
     flat = given.to_flat() if isinstance(given, RunSettings) else given
     with _claimed(run, flat, resume=resume) as (settings, lock):
         setup = _prepare(run, settings)
+        _check_images(run, setup)
         checkpoint = read_checkpoint(run.last) if run.last.is_file() else None
         files = RunFiles(run, lock, setup, own_stage_cost=stage_cost is not None)
         files.check_stage_cost(checkpoint)
@@ -114,6 +112,7 @@ def train(
             TrainingDisplay(label, settings.training.epochs, quiet=lock is None) as display,
             interruption() as interrupted,
         ):
+            display.say(replace(setup.data, warnings=()).summary())
             stop = Stop(files, interrupted)
 
             def step_done(state: State, step: Step) -> None:
@@ -148,9 +147,23 @@ def _claimed(
 def _prepare(run: RunFolder, settings: RunSettings) -> Setup:
     splits = ("train", "val") if settings.data.val_fraction > 0 else ("train",)
     data = load_data(settings.data, seed=settings.training.seed, splits=splits)
-    if is_first_process():
-        logger.info("%s", replace(data, warnings=()).summary())  # they were told when it was loaded
     return prepare(settings, data, loggers=_loggers(settings, run))
+
+
+def _check_images(run: RunFolder, setup: Setup) -> None:
+    """Refuse to go on with a run on other images than it began with.
+
+    Raises:
+        StageCostError: says which split has changed.
+    """
+    if not (run.last.is_file() and run.fingerprint.is_file()):
+        return
+    changes = check_fingerprint(run.fingerprint.read_text(errors="replace"), setup.data, "train")
+    if changes:
+        raise StageCostError(
+            f"{changes[0]}: a run goes on with the images that it began with; restore them, or train "
+            "anew into another --output"
+        )
 
 
 def _loggers(settings: RunSettings, run: RunFolder) -> list[Any]:
@@ -201,24 +214,9 @@ class RunFiles:
         if afresh:
             for name in (self.run.best.name, "metrics.csv", "trajectory.csv"):
                 (self.run.path / name).unlink(missing_ok=True)
-        self._remember_images(afresh=afresh)
         write_config(self.run, self.setup.settings)
-
-    def _remember_images(self, *, afresh: bool) -> None:
-        """Write the fingerprint of the images, or refuse to go on with others.
-
-        Raises:
-            StageCostError: the images are others than those of the run.
-        """
-        data, file = self.setup.data, self.run.images
-        if afresh or not file.is_file():
-            write_atomically(file, fingerprint(data))
-            return
-        for change in check_fingerprint(file.read_text(errors="replace"), data, "train"):
-            if change.startswith(("the train ", "the val ")):
-                raise StageCostError(
-                    f"{self.run.path}: {change}: restore them, or start anew in another --output"
-                )
+        if afresh:
+            write_atomically(self.run.fingerprint, fingerprint(self.setup.data))
 
     def save(self, state: State, path: Path) -> None:
         """Write a checkpoint.

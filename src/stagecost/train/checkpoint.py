@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stagecost.errors import StageCostError
-from stagecost.models.catalogue import load_weights, read_description, restore
+from stagecost.models.catalogue import check_finite, load_weights, read_description, restore
 from stagecost.network import ResidualNetwork
 from stagecost.storage import read_tensors, write_tensors
+from stagecost.text import one_line
 from stagecost.train.history import Progress
 from stagecost.train.parsing import parse_settings
 from stagecost.train.settings import RunSettings
@@ -80,7 +81,7 @@ class Checkpoint:
 
     def _number(self, name: str) -> float:
         value = self.metadata.get(name)
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise StageCostError(f"{self.path} does not tell {name}: restore it from a copy")
         return float(value)
 
@@ -88,8 +89,10 @@ class Checkpoint:
     def settings(self) -> RunSettings:
         """The settings that it belongs to."""
         try:
-            return parse_settings(self.metadata["settings"])
-        except (KeyError, TypeError, ValueError) as error:
+            settings = parse_settings(self.metadata["settings"])
+            settings.check()
+            return settings
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StageCostError(
                 f"{self.path} does not tell its settings ({error}): restore it from a copy"
             ) from None
@@ -98,9 +101,15 @@ class Checkpoint:
     def progress(self) -> Progress:
         """How far the training had come."""
         try:
-            return Progress.from_json(self.metadata["progress"])
-        except (KeyError, TypeError, ValueError):
-            raise StageCostError(f"{self.path} holds no training progress: delete it") from None
+            progress = Progress.from_json(self.metadata["progress"])
+            epochs = self.settings.training.epochs
+            if progress.epoch > epochs:
+                raise ValueError(f"epoch {progress.epoch} of {epochs}")
+            return progress
+        except (KeyError, TypeError, ValueError) as error:
+            raise StageCostError(
+                f"{self.path} holds no training progress ({one_line(error)}): delete it"
+            ) from None
 
     @property
     def kept_blocks(self) -> tuple[int, ...] | None:
@@ -119,7 +128,7 @@ class Checkpoint:
             StageCostError: the file is damaged.
         """
         description = read_description(self.metadata.get("description"), self.path)
-        weights = self.part("average") or self.part("network")
+        weights = self.part("average" if self.settings.training.ema_decay else "network")
         return restore(description, weights, self.path).eval()
 
 
@@ -145,7 +154,7 @@ def restore_state(checkpoint: Checkpoint, state: State) -> None:
     """
     _load(state.network, checkpoint.part("network"), checkpoint.path)
     optimizer_part = checkpoint.part("optimizer")
-    _check_optimizer_tensors(optimizer_part, state.network, checkpoint.path)
+    _check_optimizer_tensors(optimizer_part, state, checkpoint.path)
     load_optimizer_tensors(state.optimizer, state.network, optimizer_part)
     state.progress = checkpoint.progress
     if state.average is not None:
@@ -163,25 +172,10 @@ def _load(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     check_finite(tensors, path)
     try:
         load_weights(module, tensors)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
+    except StageCostError as error:
         raise StageCostError(
-            f"{path} does not fit the run's network ({reason}): delete it to start afresh"
+            f"{path} does not fit the run's network ({error}): delete it to start afresh"
         ) from None
-
-
-def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse weights that are no finite numbers.
-
-    Raises:
-        StageCostError: names the first tensor that has one.
-    """
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise StageCostError(
-                f"{path} has a weight that is no finite number ({name}): restore it from a copy, or "
-                "train anew with a lower --lr"
-            )
 
 
 def optimizer_tensors(optimizer: Optimizer, network: nn.Module) -> dict[str, Tensor]:
@@ -194,15 +188,28 @@ def optimizer_tensors(optimizer: Optimizer, network: nn.Module) -> dict[str, Ten
     }
 
 
-def _check_optimizer_tensors(tensors: Mapping[str, Tensor], network: nn.Module, path: Path) -> None:
-    shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
-    for key, value in tensors.items():
-        name, _, slot = key.rpartition("/")
-        if not slot or name not in shapes or value.shape not in (shapes[name], torch.Size([])):
-            raise StageCostError(
-                f"{path} does not fit the run's network (optimizer state {key}): delete it to start "
-                "afresh"
-            )
+SLOTS = {"SGD": ("momentum_buffer",), "AdamW": ("step", "exp_avg", "exp_avg_sq")}
+"""What an optimiser keeps of each parameter."""
+
+
+def _check_optimizer_tensors(tensors: Mapping[str, Tensor], state: State, path: Path) -> None:
+    """Refuse a state of the optimiser that is not of all parameters; there is none before a step."""
+    slots = SLOTS["SGD" if "momentum" in state.optimizer.param_groups[0] else "AdamW"]
+    shapes = {
+        f"{name}/{slot}": torch.Size([]) if slot == "step" else parameter.shape
+        for name, parameter in state.network.named_parameters()
+        for slot in slots
+    }
+    wrong = [key for key, value in tensors.items() if value.shape != shapes.get(key)]
+    wrong += [key for key, value in tensors.items() if not value.is_floating_point()]
+    wrong += sorted(shapes.keys() - tensors.keys()) if tensors else []
+    wrong += [key for key, value in tensors.items() if key.endswith("_sq") and bool((value < 0).any())]
+    if wrong:
+        raise StageCostError(
+            f"{path} does not fit the run's network (optimizer state {wrong[0]}): delete it to start "
+            "afresh"
+        )
+    check_finite(tensors, path)
 
 
 def load_optimizer_tensors(

@@ -1,8 +1,11 @@
 """What a training has brought: one entry an epoch, and how far it has come."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from stagecost.records import read_record, writable
 
 
 @dataclass(frozen=True)
@@ -64,22 +67,19 @@ class EpochRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain types for JSON."""
-        return asdict(self)
+        return dict(writable(asdict(self)))
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "EpochRecord":
-        """Rebuild it from `to_json`'s mapping, with lists for tuples.
+    def check(self) -> None:
+        """Refuse measurements over depth that are not of all depths.
 
         Raises:
-            TypeError: an entry is missing or unknown.
+            ValueError: as described.
         """
-        values: dict[str, Any] = {
-            key: tuple(v) if isinstance(v, list) else v for key, v in content.items()
-        }
-        if values.get("cut") is not None:
-            cut = dict(values["cut"])
-            values["cut"] = CutRecord(**{**cut, "kept_blocks": tuple(cut["kept_blocks"])})
-        return cls(**values)
+        if (self.val_losses is None) != (self.val_accuracies is None):
+            raise ValueError(f"epoch {self.epoch} has losses or accuracies over depth, not both")
+        for values in (self.val_losses, self.val_accuracies):
+            if values is not None and len(values) != self.num_blocks + 1:
+                raise ValueError(f"epoch {self.epoch} has {len(values)} depths of {self.num_blocks + 1}")
 
 
 @dataclass
@@ -128,16 +128,25 @@ class Progress:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain types for JSON."""
-        return asdict(self)
+        return dict(writable(asdict(self)))
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Progress":
         """Rebuild it from `to_json`'s mapping, with lists for tuples.
 
         Raises:
-            TypeError: an entry is missing or unknown.
+            ValueError: an entry is missing, unknown, or impossible.
         """
-        if missing := {f.name for f in fields(cls)} - set(content):
-            raise TypeError(f"{min(missing)} is missing")
-        history = [EpochRecord.from_json(entry) for entry in content["history"]]
-        return cls(**{**content, "sums": Sums(**content["sums"]), "history": history})
+        progress = read_record(cls, content)
+        if missing := {f.name for f in fields(cls)} - content.keys():
+            raise ValueError(f"{min(missing)} is missing")
+        if [entry.epoch for entry in progress.history] != list(range(1, progress.epoch + 1)):
+            raise ValueError(f"its history is not of the epochs 1 to {progress.epoch}")
+        for entry in progress.history:
+            entry.check()
+        for name in ("batch", "seconds", "averaged"):
+            if not 0 <= getattr(progress, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(progress, name)}")
+        if (progress.batch > 0) != (progress.sums.samples > 0):
+            raise ValueError(f"batch {progress.batch} after {progress.sums.samples} samples")
+        return progress

@@ -221,6 +221,7 @@ class RunSettings:
         Raises:
             StageCostError: names the first impossible value and what is possible.
         """
+        _check_part(self.data, "val_fraction")
         self.training.check()
         self.stage.check(self.training.epochs)
         if self.training.compile and self.stage.sampled_depths:

@@ -8,6 +8,7 @@ import torch
 
 from stagecost.data.batches import check_shares, eval_batches, sample_batches
 from stagecost.data.loading import DataBundle
+from stagecost.errors import StageCostError
 from stagecost.fast.reading import check_compiler
 from stagecost.models.catalogue import create_model
 from stagecost.network import ResidualNetwork
@@ -101,6 +102,11 @@ class Setup:
         )
         if checkpoint is not None:
             restore_state(checkpoint, state)
+            if state.progress.batch > len(self.batches):
+                raise StageCostError(
+                    f"{checkpoint.path} goes on behind batch {state.progress.batch} of an epoch of "
+                    f"{len(self.batches)}: delete it to start afresh"
+                )
         return state
 
 
@@ -143,4 +149,6 @@ def create_network(settings: RunSettings, data: DataBundle) -> ResidualNetwork:
     """Build the network that the settings name for these images."""
     arguments = settings.model.arguments()
     arguments |= {"num_classes": data.num_classes, "in_channels": data.format.channels}
+    if "/" in settings.model.model:  # views of other libraries' models are made for one size
+        arguments["image_size"] = data.format.size
     return create_model(settings.model.model, **arguments)

@@ -2,8 +2,8 @@
 
 A block with an identity skip is deleted from its Sequential or ModuleList. Any other becomes a module
 that holds what its skip path needs, under the old names; a branch in a container's forward becomes
-zeros. So the keys of the state dict stay a subset. What is done is tried on a twin first: its output must
-be that of the cut, to the last bit.
+zeros. So the keys of the state dict stay a subset. All is tried on a twin first: its output must be that
+of the cut, to the last bit.
 """
 
 import copy

@@ -83,9 +83,9 @@ def refuse_readings(trace: Trace, operations: Iterable[Operation]) -> None:
     Raises:
         StageCostError: outside of the modules that are called, Python got to know a value.
     """
-    calls = [(o.start, o.end) for o in operations if o.is_module]
-    for name, when in trace.readings:
-        if not any(start <= when < end for start, end in calls):
+    calls = set(operations)
+    for name, call in trace.readings:
+        if calls.isdisjoint((call, *call.holders())):
             raise StageCostError(f"it goes on by the values of its tensors ({name})")
 
 

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from experiments.gpu_tier import Images, Job, Recipe, Session, Splits
+from experiments.records import RESULTS
 from torch import Tensor, nn
 
-from stagecost import Cut, StageCost, create_model, parameter_groups
+from experiments import gpu_speed, gpu_tier, gpu_tier_records
+from stagecost.cut import Cut
+from stagecost.models.catalogue import create_model
+from stagecost.objective import StageCost, parameter_groups
 from stagecost.storage import write_tensors
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from experiments.gpu_tier import Images, Job, Recipe, Session, Splits  # noqa: E402
-
-from experiments import gpu_speed, gpu_tier, gpu_tier_records  # noqa: E402
 
 TINY = Recipe(num_blocks=4, kept=2, width=4, stem_stride=4, batch_size=16, compiled=False)
 
@@ -92,8 +89,7 @@ def test_the_learning_rate_rises_and_falls_to_zero() -> None:
 def test_the_stage_loss_is_the_normalised_objective() -> None:
     outputs, labels = torch.randn(5, 7, 10), torch.randint(10, (7,))
     weights = torch.tensor([TINY.gamma] * 4 + [1.0])
-    stage_cost = StageCost.uniform(len(outputs) - 1, TINY.gamma, normalized=True)
-    expected = stage_cost(outputs, labels).total
+    expected = StageCost.uniform(4, TINY.gamma, normalized=True)(outputs, labels).total
     torch.testing.assert_close(gpu_tier.stage_loss(outputs, labels, weights), expected)
 
 
@@ -218,12 +214,11 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def test_committed_records_are_those_of_the_committed_lines(tmp_path: Path) -> None:
-    results = ROOT / "results"
-    lines = results / "targets" / "gpu-lines.jsonl"
-    commit = read(results / "gpu-speed" / "gpu.json")["commit"]
+    lines = RESULTS / "targets" / "gpu-lines.jsonl"
+    commit = read(RESULTS / "gpu-speed" / "gpu.json")["commit"]
     gpu_tier_records.write_records(lines, tmp_path, str(commit))
     for path in sorted(tmp_path.rglob("*.json")):
-        written, committed = read(path), read(results / path.relative_to(tmp_path))
+        written, committed = read(path), read(RESULTS / path.relative_to(tmp_path))
         assert written == committed, path.name
     assert len(list(tmp_path.rglob("*.json"))) == 7
 

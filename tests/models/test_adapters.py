@@ -1,0 +1,430 @@
+"""Views of own modules: every cut written out by hand, real cuts, refusals, training."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import stagecost as sc
+from stagecost.calibration import recalibrate
+from stagecost.cut import Cut
+from stagecost.errors import StageCostError
+
+WIDTH, BLOCKS = 6, 4
+EXAMPLE = torch.zeros(1, WIDTH)
+
+
+def rows(count: int = 5, seed: int = 1) -> Tensor:
+    return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def branch(width: int = WIDTH) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))
+
+
+class Loop(nn.Module):
+    """Branches in a list; the sums stand in the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+        self.branches = nn.ModuleList(branch() for _ in range(BLOCKS))
+
+    def forward(self, state: Tensor) -> Tensor:
+        state = self.first(state)
+        for one in self.branches:
+            state = state + one(state)
+        return self.last(state)
+
+    def cut(self, state: Tensor, cut: Cut) -> Tensor:
+        state = self.first(state)
+        for k, one in enumerate(self.branches):
+            state = state + one(state) if cut.acts(k) else state
+        return self.last(state)
+
+
+class Block(nn.Module):
+    """A block with relu after the sum, in place; its skip is a projection where the width changes."""
+
+    def __init__(self, width_in: int, width: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.Linear(width_in, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, width)
+        )
+        self.projection = nn.Linear(width_in, width) if width != width_in else None
+
+    def forward(self, state: Tensor) -> Tensor:
+        following = self.branch(state)
+        following += state if self.projection is None else self.projection(state)
+        return F.relu(following, inplace=True)
+
+    def skip(self, state: Tensor) -> Tensor:
+        return F.relu(state if self.projection is None else self.projection(state))
+
+
+class Staged(nn.Module):
+    """Two stages of such blocks, a transition between them, and a head with BatchNorm and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Linear(WIDTH, 8), nn.ReLU())
+        self.stage_1 = nn.Sequential(Block(8, 8), Block(8, 8))
+        self.between = nn.Sequential(nn.BatchNorm1d(8), nn.ReLU())
+        self.stage_2 = nn.Sequential(Block(8, 5), Block(5, 5))
+        self.head = nn.Sequential(nn.BatchNorm1d(5), nn.Dropout(0.3), nn.Linear(5, 3))
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.head(self.stage_2(self.between(self.stage_1(self.stem(state)))))
+
+    def cut(self, state: Tensor, cut: Cut) -> Tensor:
+        state = self.stem(state)
+        for k, block in enumerate([*self.stage_1, *self.stage_2]):
+            state = self.between(state) if k == 2 else state
+            state = block(state) if cut.acts(k) else block.skip(state)
+        return self.head(state)
+
+
+class Tokens(nn.Module):
+    """Whole numbers come in; the blocks are those of torch, the output is a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, 0.1, batch_first=True, norm_first=True)
+        self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(3))
+        self.last = nn.Linear(8, 11)
+
+    def forward(self, text: Tensor) -> Tensor:
+        state = self.embedding(text)
+        for layer in self.layers:
+            state = layer(state)
+        return self.last(state)
+
+
+subsets = st.sets(st.integers(0, BLOCKS - 1)).map(lambda kept: Cut(tuple(kept)))
+
+
+@settings(max_examples=20)
+@given(cut=subsets, seed=st.integers(0, 9))
+@pytest.mark.parametrize("kind", [Loop, Staged])
+def test_every_cut_is_the_forward_written_out(kind: type, cut: Cut, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = _MODELS.setdefault(kind, kind())
+    view = _VIEWS.setdefault(kind, sc.adapt(model, EXAMPLE)) if kind not in _VIEWS else _VIEWS[kind]
+    model.eval()
+    x = rows(seed=seed)
+    torch.testing.assert_close(view(x, cut), model.cut(x, cut), rtol=1e-6, atol=1e-7)
+    assert torch.equal(view(x), model(x))
+
+
+_MODELS: dict[type, nn.Module] = {}
+_VIEWS: dict[type, sc.AdaptedNetwork] = {}
+
+
+@pytest.mark.parametrize("kind", [Loop, Staged])
+@pytest.mark.parametrize("kept", [(0, 2), (1, 3), (3,), (0,)])
+def test_a_cut_model_does_without_the_blocks(kind: type, kept: tuple[int, ...]) -> None:
+    model, cut, x = kind().eval(), Cut(kept), rows()
+    keys = set(model.state_dict())
+    small = sc.cut_model(model, EXAMPLE, cut)
+    assert type(small) is kind
+    assert set(model.state_dict()) == keys > set(small.state_dict())
+    torch.testing.assert_close(small(x), model.cut(x, cut), rtol=1e-6, atol=1e-7)
+    again = sc.adapt(small, EXAMPLE)
+    assert again.num_blocks == len(kept)
+    assert torch.equal(again(x), small(x))
+
+
+def test_a_cut_view_keeps_the_indices_and_can_be_cut_again() -> None:
+    view = sc.adapt(Staged().eval(), EXAMPLE)
+    once = view.keep(Cut.without(1))
+    twice = once.keep(Cut.without(1))  # by position: the paper's block 2, whose projection stays
+    assert once.block_indices == (0, 2, 3)
+    assert twice.block_indices == (0, 3)
+    assert torch.equal(twice(rows()), view(rows(), Cut((0, 3))))
+    assert torch.equal(twice(rows()), twice.model(rows()))
+    with pytest.raises(StageCostError, match="keep at least one"):
+        view.keep(Cut())
+
+
+def test_a_view_has_the_models_own_tensors() -> None:
+    model = Staged()
+    view = sc.adapt(model, EXAMPLE)
+    assert list(view.state_dict()) == list(model.state_dict())
+    assert {id(p) for p in view.parameters()} == {id(p) for p in model.parameters()}
+    holder = nn.ModuleDict({"net": copy.deepcopy(view)})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    holder.load_state_dict({f"net.{name}": tensor for name, tensor in model.state_dict().items()})
+    assert torch.equal(holder["net"].eval()(rows()), view.eval()(rows()))
+    residual, other = sc.parameter_groups(view, 0.1)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert {names[id(p)] for p in residual["params"]} == {n for n in names.values() if ".branch." in n}
+    assert len(residual["params"]) + len(other["params"]) == len(names)
+
+
+def test_stages_begin_where_something_always_acts() -> None:
+    assert sc.adapt(Loop(), EXAMPLE).stages == ((0, 1, 2, 3),)
+    assert sc.adapt(Staged(), EXAMPLE).stages == ((0, 1), (2, 3))
+
+
+def test_training_is_the_models_own_whatever_else_is_asked_for() -> None:
+    """Random numbers, running statistics and gradients of the terminal output, step by step."""
+    results = []
+    for asked in ("model", "view", "all"):
+        torch.manual_seed(3)
+        model = Staged()
+        view = sc.adapt(model, EXAMPLE).train()
+        forward = {"model": model, "view": view, "all": lambda x, view=view: view(x, depths="all")[-1]}[
+            asked
+        ]
+        for seed in range(3):
+            model.zero_grad()
+            torch.manual_seed(seed)
+            output = forward(rows(8, seed))
+            output.square().mean().backward()
+        results.append((output, [p.grad for p in model.parameters()], list(model.buffers())))
+    for output, gradients, buffers in results[1:]:
+        assert torch.equal(output, results[0][0])
+        assert all(map(torch.equal, gradients, results[0][1]))
+        assert all(map(torch.equal, buffers, results[0][2]))
+
+
+def test_the_mode_is_the_models() -> None:
+    model = Staged().eval()
+    view = sc.adapt(model, EXAMPLE)
+    assert not view.training
+    model.train()
+    assert view.training
+    view.eval()
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_step_with_a_stage_cost_moves_every_branch() -> None:
+    view = sc.adapt(Staged(), EXAMPLE).train()
+    stage_cost = sc.StageCost.uniform(view.num_blocks, gamma=0.5)
+    outputs = view(rows(8), stage_cost.outputs)
+    stage_cost(outputs, torch.arange(8) % 3).total.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in view.parameters() if p.dim() > 1)
+
+
+def test_statistics_after_a_cut_are_those_of_the_images() -> None:
+    small = sc.adapt(Staged(), EXAMPLE).keep(Cut((0, 2)))
+    loader = [(rows(16, seed), torch.zeros(16)) for seed in range(3)]
+    recalibrate(small, loader)
+    everything = torch.cat([x for x, _ in loader])
+    norm = small.model.stage_1[0].branch[1]
+    seen = small.model.stage_1[0].branch[0](small.model.stem(everything))
+    torch.testing.assert_close(norm.running_mean, seen.mean(0))
+
+
+def test_scaled_branches_lie_between_with_and_without() -> None:
+    view = sc.adapt(Loop().eval(), EXAMPLE)
+    ones, x = torch.ones(BLOCKS), rows()
+    torch.testing.assert_close(view(x, scales=ones), view(x))
+    ones[2] = 0
+    torch.testing.assert_close(view(x, scales=ones), view(x, Cut.without(2)))
+
+
+def test_states_of_several_tensors() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = branch(), branch()
+
+        def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+            return a + self.left(a * b), b + self.right(b)
+
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Pair() for _ in range(3))
+            self.last = nn.Linear(WIDTH, 2)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            for block in self.blocks:
+                a, b = block(a, b)
+            return self.last(a - b)
+
+    model = Pairs().eval()
+    view, inputs = sc.adapt(model, (EXAMPLE, EXAMPLE)), (rows(), rows(seed=2))
+    assert view.paths == ("blocks.0", "blocks.1", "blocks.2")
+    assert view.is_homogeneous
+    a, b = model.blocks[1](*inputs)
+    torch.testing.assert_close(view(inputs, Cut((1,))), model.last(a - b))
+    trajectory = sc.loss_trajectory(view, [(inputs, torch.tensor([0, 1, 0, 1, 1]))])
+    assert all(0 < ratio < 10 for ratio in trajectory.residual_ratios)
+    assert sc.removal_cost(view, [(inputs, torch.tensor([0, 1, 0, 1, 1]))], 0.1)
+
+
+def test_sequences_of_tokens() -> None:
+    model, text = Tokens().eval(), torch.randint(11, (4, 7))
+    view = sc.adapt(model, torch.arange(11)[None, :7])
+    assert view.paths == ("layers.0", "layers.1", "layers.2")
+    assert view(text, depths="all").shape == (4, 4, 7, 11)
+    with torch.no_grad():
+        assert torch.equal(view(text, Cut()), model.last(model.embedding(text)))
+    assert sc.count_macs(view, ()) > sc.count_macs(view, (), Cut.first(1)) > 0
+
+
+def test_branches_can_be_blocks_of_their_own() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = branch(), branch()
+
+        def forward(self, state: Tensor) -> Tensor:
+            state = state + self.first(state)
+            return state + self.second(state)
+
+    model = nn.Sequential(Two(), Two(), nn.Linear(WIDTH, 2)).eval()
+    assert sc.adapt(model, EXAMPLE).num_blocks == 2
+    halves, x = sc.adapt(model, EXAMPLE, split_branches=True), rows()
+    assert halves.num_blocks == 4
+    state = x + model[0].second(x)
+    expected = model[2](state + model[1].first(state))
+    torch.testing.assert_close(halves(x, Cut((1, 2))), expected)
+    small = halves.keep(Cut((1, 2)))
+    torch.testing.assert_close(small.model(x), expected)
+    assert small.state_dict().keys() < halves.state_dict().keys()
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected")
+def test_a_compiled_model_is_unwrapped_and_a_view_compiles() -> None:
+    model, x = Staged().eval(), rows()
+    view = sc.adapt(torch.compile(model), EXAMPLE)
+    assert view.model is model
+    compiled = torch.compile(view, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_autocast_around_a_view_acts_as_around_the_model() -> None:
+    model, x = Staged().eval(), rows()
+    view = sc.adapt(model, EXAMPLE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(view(x, depths="all")[-1], model(x))
+
+
+def _refusing(forward: Callable[[nn.Module, Tensor], Tensor]) -> nn.Module:
+    class Odd(Loop):
+        def forward(self, state: Tensor) -> Tensor:
+            return forward(self, state)
+
+    return Odd()
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        return grad
+
+
+def _without_gradients(model: nn.Module, state: Tensor) -> Tensor:
+    with torch.no_grad():
+        state = model.first(state)
+    return model.last(state + model.branches[0](state))
+
+
+def _in_half_precision(model: nn.Module, state: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        state = model.first(state)
+    return model.last(state.float() + model.branches[0](state.float()))
+
+
+def _by_values(model: nn.Module, state: Tensor) -> Tensor:
+    if state.sum() > 0:
+        state = model.first(state)
+    return model.last(state + model.branches[0](state))
+
+
+def _by_another_rule(model: nn.Module, state: Tensor) -> Tensor:
+    state = Doubled.apply(state)
+    return model.last(state + model.branches[0](state))
+
+
+def _pairs(model: nn.Module, state: Tensor) -> Tensor:
+    state = state + model.branches[0](state)
+    return model.last(state), state  # type: ignore[return-value]
+
+
+def _alike(model: nn.Module, state: Tensor) -> Tensor:
+    return model.last(model.branches[0](state) + model.branches[1](state))
+
+
+def _by_the_batch(model: nn.Module, state: Tensor) -> Tensor:
+    state = state * (1.0 + 1.0 / len(state))
+    return model.last(state + model.branches[0](state))
+
+
+@pytest.mark.parametrize(
+    ("forward", "reason"),
+    [
+        (_without_gradients, "switches gradients"),
+        (_in_half_precision, "autocast"),
+        (_by_values, "values of its tensors"),
+        (_by_another_rule, "switches gradients"),
+        (_pairs, "no single tensor"),
+        (_alike, "ambiguous"),
+        (_by_the_batch, "another batch size"),
+    ],
+)
+def test_what_a_view_would_get_wrong_is_refused_in_a_line(
+    forward: Callable[[nn.Module, Tensor], Tensor], reason: str
+) -> None:
+    with pytest.raises(StageCostError, match=reason) as caught:
+        sc.adapt(_refusing(forward), EXAMPLE)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("Odd cannot be viewed as a residual network: ")
+
+
+def test_a_cell_of_deep_branches_is_no_residual_block() -> None:
+    class Cell(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList(nn.Sequential(branch(), nn.Tanh(), branch()) for _ in range(3))
+
+        def forward(self, state: Tensor) -> Tensor:
+            a, b, c = (part(state) for part in self.parts)
+            return torch.cat([a + state, b + c], dim=1)
+
+    with pytest.raises(StageCostError, match=r"ambiguous|no residual block"):
+        sc.adapt(nn.Sequential(Cell(), nn.Linear(2 * WIDTH, 2)), EXAMPLE)
+
+
+def test_other_shapes_need_another_view() -> None:
+    view = sc.adapt(Loop(), EXAMPLE)
+    with pytest.raises(StageCostError, match="adapt the model once more"):
+        view(torch.zeros(2, WIDTH + 1))
+
+
+def test_a_cut_model_is_exported_copied_and_trained_as_its_own_class() -> None:
+    small, x = sc.cut_model(Staged().eval(), EXAMPLE, Cut((0, 3))), rows()
+    exported = torch.export.export(small, (x,)).module()
+    torch.testing.assert_close(exported(x), small(x))
+    twin = copy.deepcopy(small)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(2)
+    assert not torch.equal(twin(x), small(x))
+    assert "stage_2.0.projection.weight" in small.state_dict()  # of a block without its branch
+    small.train()(x).sum().backward()
+    assert small.stage_2[0].projection.weight.grad.abs().sum() > 0
+
+
+def test_a_view_follows_what_is_replaced_in_its_model() -> None:
+    model, x = Staged().eval(), rows()
+    view = sc.adapt(model, EXAMPLE)
+    model.head[2] = nn.Linear(5, 7)
+    assert view(x, Cut((1,))).shape == (5, 7)
+    assert torch.equal(view.double()(x.double()), model(x.double()))

@@ -1,0 +1,50 @@
+"""The examples of own modules: each learns, and is cut by what it measures."""
+
+import importlib
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ModuleType:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    torch.manual_seed(0)
+    module = importlib.import_module(request.param)
+    yield module
+    sys.modules.pop(request.param)
+
+
+@pytest.mark.parametrize("example", ["table_mlp"], indirect=True)
+def test_a_table_is_learned_and_the_model_cut_by_accuracy(example: ModuleType) -> None:
+    plan, model = example.train_and_cut(*example.breast_cancer(), epochs=5)
+    assert plan.accuracy_before > 90
+    assert plan.accuracy_predicted >= plan.accuracy_before - 1.0 - 1e-9
+    assert len(model.branches._modules) == len(plan.kept_blocks) < plan.num_blocks
+
+
+@pytest.mark.parametrize("example", ["regression"], indirect=True)
+def test_a_regression_is_cut_by_its_loss(example: ModuleType) -> None:
+    plan, model = example.train_and_cut(*example.diabetes(), epochs=10)
+    assert plan.loss_before < 1.0  # the mean alone has 1
+    assert plan.loss_predicted <= plan.loss_before + 0.02 + 1e-9
+    assert math.isnan(plan.accuracy_before)
+    assert plan.to_json()["accuracy_before"] is None
+    assert "nan" not in str(plan).lower()
+    assert len(model.branches._modules) == len(plan.kept_blocks)
+
+
+@pytest.mark.parametrize("example", ["char_transformer"], indirect=True)
+def test_characters_are_learned_and_layers_go(example: ModuleType) -> None:
+    text = example.numbered("to be or not to be, that is the question. " * 60)
+    plan, model = example.train_and_cut(text, steps=40)
+    assert plan.loss_before < math.log(int(text.max()) + 1) - 1
+    assert "nan" not in str(plan).lower()
+    assert len(model.layers._modules) == len(plan.kept_blocks) < plan.num_blocks
+    assert model(text[None, : example.LENGTH]).shape == (1, example.LENGTH, int(text.max()) + 1)
