@@ -269,10 +269,10 @@ def same(first: Tensor, second: Tensor) -> bool:
 def resampled(example: Tensor, batch: int) -> Tensor:
     """Draw inputs like an example: from its own numbers, or noise where it is constant."""
     shape = (batch, *example.shape[1:])
-    numbers = example.detach().flatten()
+    numbers = example.flatten()
     if example.is_floating_point() and (numbers == numbers[:1]).all():
-        return torch.randn(shape, device=example.device).to(example.dtype)
-    return numbers[torch.randint(len(numbers), shape, device=example.device)]
+        return torch.randn(shape).to(example.dtype)
+    return numbers[torch.randint(len(numbers), shape)]
 
 
 @torch.no_grad()
