@@ -121,6 +121,9 @@ def kinds_of(originals: Files) -> dict[str, Kind]:
         "pruning": Kind(
             originals, ((f"{RUN}/pruning.json", mutations.mutate_json_file, 1.0),), {"report": 1.0}
         ),
+        "fingerprint": Kind(
+            originals, ((f"{RUN}/images.json", mutations.mutate_json_file, 1.0),), {"evaluate": 1.0}
+        ),
         "metrics": Kind(
             originals,
             tuple(
@@ -144,7 +147,8 @@ def kinds_of(originals: Files) -> dict[str, Kind]:
 
 
 WEIGHTS = {
-    "network": 30, "checkpoint": 16, "settings": 20, "pruning": 1, "metrics": 1, "idx": 6, "idx_gz": 3,
+    "network": 30, "checkpoint": 16, "settings": 20, "pruning": 1, "metrics": 1, "fingerprint": 3,
+    "idx": 6, "idx_gz": 3,
     "images": 8, "table": 4, "parquet": 5, "parquet_text": 3, "parquet_whole": 3,
 }  # fmt: skip
 """How often each kind is drawn."""

@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -87,12 +88,17 @@ def judge(case: Case, folder: Path) -> tuple[str, str]:
         last = traceback.extract_tb(error.__traceback__)[-1]
         text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         where = [f for f in traceback.extract_tb(error.__traceback__) if "stagecost" in f.filename]
-        places = f"{Path((where or [last])[-1].filename).name}:{(where or [last])[-1].lineno}"
-        return "fault", f"{what} {text} at {places}"
+        place = (where or [last])[-1]
+        return "fault", f"{what} {text} at {Path(place.filename).name}:{place.lineno}"
+    return _aftermath(case, folder, outcome, line)
+
+
+def _aftermath(case: Case, folder: Path, outcome: str, line: str) -> tuple[str, str]:
+    """Look for traces of what must not happen."""
     if _events:
         return "fault", f"did {_events[0]}"
     after = read(folder)
-    if TRAP in os.listdir(folder) or any(TRAP in name for name in after):
+    if any(TRAP in path.name for path in folder.rglob("*")):
         return "fault", "executed what it read"
     if (outcome == "refused" or case.entry not in WRITING) and after != case.files:
         changed = [
@@ -143,7 +149,7 @@ def _limit() -> None:
 def _work(connection: Connection, folder: Path, draw_case: Callable[[int], tuple[str, Case]]) -> None:
     """Read inputs whose numbers come in, and answer with verdicts."""
     os.chdir(folder)
-    sys.stdout = sys.stderr = Path(os.devnull).open("w")
+    sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (for as long as it lives)
     sys.addaudithook(_listen)
     _limit()
     while True:
@@ -222,8 +228,6 @@ class Worker:
         done, status = os.waitpid(self.process, os.WNOHANG)
         if not done:
             for _ in range(50):
-                import time
-
                 time.sleep(0.02)
                 done, status = os.waitpid(self.process, os.WNOHANG)
                 if done:

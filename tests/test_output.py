@@ -64,6 +64,7 @@ def test_any_width(cli: CommandLine, runs: Runs, columns: str) -> None:
         outcome = cli(verb, runs.three, prepare=partial(width_of, columns))
         assert outcome.status == 0, outcome.stderr
         assert "%" in outcome.stdout
+        assert "…" not in outcome.stdout
     wide, narrow = (
         cli("analyze", runs.three, "--json", prepare=partial(width_of, c)) for c in ("100", columns)
     )

@@ -186,29 +186,28 @@ def plan_paths(cuts: tuple[Cut, ...]) -> tuple[Path, ...]:
 
 
 def _planned(cuts: tuple[Cut, ...]) -> tuple[Path, ...]:
-    opened = [(0, tuple(range(len(cuts))))]
+    opened: list[Branch] = [(0, tuple(range(len(cuts))))]
     paths: list[Path] = []
-    for start, sharing in opened:  # grows on the way
-        acts, ends, leaves, members = _follow(cuts, start, sharing, len(opened))
-        opened += members
-        whole = not paths and all(acts)
-        paths.append(Path(start, acts, ends, leaves, whole))
+    for branch in opened:  # grows on the way
+        path, others = _follow(cuts, branch, len(opened))
+        opened += others
+        paths.append(path)
     return tuple(paths)
 
 
 _remembered = lru_cache(maxsize=256)(_planned)
 
+Branch = tuple[int, tuple[int, ...]]
+"""k, and the numbers of the cuts that go on together from x_k."""
 
-def _follow(
-    cuts: tuple[Cut, ...], k: int, members: tuple[int, ...], next_path: int
-) -> tuple[
-    tuple[bool, ...], dict[int, tuple[int, ...]], dict[int, int], list[tuple[int, tuple[int, ...]]]
-]:
-    """Go with the cuts in which the next block acts; return the paths of the others as well."""
+
+def _follow(cuts: tuple[Cut, ...], branch: Branch, next_path: int) -> tuple[Path, list[Branch]]:
+    """Go with the cuts in which the next block acts; return the branches of the others as well."""
+    k, members = branch
     acts: list[bool] = []
     ends: dict[int, tuple[int, ...]] = {}
     leaves: dict[int, int] = {}
-    others: list[tuple[int, tuple[int, ...]]] = []
+    others: list[Branch] = []
     while members:
         ended = tuple(i for i in members if cuts[i].depth <= k)
         if ended:
@@ -222,7 +221,8 @@ def _follow(
             acts.append(bool(acting))
         members = acting or members
         k += 1
-    return tuple(acts), ends, leaves, others
+    start = branch[0]
+    return Path(start, tuple(acts), ends, leaves, whole=start == 0 and all(acts)), others
 
 
 Observer = Callable[[int, Tensor, Tensor], None]

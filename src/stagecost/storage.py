@@ -9,8 +9,8 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,6 +19,9 @@ from stagecost.text import one_line
 
 if TYPE_CHECKING:  # the report writes files, too, and has no need of torch
     from torch import Tensor
+
+Metadata = Mapping[str, Any]
+"""What describes tensors: JSON by name."""
 
 MAX_NESTING = 32  # levels of lists and mappings in JSON
 
@@ -139,7 +142,7 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping
     write_atomically(path, save(contiguous, metadata=header))
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> Metadata:
     """Read the metadata alone of what `write_tensors` wrote.
 
     Raises:
@@ -148,7 +151,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return _read(path, tensors=False)[1]
 
 
-def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], Metadata]:
     """Read what `write_tensors` wrote: tensors on the CPU, and the metadata.
 
     Raises:
@@ -157,13 +160,25 @@ def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     return _read(path, tensors=True)
 
 
-def _read(path: Path, *, tensors: bool) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+@contextmanager
+def _openable(path: Path) -> Iterator[str]:
+    """Return a name by which safetensors opens a file; it takes no path that is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with path.open("rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield str(path)
+
+
+def _read(path: Path, *, tensors: bool) -> tuple[dict[str, "Tensor"], Metadata]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise StageCostError(f"{path} does not exist: check the path")
     try:
-        with safe_open(path, framework="pt") as file:
+        with _openable(path) as name, safe_open(name, framework="pt") as file:
             names = file.keys() if tensors else ()
             read = {name: file.get_tensor(name) for name in names}
             header = file.metadata() or {}

@@ -23,6 +23,8 @@ CAVEAT = (
     "from its infimum it promises nothing."
 )
 
+NARROWEST = 72  # columns that a table is made for, at least
+
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
@@ -31,7 +33,10 @@ class _Console(Console):
 
 def show(verb: str, result: Result) -> None:
     """Print the result of a verb on standard output."""
-    VIEWS[verb](_Console(highlight=False), result)
+    console = _Console(highlight=False)
+    if console.width < NARROWEST:  # lines that the terminal breaks are better than numbers cut off
+        console = _Console(highlight=False, width=NARROWEST)
+    VIEWS[verb](console, result)
 
 
 def _line(console: Console, text: str, style: str = "") -> None:

@@ -6,7 +6,7 @@ one of several only if this program started it.
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from stagecost.errors import StageCostError
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-_PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+_PRECISIONS: Mapping[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _STARTED_BY = "STAGECOST_STARTED_BY"
 _FOREIGN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _FOREIGN_BEGIN = ("SLURM_", "JSM_", "LSB_", "OMPI_", "TORCHELASTIC_", "LT_", "LIGHTNING_", "PL_")
