@@ -428,3 +428,12 @@ def test_a_view_follows_what_is_replaced_in_its_model() -> None:
     model.head[2] = nn.Linear(5, 7)
     assert view(x, Cut((1,))).shape == (5, 7)
     assert torch.equal(view.double()(x.double()), model(x.double()))
+
+
+def test_what_cannot_be_copied_or_run_is_refused_in_a_line() -> None:
+    model = Loop()
+    model.kept = model(rows()) * 2  # a tensor with a history
+    with pytest.raises(StageCostError, match="cannot be copied"):
+        sc.adapt(model, EXAMPLE)
+    with pytest.raises(StageCostError, match=r"fails on inputs of \(2, 5\)"):
+        sc.adapt(Loop(), torch.zeros(1, 5))

@@ -236,7 +236,7 @@ def _without_branches(
             return replace(operation, target=None, args=tuple(skips), kwargs={}, changed={})
         if like is None or not isinstance(result, Value):
             raise StageCostError(
-                "concatenates a branch with something else in the forward of a container"
+                "it concatenates a branch with something else, in the forward of a container"
             )
         zeros = (like, trace.shapes[result])
         return replace(operation, target=Tensor.new_zeros, args=zeros, kwargs={}, changed={})

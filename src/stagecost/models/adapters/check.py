@@ -3,7 +3,8 @@
 import fnmatch
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +18,14 @@ from stagecost.models.adapters.contract import UnknownBranchesError, violations
 from stagecost.models.adapters.libraries import library_model, library_names
 from stagecost.storage import read_json, write_json
 
-SMALL_SIZES = 64, 96, 128, 160
 SHRUNK = {"depth": 4, "embed_dim": 48, "num_heads": 3}
+VARIANTS: list[tuple[dict[str, Any], int]] = [
+    ({"img_size": 64}, 64),
+    *(({}, size) for size in (64, 96, 128, 160, 224, 240, 256)),
+    *(({"img_size": size, **SHRUNK}, size) for size in (64, 56, 96)),
+    *((SHRUNK, size) for size in (64, 96)),
+]
+"""Arguments of a model and sizes of its images, in the order in which they are tried."""
 
 
 @dataclass
@@ -146,37 +153,23 @@ def small_model(name: str, max_parameters: float) -> tuple[nn.Module, int]:
     Raises:
         UnknownBranchesError: it has too many parameters, or takes no images of a size that was tried.
     """
-    large = False
-    for options, size in _variants(name):
-        try:
-            with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                numbers = sum(p.numel() for p in library_model(name, **options).parameters())
-        except Exception:
-            numbers = 0
-        if numbers > max_parameters:
-            large = True
-            continue
-        try:
+    reason = "takes no images of a size that was tried"
+    for options, size in VARIANTS:
+        with suppress(Exception):
+            if _num_parameters(name, options) > max_parameters:
+                reason = f"has more than {max_parameters:.0f} parameters"
+                continue
             model = library_model(name, **options).eval()
             with torch.no_grad():
                 model(torch.zeros(2, 3, size, size))
-            if sum(p.numel() for p in model.parameters()) <= max_parameters:
-                return model, size
-            large = True
-        except Exception:
-            continue
-    reason = f"more than {max_parameters:.0f} parameters" if large else "no image size fits"
-    raise UnknownBranchesError(f"{name} has {reason}")
+            return model, size
+    raise UnknownBranchesError(f"{name} {reason}")
 
 
-def _variants(name: str) -> Iterator[tuple[Mapping[str, Any], int]]:
-    """Go through arguments and image sizes, the smallest first."""
-    for options in ({"img_size": 64}, {}):
-        yield options, 64
-    for size in SMALL_SIZES[1:]:
-        yield {}, size
-    yield {}, 224
-    yield {}, 240
-    yield {}, 256
-    yield {"img_size": 64, **SHRUNK}, 64
-    yield SHRUNK, 64
+def _num_parameters(name: str, options: Mapping[str, Any]) -> int:
+    """Count parameters without memory for them; 0 where a model cannot be built so."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return sum(p.numel() for p in library_model(name, **options).parameters())
+    except Exception:
+        return 0

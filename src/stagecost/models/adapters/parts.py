@@ -163,17 +163,21 @@ class _Builder:
             raise StageCostError("it has other blocks in training mode, or for another batch size")
 
     def build(self) -> Parts:
-        stem = self.program(_Pass.stem)
+        stem = self.program("before its blocks", _Pass.stem)
         states = {mode: self.run(stem, self.inputs[BATCHES[0]], mode) for mode in MODES}
         blocks = []
         for _ in self.passes[0].flow.blocks:
             blocks.append(self.block(states))
             states = {mode: self.run(blocks[-1], state, mode) for mode, state in states.items()}
-        return Parts(stem, blocks, AdaptedHead(self.program(_Pass.head), len(blocks) + 1))
+        head = self.program("behind its blocks", _Pass.head)
+        return Parts(stem, blocks, AdaptedHead(head, len(blocks) + 1))
 
-    def program(self, part: Callable[[_Pass], Part]) -> Program:
+    def program(self, place: str, part: Callable[[_Pass], Part]) -> Program:
         parts = [part(one) for one in self.passes]
-        return Program(self.model, parts[:2], parts[2:])
+        try:
+            return Program(self.model, parts[:2], parts[2:])
+        except StageCostError as error:
+            raise StageCostError(f"{place} {error}") from None
 
     def run(self, program: nn.Module, state: State, mode: bool) -> Any:
         """Run a program on the twin, without moving torch's random numbers."""
@@ -185,12 +189,13 @@ class _Builder:
         """Write the block at which all passes are, and move them on."""
         first = self.passes[0]
         stretch = first.flow.blocks[first.k]
-        skip: nn.Module = self.program(_Pass.skip)
+        place = f"in {stretch.path}"
+        skip: nn.Module = self.program(place, _Pass.skip)
         places = self.identity(skip, states)
-        step = self.program(lambda one: one.step(one.following(places)))
+        step = self.program(place, lambda one: one.step(one.following(places)))
         block = AdaptedBlock(stretch.path, step, skip if places is None else nn.Identity())
         if stretch.call is not None:
-            block.__dict__["emptied"] = self.program(_Pass.emptied)
+            block.__dict__["emptied"] = self.program(place, _Pass.emptied)
         block.branches = tuple(stretch.branches)
         for one in self.passes:
             one.state, one.k = one.following(places), one.k + 1
@@ -209,11 +214,8 @@ class _Builder:
             (first.state[place], value)
             for place, value in zip(places, first.live[first.k + 1], strict=True)
         ]
-        return (
-            places
-            if all(_hands_on(first.flow.trace, part.operations, *pair) for pair in pairs)
-            else None
-        )
+        handed = all(_hands_on(first.flow.trace, part.operations, *pair) for pair in pairs)
+        return places if handed else None
 
 
 def _recorded(model: nn.Module, inputs: Inputs) -> Trace:
@@ -269,10 +271,10 @@ def same(first: Tensor, second: Tensor) -> bool:
 def resampled(example: Tensor, batch: int) -> Tensor:
     """Draw inputs like an example: from its own numbers, or noise where it is constant."""
     shape = (batch, *example.shape[1:])
-    numbers = example.detach().flatten()
+    numbers = example.flatten()
     if example.is_floating_point() and (numbers == numbers[:1]).all():
-        return torch.randn(shape, device=example.device).to(example.dtype)
-    return numbers[torch.randint(len(numbers), shape, device=example.device)]
+        return torch.randn(shape).to(example.dtype)
+    return numbers[torch.randint(len(numbers), shape)]
 
 
 @torch.no_grad()

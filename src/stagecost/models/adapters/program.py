@@ -74,7 +74,9 @@ class Part:
             inner = self.trace.functions[operation.start : operation.end]
             earlier = {v for f in inner for v in f.uses if v.number < operation.first_value}
             if not earlier.intersection(self.trace.varying) <= set(operation.uses):
-                raise StageCostError(f"{name} reads a tensor of the pass that is no argument of it")
+                raise StageCostError(
+                    f"{name} reads a tensor of the pass that is not among its arguments"
+                )
 
 
 def refuse_readings(trace: Trace, operations: Iterable[Operation]) -> None:
@@ -86,7 +88,8 @@ def refuse_readings(trace: Trace, operations: Iterable[Operation]) -> None:
     calls = set(operations)
     for name, call in trace.readings:
         if calls.isdisjoint((call, *call.holders())):
-            raise StageCostError(f"it goes on by the values of its tensors ({name})")
+            where = call.target or "its forward"
+            raise StageCostError(f"{where} goes on by the values of its tensors ({name})")
 
 
 class _Writer:

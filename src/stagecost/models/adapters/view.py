@@ -179,18 +179,23 @@ def adapt(
         StageCostError: the model cannot be viewed; the message names the place and the reason.
     """
     model = getattr(model, "_orig_mod", model)
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    given = (example,) if isinstance(example, Tensor) else tuple(example)
+    inputs = tuple(tensor.detach().cpu() for tensor in given)
     name = f"{type(model).__name__} cannot be viewed as a residual network"
     scripted = [path for path, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
     if scripted:
         raise StageCostError(f"{name}: {scripted[0] or 'it'} is scripted: build it without torch.jit")
-    twin = copy.deepcopy(model)
+    try:
+        twin = copy.deepcopy(model).cpu()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise StageCostError(f"{name}: it cannot be copied ({reason})") from error
     try:
         parts = take_apart(twin, inputs, split_branches=split_branches)
         check(AdaptedNetwork(twin, parts, inputs))
     except StageCostError as error:
         raise StageCostError(f"{name}: {error}") from None
-    return AdaptedNetwork(model, parts, tuple(tensor[:1].detach().clone() for tensor in inputs))
+    return AdaptedNetwork(model, parts, tuple(tensor[:1].clone() for tensor in inputs))
 
 
 def cut_model(model: nn.Module, example: Tensor | Sequence[Tensor], cut: Cut) -> nn.Module:
