@@ -126,7 +126,7 @@ def test_redirections(arguments: str, redirection: str, status: int) -> None:
     assert b"Exception ignored" not in done.stderr
 
 
-PATHS = ["a\nb", "b\udcff", "\x1b[31mred", "a\u2028b", "tab\there", "größe 大 ‖", " ", "%s {0} [b]x[/b]"]
+PATHS = ["a\nb", "b\udcff", "\x1b[31mred", "a\u2028b", "tab\there", "größe 大 ‖", " ", "%s {0} [b]x[b]"]
 
 
 @pytest.mark.parametrize("name", PATHS, ids=ascii)

@@ -27,7 +27,7 @@ from stagecost.runs import demo as demonstration
 from stagecost.runs.analysis import analyze
 from stagecost.runs.bound import bound
 from stagecost.runs.evaluation import evaluate
-from stagecost.runs.models import list_or_check
+from stagecost.runs.models import models
 from stagecost.runs.pruning import prune
 from stagecost.runs.reporting import report
 from stagecost.runs.results import Result
@@ -345,7 +345,7 @@ def test_keys_and_files_are_those_documented(folder: Path) -> None:
         "evaluate": evaluate("small"),
         "bound": bound("deep", ["shallow"]),
         "report": report("deep"),
-        "models": list_or_check(),
+        "models": models(),
     }
     documented = [key for key in first_column(section(COMMAND_LINE, "JSON keys")) if key in VERBS]
     assert list(dict.fromkeys(documented)) == [*results, "demo"]

@@ -71,7 +71,7 @@ def _fits(kind: Any, value: Any) -> bool:
         return value in NOT_FINITE
     if kind in (int, float):
         number = isinstance(value, kind | int) and not isinstance(value, bool)
-        return number and abs(value) < LARGEST
+        return number and (abs(value) < LARGEST if kind is int else math.isfinite(value))
     return type(value) is (get_origin(kind) or kind)
 
 

@@ -13,7 +13,8 @@ from experiments.runner import EXPERIMENTS, find_experiment, render
 from experiments.tables import table
 from experiments.trainings import PAPER, paper_difference
 
-RECORDS = sorted(RESULTS.rglob("*.json"))
+CHECKS = {RESULTS / "models", RESULTS / "fuzz"}  # by `stagecost models --check` and `python -m fuzz`
+RECORDS = sorted(path for path in RESULTS.rglob("*.json") if path.parent not in CHECKS)
 
 
 def content_of(record: Path) -> dict[str, Any]:

@@ -173,6 +173,6 @@ def _refuse_unknown(flags: Sequence[Flag], arguments: Sequence[str]) -> None:
     for argument in arguments:
         name = argument.partition("=")[0]
         if re.fullmatch(r"--[a-zA-Z][\w-]*", name) and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else "see --help"
+            near = difflib.get_close_matches(name.strip("-"), [one.strip("-") for one in known], n=1)
+            hint = f"did you mean --{near[0]}?" if near else "see --help"
             raise StageCostError(f"{name} is unknown: {hint}")

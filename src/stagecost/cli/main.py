@@ -119,7 +119,8 @@ def _prepare_streams() -> None:
     sys.stdout = _stream(sys.stdout, "replace")
     errors = _stream(sys.stderr, "backslashreplace")
     if isinstance(errors, io.TextIOWrapper) and errors is sys.__stderr__:
-        errors.flush()
+        with contextlib.suppress(OSError):
+            errors.flush()
         lossy = _Lossy(errors.fileno())
         errors = io.TextIOWrapper(lossy, errors.encoding, errors.errors, write_through=True)  # type: ignore[type-var]
     sys.stderr = errors
@@ -129,11 +130,12 @@ def _stream(stream: TextIO | None, errors: str) -> TextIO:
     if stream is None:  # closed by whoever started the process
         return Path(os.devnull).open("w", encoding="utf-8")
     if isinstance(stream, io.TextIOWrapper):
-        try:
-            "‖█…".encode(stream.encoding, errors)
-            stream.reconfigure(errors=errors)
-        except (LookupError, UnicodeError):  # an encoding that replaces nothing
-            stream.reconfigure(encoding="ascii", errors=errors)
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            try:
+                "‖█…".encode(stream.encoding, errors)
+                stream.reconfigure(errors=errors)
+            except (LookupError, UnicodeError):  # an encoding that replaces nothing
+                stream.reconfigure(encoding="ascii", errors=errors)
     return stream
 
 

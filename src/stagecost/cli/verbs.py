@@ -109,7 +109,7 @@ OFTEN = (
 )
 SHOWN = (
     *("data", "image_size", "val_fraction", "limit_train"),
-    *("label_column", "image_column", "classes", "skip_broken"),
+    *("label_column", "classes", "skip_broken"),
     *("model", "num_blocks", "width", "blocks_per_stage", "widths", "stem_stride"),
     *("gamma", "targets", "weight_decay", "epochs", "batch_size", "lr", "seed", "device"),
 )

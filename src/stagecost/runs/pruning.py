@@ -49,6 +49,7 @@ class Pruning(Result):
         macs_after: the same of the network that is saved.
         path: of the saved network.
         finetune_epochs: that it was trained after the cut.
+        accuracy_before_finetuning: percent, right after the cut; None if it was not trained after it.
         num_images: validation images.
         interval: Wilson's, of the accuracy after it.
         drop_interval: of the drop, in points, from the same images before and after.
@@ -70,6 +71,7 @@ class Pruning(Result):
     interval: Interval | None
     drop_interval: Interval
     warnings: tuple[str, ...]
+    accuracy_before_finetuning: float | None = None
 
 
 def prune(
@@ -119,9 +121,12 @@ def prune(
         val = trained.judged_on(bundle, "val", allow_trained=allow_trained)
         plan = _plan(trained, val, max_drop, keep)
         pruned = _recalibrated(trained, plan, bundle, val)
+        right_after = None
         if finetune_epochs:
+            right_after = terminal_score(pruned, val.batches, loss=trained.loss).accuracy
             pruned = finetune(trained, pruned, bundle, finetune_epochs)
         pruning = _compare(trained, plan, pruned, val, target, finetune_epochs, max_drop)
+        pruning = replace(pruning, accuracy_before_finetuning=right_after)
         _check_drop(pruning, max_drop)
         content = pruning.to_json()
         pruned.save_pretrained(target, **trained.details(), pruning=content)
