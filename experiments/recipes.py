@@ -52,7 +52,7 @@ _RECIPES: dict[Tier, Settings] = {
         "val_fraction": 1 / 6,
         "epochs": 2,
         "batch_size": 32,
-        "limit_train": 600,
+        "limit_train": 300,
         "limit_test": 100,
         "device": "cpu",
     },

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from runs.conftest import Trained
 from runs.workers import start
+from stagecost.errors import StageCostError
 from stagecost.objective import StageCost
 from stagecost.runs.evaluation import evaluate
 from stagecost.runs.folder import RunFolder
@@ -223,6 +224,8 @@ def test_stopped_with_a_stage_cost_of_the_caller(
         patch.setattr(loop, "train_step", stop_at(8, loop.train_step))
         with pytest.raises(StoppedError):
             train(TINY, run, stage_cost=growing)
+    with pytest.raises(StageCostError, match="with a stage cost of the caller"):
+        train({}, run, resume=True)
     train(TINY, run, stage_cost=growing, resume=True)
     same_run(alone, run)
 

@@ -14,6 +14,7 @@ from stagecost.cut import Cut
 from stagecost.data.batches import eval_batches
 from stagecost.data.images import normalise
 from stagecost.errors import StageCostError
+from stagecost.objective import StageCost
 from stagecost.runs.analysis import analyze
 from stagecost.runs.bound import bound
 from stagecost.runs.certainty import wilson
@@ -199,6 +200,9 @@ def test_bound_says_when_something_else_was_minimised(trained: Trained, tmp_path
     run = tmp_path / "run"
     train({**TINY, "num_blocks": 3, "width": 6, "first_depth": 1}, run)
     assert bound(run, [trained.two]).trained_variant
+    callers = tmp_path / "callers"
+    train({**TINY, "num_blocks": 3, "width": 6}, callers, stage_cost=StageCost.uniform(3, 0.1))
+    assert bound(callers, [trained.two]).trained_variant
 
 
 # ---------------------------------------------------------------------------------------------

@@ -13,10 +13,10 @@ from stagecost.cut import stage_counts
 from stagecost.macs import macs_by_part
 from stagecost.network import ResidualNetwork
 from stagecost.prune import Limits, choose, possible_cuts
-from stagecost.runs.certainty import Interval, warnings_on, wilson
+from stagecost.runs.certainty import Interval, check_points, warnings_on, wilson
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Judged, Split, Trained, open_trained
-from stagecost.trajectory import Score, Trajectory, loss_trajectory, needed_blocks
+from stagecost.trajectory import Score, Trajectory, loss_trajectory
 
 MEASURED_CUTS = 27
 """How many cuts of a staged network are measured: three numbers of blocks in each of three stages."""
@@ -106,7 +106,7 @@ def analyze(
     Raises:
         StageCostError: an impossible tolerance, nothing trained, or no such images.
     """
-    needed_blocks((0.0, 0.0), tolerance)  # refuse an impossible tolerance before the long work
+    check_points("--tolerance", tolerance)
     trained = open_trained(path, checkpoint=checkpoint, device=device)
     return analysis_of(trained, split, tolerance, data, allow_trained=allow_trained)
 

@@ -152,10 +152,10 @@ def _is_variant(trained: Trained) -> bool:
     Sampled depths do not: on average they are all depths.
     """
     stage, plain = trained.settings.stage, StageCostSettings()
-    own_rule = trained.checkpoint is not None and bool(trained.checkpoint.metadata.get("own_stage_cost"))
-    cut = trained.checkpoint is not None and trained.checkpoint.kept_blocks is not None
+    assert trained.checkpoint is not None
+    own_rule, kept = trained.checkpoint.own_stage_cost, trained.checkpoint.kept_blocks
     changed = any(getattr(stage, k) != v for k, v in vars(plain).items() if k != "sampled_depths")
-    return own_rule or cut or changed
+    return own_rule or kept is not None or changed
 
 
 def _measure(network: ResidualNetwork, batches: Loader, loss: LossFunction) -> _Measured:

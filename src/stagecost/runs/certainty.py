@@ -8,11 +8,23 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from stagecost.errors import StageCostError
+
 Z = 1.959964
 """Quantile of the normal distribution: intervals are of 95 %."""
 
 Interval = tuple[float, float]
 """From … to, in percent or in points of accuracy."""
+
+
+def check_points(name: str, points: float) -> None:
+    """Refuse what is no number of points of accuracy.
+
+    Raises:
+        StageCostError: it is negative, or not finite.
+    """
+    if not (math.isfinite(points) and points >= 0):
+        raise StageCostError(f"{name} is {points}: give points of accuracy, at least 0")
 
 
 def wilson(accuracy: float, num_images: int) -> Interval | None:

@@ -15,7 +15,7 @@ from stagecost.errors import StageCostError
 from stagecost.network import CONFIG_FILE, ResidualNetwork
 from stagecost.prune import PruningPlan, carry_optimizer, plan_pruning
 from stagecost.runs.analysis import measure
-from stagecost.runs.certainty import Interval, paired_drop, warnings_on, wilson
+from stagecost.runs.certainty import Interval, check_points, paired_drop, warnings_on, wilson
 from stagecost.runs.folder import FINGERPRINT_FILE, RunFolder
 from stagecost.runs.lock import locked
 from stagecost.runs.results import Result
@@ -104,6 +104,12 @@ def prune(
     target = Path(output)
     if finetune_epochs < 0:
         raise StageCostError(f"--finetune-epochs is {finetune_epochs}: give a number of at least 0")
+    if max_drop is not None:
+        check_points("--max-drop", max_drop)
+    if max_drop is None and keep is None:
+        raise StageCostError(
+            "say how much to prune: give --max-drop, or how many blocks to keep (--keep-blocks)"
+        )
     with locked(target, "is being written"):
         check_new_folder(target)
         trained = open_trained(run, checkpoint=checkpoint, device=device)

@@ -12,13 +12,13 @@ from stagecost.records import read_record
 from stagecost.report.data import ReportData
 from stagecost.report.page import write_report
 from stagecost.runs.analysis import Analysis, analysis_of
+from stagecost.runs.certainty import check_points
 from stagecost.runs.evaluation import Evaluation
 from stagecost.runs.folder import RunFolder
 from stagecost.runs.pruning import Pruning
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Split, Trained, open_trained
 from stagecost.storage import read_json
-from stagecost.trajectory import needed_blocks
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def report(
     Raises:
         StageCostError: nothing trained is there, or its images are not.
     """
-    needed_blocks((0.0, 0.0), tolerance)  # refuse an impossible tolerance before the long work
+    check_points("--tolerance", tolerance)
     trained = open_trained(run, checkpoint=checkpoint, device=device)
     # Without a validation split the training images stand in; the report says which split it shows.
     split: Split = "val" if trained.settings.data.val_fraction > 0 else "train"

@@ -18,7 +18,7 @@ from stagecost.runs.folder import RunFolder, settings_for, write_config, write_m
 from stagecost.runs.lock import FolderLock, locked
 from stagecost.runs.results import Result
 from stagecost.storage import remove_leftovers, write_atomically
-from stagecost.train.checkpoint import read_checkpoint, save_checkpoint
+from stagecost.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from stagecost.train.cutting import cut_network
 from stagecost.train.devices import is_first_process
 from stagecost.train.display import TrainingDisplay
@@ -104,7 +104,8 @@ def train(
         setup = _prepare(run, settings)
         _check_images(run, setup)
         checkpoint = read_checkpoint(run.last) if run.last.is_file() else None
-        files = RunFiles(run, lock, setup)
+        files = RunFiles(run, lock, setup, own_stage_cost=stage_cost is not None)
+        files.check_stage_cost(checkpoint)
         files.begin(afresh=checkpoint is None)
         state = setup.start(checkpoint)
         with (
@@ -186,11 +187,25 @@ class RunFiles:
         run: its folder.
         lock: on it; None in the other processes.
         setup: of the training.
+        own_stage_cost: whether the caller's stage cost is minimised, which the settings do not know.
     """
 
     run: RunFolder
     lock: FolderLock | None
     setup: Setup
+    own_stage_cost: bool
+
+    def check_stage_cost(self, checkpoint: Checkpoint | None) -> None:
+        """Refuse to go on with another stage cost than the run began with, as far as that is known.
+
+        Raises:
+            StageCostError: a caller gave it before and not now, or the other way round.
+        """
+        if checkpoint is not None and checkpoint.own_stage_cost != self.own_stage_cost:
+            raise StageCostError(
+                f"{self.run.path} was trained {'with' if checkpoint.own_stage_cost else 'without'} a "
+                "stage cost of the caller: go on from Python with the same one"
+            )
 
     def begin(self, *, afresh: bool) -> None:
         """Make the folder that of this run; what a run without a checkpoint left there goes."""
@@ -214,7 +229,11 @@ class RunFiles:
         check_weights(state)
         self.lock.check()
         gamma = self.setup.settings.gamma(len(state.indices))
-        details = {"image_format": self.setup.data.format.to_json(), "gamma": gamma}
+        details = {
+            "image_format": self.setup.data.format.to_json(),
+            "gamma": gamma,
+            "own_stage_cost": self.own_stage_cost,
+        }
         save_checkpoint(path, state, self.setup.settings, details)
 
     def write_tables(self, state: State) -> None:

@@ -74,6 +74,11 @@ class Checkpoint:
         """Lambda as the optimiser used it."""
         return self._number("weight_decay")
 
+    @property
+    def own_stage_cost(self) -> bool:
+        """Whether a caller's stage cost was minimised, which the settings do not know."""
+        return bool(self.metadata.get("own_stage_cost"))
+
     def _number(self, name: str) -> float:
         value = self.metadata.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,7 @@ _FOREIGN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "MAST
 _FOREIGN_BEGIN = ("SLURM_", "JSM_", "LSB_", "OMPI_", "TORCHELASTIC_", "LT_", "LIGHTNING_", "PL_")
 
 
+@cache  # whoever started it may have ended by now
 def is_first_process() -> bool:
     """Tell whether this process is the one that the user started, not one that it started in turn."""
     return os.environ.get(_STARTED_BY) != str(os.getppid())
@@ -101,6 +103,12 @@ def _own_processes() -> Any:
         @property
         def creates_processes_externally(self) -> bool:
             return not is_first_process()
+
+        def local_rank(self) -> int:
+            return 0 if is_first_process() else int(os.environ["LOCAL_RANK"])
+
+        def node_rank(self) -> int:
+            return 0
 
     return OwnProcesses()
 

@@ -59,9 +59,8 @@ class Setup:
     def batches(self) -> ImageBatches:
         """The training images, batch by batch, for this process."""
         training, fabric = self.settings.training, self.fabric
-        split = self.data.splits["train"]
         return ImageBatches(
-            split.to(fabric.device) if training.data_on_device else split,
+            self.data.splits["train"],
             self.data.format,
             self.data.augmentation,
             training.batch_size,
@@ -133,6 +132,8 @@ def prepare(
     training, images = settings.training, len(data.splits["train"])
     check_shares(images, training.batch_size, training.num_processes)
     fabric = make_fabric(training.device, training.precision, training.num_processes, loggers)
+    if training.data_on_device:
+        data = data.to(fabric.device)
     if training.compile:
         check_compiler(fabric.device.type)
     torch.manual_seed(training.seed)
