@@ -1,6 +1,6 @@
 """Which blocks go, whatever their place: a search over subsets by the loss on validation data.
 
-The tails of stages are few of the 2^N cuts. Sequential floating search (Pudil et al. 1994) goes backward:
+The tails of stages are few of the 2^N cuts. Sequential floating search (Pudil 1994) goes backward:
 it removes the block whose removal costs least, and looks back after each removal: where a block put back
 gives a better cut of that size than the one known, it goes on from there.
 """
