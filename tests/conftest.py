@@ -2,12 +2,11 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from helpers import RECIPE, Runs
 from processes import CommandLine
 
 # A busy machine is slow at times; that is no failure of a property.
@@ -18,21 +17,6 @@ settings.load_profile("project")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the slow tests, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-
-
-# Enough to learn something, little enough to take a fraction of a second.
-DATA = ("--data", "digits", "--limit-train", 600, "--limit-test", 200, "--device", "cpu")
-RECIPE = (*DATA, "--epochs", 2, "--batch-size", 32)
-
-
-@dataclass(frozen=True)
-class Runs:
-    """Folders of trained runs, and of a saved network that was pruned from `three`."""
-
-    three: Path
-    two: Path
-    staged: Path
-    saved: Path
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Small things that several test files share."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,21 @@ BUILDERS: dict[str, dict[str, object]] = {
     "preact_resnet101": {"width": 4, "num_classes": 5, "in_channels": 3},
     "preact_resnet152": {"width": 4, "num_classes": 5, "in_channels": 3},
 }
+
+
+# Enough to learn something, little enough to take a fraction of a second.
+DATA = ("--data", "digits", "--limit-train", 600, "--limit-test", 200, "--device", "cpu")
+RECIPE = (*DATA, "--epochs", 2, "--batch-size", 32)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Folders of trained runs, and of a saved network that was pruned from `three`."""
+
+    three: Path
+    two: Path
+    staged: Path
+    saved: Path
 
 
 def build(name: str, seed: int = 0, **changes: object) -> ResidualNetwork:

@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from conftest import DATA, RECIPE, Runs
-from helpers import contents
+from helpers import DATA, RECIPE, Runs, contents
 from processes import CommandLine
 
 MODEL = ("--num-blocks", 2, "--width", 4)

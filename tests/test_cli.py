@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 import stagecost as sc
-from conftest import DATA, RECIPE, Runs
+from helpers import DATA, RECIPE, Runs
 from processes import CommandLine
 
 VERBS = ("demo", "train", "analyze", "prune", "evaluate", "bound", "report", "models")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import DATA, Runs
+from helpers import DATA, Runs
 from processes import CommandLine
 
 ENCODINGS = ["ascii", "latin-1", "cp1252", "cp437", "utf-16", "utf-8", "idna", "koi8-r", "shift_jis"]
