@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from stagecost.network import ResidualNetwork
     from stagecost.objective import StageCost, parameter_groups
     from stagecost.prune import PruningPlan, carry_optimizer, plan_pruning
+    from stagecost.search import search_cuts
     from stagecost.trajectory import Trajectory, loss_trajectory, needed_blocks
 
 __version__ = version("stagecost")
@@ -53,6 +54,7 @@ _HOMES = {
     "recalibrate": "calibration",
     "register_model": "models.registry",
     "removal_cost": "importance",
+    "search_cuts": "search",
 }
 
 __all__ = [
@@ -84,6 +86,7 @@ __all__ = [
     "recalibrate",
     "register_model",
     "removal_cost",
+    "search_cuts",
 ]
 
 

@@ -297,7 +297,7 @@ def test_branches_can_be_blocks_of_their_own() -> None:
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected")
 def test_a_compiled_model_is_unwrapped_and_a_view_compiles() -> None:
-    model, x = Staged().eval(), rows()
+    model, x = Loop().eval(), rows()
     view = sc.adapt(torch.compile(model), EXAMPLE)
     assert view.model is model
     compiled = torch.compile(view, backend="eager")
