@@ -224,7 +224,7 @@ def _candidates(
 
 
 def _check_count(network: ResidualNetwork, count: int) -> None:
-    least = len(network.stage_positions)
+    least = 1 if network.can_keep(Cut.first(1)) else len(network.stage_positions)
     if isinstance(count, bool) or not least <= count <= network.num_blocks:
         raise StageCostError(
             f"keeping {count} of {network.num_blocks} blocks is impossible: give a number "

@@ -196,6 +196,16 @@ def test_training_is_the_models_own_whatever_else_is_asked_for() -> None:
         assert all(map(torch.equal, buffers, results[0][2]))
 
 
+def test_the_mode_is_the_models() -> None:
+    model = Staged().eval()
+    view = sc.adapt(model, EXAMPLE)
+    assert not view.training
+    model.train()
+    assert view.training
+    view.eval()
+    assert not any(module.training for module in model.modules())
+
+
 def test_a_step_with_a_stage_cost_moves_every_branch() -> None:
     view = sc.adapt(Staged(), EXAMPLE).train()
     stage_cost = sc.StageCost.uniform(view.num_blocks, gamma=0.5)
@@ -396,3 +406,25 @@ def test_other_shapes_need_another_view() -> None:
     view = sc.adapt(Loop(), EXAMPLE)
     with pytest.raises(StageCostError, match="adapt the model once more"):
         view(torch.zeros(2, WIDTH + 1))
+
+
+def test_a_cut_model_is_exported_copied_and_trained_as_its_own_class() -> None:
+    small, x = sc.cut_model(Staged().eval(), EXAMPLE, Cut((0, 3))), rows()
+    exported = torch.export.export(small, (x,)).module()
+    torch.testing.assert_close(exported(x), small(x))
+    twin = copy.deepcopy(small)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(2)
+    assert not torch.equal(twin(x), small(x))
+    assert "stage_2.0.projection.weight" in small.state_dict()  # of a block without its branch
+    small.train()(x).sum().backward()
+    assert small.stage_2[0].projection.weight.grad.abs().sum() > 0
+
+
+def test_a_view_follows_what_is_replaced_in_its_model() -> None:
+    model, x = Staged().eval(), rows()
+    view = sc.adapt(model, EXAMPLE)
+    model.head[2] = nn.Linear(5, 7)
+    assert view(x, Cut((1,))).shape == (5, 7)
+    assert torch.equal(view.double()(x.double()), model(x.double()))

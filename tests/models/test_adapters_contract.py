@@ -74,3 +74,6 @@ def test_a_check_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert "no residual block" in outcome.refused["torchvision/squeezenet1_1"]
     assert not outcome.wrong
     assert ModelCheck.from_json(outcome.to_json()) == outcome
+    table = outcome.to_markdown()
+    assert "| 1 | 0 | 0 | 0 |" in table
+    assert "torchvision/squeezenet1_1" in table

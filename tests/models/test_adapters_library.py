@@ -11,6 +11,8 @@ from stagecost.cut import Cut
 from stagecost.errors import StageCostError
 from stagecost.models.adapters.libraries import library_model, preprocessing
 from stagecost.models.catalogue import list_models
+from stagecost.runs.pruning import prune
+from stagecost.runs.training import train
 from stagecost.storage import read_json
 
 VIT = {"image_size": 32, "depth": 3, "embed_dim": 24, "num_heads": 2}
@@ -115,3 +117,37 @@ def test_residual_norms_and_block_importance_are_those_of_a_view() -> None:
     assert len(trajectory.weight_norms) == network.num_blocks
     assert all(norm > 0 for norm in trajectory.weight_norms)
     assert len(sc.block_importance(network, loader, 0.0)) == network.num_blocks
+
+
+def test_a_registered_view_is_saved_and_loaded(tmp_path: Path) -> None:
+    class Net(torch.nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.table = torch.nn.Buffer(torch.arange(width) / 7, persistent=False)
+            self.layers = torch.nn.ModuleList(torch.nn.Linear(width, width) for _ in range(3))
+
+        def forward(self, state: torch.Tensor) -> torch.Tensor:
+            state = state * self.table
+            for layer in self.layers:
+                state = state + layer(state).tanh()
+            return state
+
+    @sc.register_model("a-net-of-the-test")
+    def net(*, width: int = 4) -> sc.ResidualNetwork:
+        return sc.adapt(Net(width), torch.zeros(1, width))
+
+    small = sc.create_model("a-net-of-the-test", width=5).keep(Cut.without(1))
+    small.save_pretrained(tmp_path / "net")
+    loaded, x = sc.load(tmp_path / "net"), torch.randn(3, 5)
+    assert loaded.block_indices == (0, 2)
+    assert torch.equal(loaded(x), small.eval()(x))
+
+
+def test_a_library_model_is_trained_and_cut_like_any_other(tmp_path: Path) -> None:
+    settings = {"model": "timm/test_resnet", "data": "digits", "limit_train": 300, "limit_test": 60}
+    settings |= {"epochs": 1, "batch_size": 32, "device": "cpu"}
+    result = train(settings, tmp_path / "run")
+    pruning = prune(tmp_path / "run", tmp_path / "small", keep=2, device="cpu")
+    assert result.num_blocks == 4
+    assert len(pruning.kept_blocks) == 2
+    assert sc.load(tmp_path / "small").block_indices == pruning.kept_blocks

@@ -135,8 +135,8 @@ def _check_arguments(builder: Builder, arguments: Mapping[str, Any]) -> None:
         return
     if fetching := [name for name in _FETCHING if arguments.get(name)]:
         raise StageCostError(
-            f"the description of a saved network has {fetching[0]}, which opens other files: leave "
-            "it out"
+            f"the description of a saved network has {fetching[0]}, which opens other files: leave it "
+            "out"
         )
     size = arguments.get("image_size") or 1
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST_EXAMPLE:

@@ -3,7 +3,7 @@
 config.yaml        all settings, merged           last.safetensors   the newest checkpoint
 metrics.csv        one row an epoch               best.safetensors   the best on validation data
 trajectory.csv     loss and accuracy, one row for each epoch and depth
-fingerprint.json   what tells whether the images are still the same
+images.json        what tells whether the images are still the same
 """
 
 import csv
@@ -23,7 +23,7 @@ from stagecost.train.history import EpochRecord
 from stagecost.train.parsing import parse_settings
 from stagecost.train.settings import FREE_ON_RESUME, RunSettings, flag
 
-FINGERPRINT_FILE = "fingerprint.json"
+FINGERPRINT_FILE = "images.json"
 
 
 @dataclass(frozen=True)

@@ -148,4 +148,6 @@ def create_network(settings: RunSettings, data: DataBundle) -> ResidualNetwork:
     """Build the network that the settings name for these images."""
     arguments = settings.model.arguments()
     arguments |= {"num_classes": data.num_classes, "in_channels": data.format.channels}
+    if "/" in settings.model.model:  # views of other libraries' models are made for one size
+        arguments["image_size"] = data.format.size
     return create_model(settings.model.model, **arguments)

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from stagecost.errors import StageCostError
+from stagecost.models.adapters.kinds import WEIGHTED, Kind
 from stagecost.models.adapters.program import needed, refuse_readings
-from stagecost.models.adapters.sums import WEIGHTED, Analysis, Kind, ResidualSum
+from stagecost.models.adapters.sums import Analysis, ResidualSum
 from stagecost.models.adapters.tracing import Operation, Trace, Value, leaves
 
 MAX_LAYERS = 2  # that a skip path may not have, one after the other

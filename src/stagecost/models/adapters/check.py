@@ -47,6 +47,25 @@ class ModelCheck:
         """Return plain types for JSON."""
         return {key: getattr(self, key) for key in self.__dataclass_fields__}
 
+    def to_markdown(self) -> str:
+        """Return a table of numbers, one line a library, and the refused models by their reasons."""
+        names = [*self.supported, *self.refused, *self.wrong, *self.unchecked]
+        lines = [
+            "| library | supported | refused | wrong | not checked |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for library in sorted({name.partition("/")[0] for name in names}):
+            groups = (self.supported, self.refused, self.wrong, self.unchecked)
+            counts = [sum(name.startswith(f"{library}/") for name in group) for group in groups]
+            cells = [f"{library} {self.versions.get(library, '')}".strip(), *map(str, counts)]
+            lines.append(f"| {' | '.join(cells)} |")
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.refused.items():
+            short = "ambiguous sums" if "ambiguous" in reason else reason.partition(": ")[2]
+            reasons.setdefault(short, []).append(name)
+        lines += [f"\nRefused ({reason}): {', '.join(sorted(n))}." for reason, n in reasons.items()]
+        return "\n".join(lines)
+
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "ModelCheck":
         """Read what `to_json` wrote."""

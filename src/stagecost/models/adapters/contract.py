@@ -47,7 +47,7 @@ def violations(
     """
     torch.manual_seed(seed)
     shake(model)
-    view = adapt(model, example)
+    view = adapt(model.eval(), example)
     inputs = tuple(resampled(tensor, 2) for tensor in example)
     oracle = oracle or _by_name(view)
     chance = random.Random(seed)

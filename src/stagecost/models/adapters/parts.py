@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from stagecost.dynamics import FrozenStatistics
 from stagecost.errors import StageCostError
 from stagecost.models.adapters.blocks import Flow, flow_of
+from stagecost.models.adapters.kinds import IDEMPOTENT, KINDS, Kind
 from stagecost.models.adapters.program import Part, Program, State, needed
-from stagecost.models.adapters.sums import IDEMPOTENT, KINDS, Kind
 from stagecost.models.adapters.tracing import Operation, Trace, Value, leaves, record
 
 Inputs = tuple[Tensor, ...]
@@ -155,7 +155,7 @@ class _Builder:
         self.passes: list[_Pass] = []
         for mode in MODES:
             for batch, inputs in self.inputs.items():
-                flow = flow_of(record(model.train(mode), inputs), split_branches=split_branches)
+                flow = flow_of(_recorded(model.train(mode), inputs), split_branches=split_branches)
                 live = flow.live()
                 self.passes.append(_Pass(flow, batch, live, live[0]))
         paths = [[block.path for block in one.flow.blocks] for one in self.passes]
@@ -214,6 +214,16 @@ class _Builder:
             if all(_hands_on(first.flow.trace, part.operations, *pair) for pair in pairs)
             else None
         )
+
+
+def _recorded(model: nn.Module, inputs: Inputs) -> Trace:
+    try:
+        return record(model, inputs)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
+        mode = "training" if model.training else "evaluation"
+        raise StageCostError(f"in {mode} mode it fails on inputs of {shapes} ({reason})") from error
 
 
 def _state(values: list[Value]) -> Any:

@@ -159,16 +159,16 @@ class _Recorder(TorchFunctionMode):
         self.sharing: dict[int, list[Tensor]] = {}
         self.trace = Trace(Operation("", (), {}))
         self.stack: list[Operation] = []
-        self.trace.varying.update(self._number(tensor, {}) for tensor in inputs)
+        self.trace.varying.update(self._number(tensor) for tensor in inputs)
 
-    def _number(self, tensor: Tensor, new: dict[int, Value]) -> Value:
+    def _number(self, tensor: Tensor) -> Value:
         """Give a tensor a new number."""
         value = Value(len(self.trace.shapes))
         self.trace.shapes[value] = tuple(tensor.shape)
         if id(tensor) not in self.current:
             self.alive.append(tensor)
             self.sharing.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
-        self.current[id(tensor)] = new[id(tensor)] = value
+        self.current[id(tensor)] = value
         return value
 
     def _named(self, leaf: Any) -> Any:
@@ -176,7 +176,7 @@ class _Recorder(TorchFunctionMode):
         if not isinstance(leaf, Tensor):
             return leaf
         if id(leaf) not in self.current:
-            value = self._number(leaf, {})
+            value = self._number(leaf)
             self.trace.sources[value] = self.names.get(id(leaf), "")
         return self.current[id(leaf)]
 
@@ -192,7 +192,7 @@ class _Recorder(TorchFunctionMode):
         operation = self._open(target, named, map_leaves(self._named, kwargs))
         result = func(*args, **kwargs)
         changed = [t for t, version in zip(given, versions, strict=True) if t._version != version]
-        if func.__name__ in READERS and self.trace.varying.intersection(operation.uses):
+        if func.__name__ in READERS and self.trace.varying.intersection(leaves(named, Value)):
             self.trace.readings.append((func.__name__, self.stack[-1]))
         if leaves(result, Tensor) or changed:
             self._close(operation, result, changed)
@@ -205,25 +205,22 @@ class _Recorder(TorchFunctionMode):
 
     def _close(self, operation: Operation, result: Any, changed: list[Tensor]) -> None:
         """Number what a function made and changed, and write it down."""
-        varies = bool(self.trace.varying.intersection(operation.uses))
-        made: dict[int, Value] = {}
+        first = len(self.trace.shapes)
         for tensor in changed:
             for view in self.sharing.get(tensor.untyped_storage().data_ptr(), [tensor]):
-                before = self.current[id(view)]
-                self._note_change(operation, before, self._number(view, made))
+                self._note_change(operation, self.current[id(view)], self._number(view))
         for tensor in leaves(result, Tensor):
             if id(tensor) not in self.current:
-                self._number(tensor, made)
+                self._number(tensor)
+        made = [Value(number) for number in range(first, len(self.trace.shapes))]
         operation.result = map_leaves(self._named, result)
         operation.end = operation.start + 1
         operation.parent = self.stack[-1]
         self.trace.functions.append(operation)
         self.stack[-1].inside.append(operation)
-        self.trace.producers.update(dict.fromkeys(made.values(), operation))
-        before_change = {new: old for old, new in operation.changed.items()}
-        self.trace.varying.update(
-            value for value in made.values() if varies or before_change.get(value) in self.trace.varying
-        )
+        self.trace.producers.update(dict.fromkeys(made, operation))
+        if self.trace.varying.intersection(operation.uses):
+            self.trace.varying.update(made)
 
     def _note_change(self, function: Operation, before: Value, after: Value) -> None:
         for operation in (*self.stack, function):

@@ -48,7 +48,6 @@ class AdaptedNetwork(ResidualNetwork):
         """Put the parts together; see `adapt`."""
         nn.Module.__init__(self)
         self.model, self.example = model, example
-        self.training = model.training
         self.description: NetworkDescription | None = None
         self.details: dict[str, object] = {}
         blocks = nn.ModuleDict({str(k): block for k, block in enumerate(parts.blocks)})
@@ -61,6 +60,18 @@ class AdaptedNetwork(ResidualNetwork):
                 program.bind(model)
         self.register_state_dict_post_hook(_model_names)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_registered_names)  # type: ignore[no-untyped-call]
+
+    @property
+    def training(self) -> bool:
+        """The mode is the model's, whoever sets it."""
+        model = self.__dict__.get("_modules", {}).get("model")
+        return model is None or bool(model.training)
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        model = self.__dict__.get("_modules", {}).get("model")
+        if model is not None:
+            model.training = mode
 
     @property
     def adapted(self) -> list[AdaptedBlock]:
