@@ -33,7 +33,8 @@ ANALYZE = (
 )
 PRUNE = (
     "kept_blocks num_blocks_before accuracy_before accuracy_predicted accuracy_after parameters_before "
-    "parameters_after macs_before macs_after path finetune_epochs interval drop_interval warnings accuracy_before_finetuning"
+    "parameters_after macs_before macs_after path finetune_epochs interval drop_interval warnings "
+    "accuracy_before_finetuning"
 )
 
 TRAIN = "run epochs val_accuracy val_loss num_blocks kept_blocks gamma cuts seconds"
