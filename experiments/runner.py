@@ -152,6 +152,8 @@ def show(
     """
     experiment = find_experiment(name)
     records = experiment.records(results, tier, dataset)
+    if not records and tier == "cpu" and dataset is None:  # what there is, on whatever tier
+        records = experiment.records(results)
     if not records:
         raise StageCostError(
             f"nothing is recorded of {name} on the {tier} tier{f' for {dataset}' if dataset else ''} in "

