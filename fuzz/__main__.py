@@ -45,7 +45,6 @@ def prepare(folder: Path) -> dict[str, Kind]:
 
 def _warm_up(kinds: dict[str, Kind], folder: Path) -> None:
     """Import what is imported late, and see that valid files are read rightly."""
-    import altair  # noqa: F401 (but what draws starts threads, which do not fork)
     import vl_convert  # noqa: F401
 
     before = Path.cwd()

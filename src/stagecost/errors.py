@@ -1,6 +1,6 @@
 """The one error that a user's input can cause."""
 
-LONGEST = 4000  # characters of a message; what is longer loses its middle
+LONGEST = 600  # characters of a message; what is longer loses its middle
 
 
 class StageCostError(ValueError):
