@@ -119,7 +119,7 @@ def kinds_of(originals: Files) -> dict[str, Kind]:
             {"evaluate": 1.0, "resume": 1.0, "config": 6.0},
         ),
         "pruning": Kind(
-            originals, ((f"{RUN}/pruning.json", mutations.mutate_json_file, 1.0),), {"report": 1.0}
+            originals, ((f"{RUN}/pruning.json", mutations.mutate_json_file, 1.0),), {"evaluate": 1.0}
         ),
         "fingerprint": Kind(
             originals, ((f"{RUN}/images.json", mutations.mutate_json_file, 1.0),), {"evaluate": 1.0}
