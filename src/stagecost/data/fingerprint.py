@@ -85,7 +85,7 @@ def _parse(saved: str) -> tuple[dict[str, tuple[int, str, int | None]], _Digests
     try:
         content = json.loads(saved)
         splits = {
-            str(name): (int(then["images"]), str(then["digest"]), then["trained"])
+            str(name): (int(then["images"]), str(then["digest"]), _count(then["trained"]))
             for name, then in content["splits"].items()
         }
         trained = np.frombuffer(base64.b64decode(content["trained"], validate=True), np.uint64)
@@ -95,6 +95,12 @@ def _parse(saved: str) -> tuple[dict[str, tuple[int, str, int | None]], _Digests
             "from a copy"
         ) from error
     return splits, trained
+
+
+def _count(value: object) -> int | None:
+    if value is not None and type(value) is not int:
+        raise ValueError(f"{value!r} is not a count")
+    return value
 
 
 def _digest(rows: Rows, class_names: tuple[str, ...]) -> str:
