@@ -29,11 +29,14 @@ FOREIGN = {
 CODE = """
 import os, sys
 from stagecost.runs.training import train
-before = dict(os.environ)
+LAUNCHERS = ("SLURM_", "OMPI_", "TORCHELASTIC_", "MASTER_", "LOCAL_", "RANK", "WORLD_", "STAGECOST")
+def of_launchers():
+    return {k: v for k, v in os.environ.items() if k.startswith(LAUNCHERS)}
+before = of_launchers()
 given = {"data": "digits", "limit_train": 100, "num_blocks": 2, "width": 4, "epochs": 1, "device": "cpu"}
 result = train({**given, "batch_size": 32, "num_processes": int(sys.argv[2])}, sys.argv[1])
 assert result.epochs == 1
-assert os.environ == before or int(sys.argv[2]) > 1
+assert of_launchers() == before or int(sys.argv[2]) > 1
 """
 
 
