@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stagecost.dynamics import Pass, ResidualBlock
     from stagecost.head import OutputHead
     from stagecost.importance import block_importance, removal_cost
+    from stagecost.latency import Latency, measure_latency
     from stagecost.macs import count_macs, count_parameters
     from stagecost.models.adapters.view import AdaptedNetwork, adapt, cut_model
     from stagecost.models.catalogue import create_model, list_models, load
@@ -30,6 +31,7 @@ __version__ = version("stagecost")
 _HOMES = {
     "AdaptedNetwork": "models.adapters.view",
     "Cut": "cut",
+    "Latency": "latency",
     "OutputHead": "head",
     "Pass": "dynamics",
     "PruningPlan": "prune",
@@ -48,6 +50,7 @@ _HOMES = {
     "list_models": "models.catalogue",
     "load": "models.catalogue",
     "loss_trajectory": "trajectory",
+    "measure_latency": "latency",
     "needed_blocks": "trajectory",
     "parameter_groups": "objective",
     "plan_pruning": "prune",
@@ -60,6 +63,7 @@ _HOMES = {
 __all__ = [
     "AdaptedNetwork",
     "Cut",
+    "Latency",
     "OutputHead",
     "Pass",
     "PruningPlan",
@@ -80,6 +84,7 @@ __all__ = [
     "list_models",
     "load",
     "loss_trajectory",
+    "measure_latency",
     "needed_blocks",
     "parameter_groups",
     "plan_pruning",

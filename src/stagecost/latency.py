@@ -1,0 +1,116 @@
+"""Measured time: how long networks take for a batch, in turns, as the machine may do other things.
+
+Counts of operations say little of time: small layers wait for the processor, wide ones for memory.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stagecost.errors import StageCostError
+from stagecost.trajectory import evaluation_mode
+
+WARM_UP = 3  # calls of each network that are not counted
+LEAST_CALLS = 20
+
+Forward = Callable[[Tensor], object]
+"""Maps images (B, C, H, W) to anything: a network, or a function that calls one."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long calls with one batch took, on the clock on the wall.
+
+    Attributes:
+        p50_ms: median time of a call, in milliseconds.
+        p90_ms: nine of ten calls took no longer.
+        p99_ms: 99 of 100 calls took no longer.
+        images_per_second: over all calls.
+        calls: that were timed.
+        batch: images in a call.
+        threads: that torch computed with.
+    """
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    images_per_second: float
+    calls: int
+    batch: int
+    threads: int
+
+
+def measure_latency(
+    networks: Mapping[str, Forward], images: Tensor, *, threads: int | None = None, seconds: float = 1.0
+) -> dict[str, Latency]:
+    """Time networks on one batch, in eval mode without gradients; whatever is compared takes turns.
+
+    Args:
+        networks: what to time, by name; modules are left in the mode they were in.
+        images: (B, C, H, W), on the device of the networks.
+        threads: that torch computes with; as many as now if not given.
+        seconds: for each network; each is called 20 times at least.
+
+    Raises:
+        StageCostError: there is nothing to time, or not a single thread or moment for it.
+    """
+    if not networks or len(images) == 0:
+        raise StageCostError("there is nothing to time: give at least one network and one image")
+    if seconds <= 0 or (threads is not None and threads < 1):
+        raise StageCostError(f"{seconds} seconds on {threads} threads: give more than 0 of both")
+    times: dict[str, list[float]] = {name: [] for name in networks}
+    with _ready(networks, threads):
+        for forward in networks.values():
+            for _ in range(WARM_UP):
+                _time(forward, images)
+        stop = time.perf_counter() + seconds * len(networks)
+        while len(next(iter(times.values()))) < LEAST_CALLS or time.perf_counter() < stop:
+            for name, forward in networks.items():
+                times[name].append(_time(forward, images))
+        return {name: _summary(each, len(images)) for name, each in times.items()}
+
+
+@contextmanager
+def _ready(networks: Mapping[str, Forward], threads: int | None) -> Iterator[None]:
+    before: int = torch.get_num_threads()
+    with ExitStack() as modes, torch.no_grad():
+        for network in networks.values():
+            if isinstance(network, nn.Module):
+                modes.enter_context(evaluation_mode(network))
+        torch.set_num_threads(threads or before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def _time(forward: Forward, images: Tensor) -> float:
+    """Return the seconds of a call; an accelerator has then done what it was asked for."""
+    _finish(images.device)
+    start = time.perf_counter()
+    forward(images)
+    _finish(images.device)
+    return time.perf_counter() - start
+
+
+def _finish(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _summary(times: list[float], batch: int) -> Latency:
+    seconds = torch.tensor(times, dtype=torch.float64)
+    p50, p90, p99 = torch.quantile(seconds, seconds.new_tensor([0.5, 0.9, 0.99])).tolist()
+    return Latency(
+        p50_ms=1000 * p50,
+        p90_ms=1000 * p90,
+        p99_ms=1000 * p99,
+        images_per_second=batch * len(times) / float(seconds.sum()),
+        calls=len(times),
+        batch=batch,
+        threads=torch.get_num_threads(),
+    )
