@@ -17,7 +17,17 @@ from typing import Any
 from unittest import mock
 
 CONTEXT = multiprocessing.get_context("forkserver")
-VERBS = ("training", "analysis", "pruning", "evaluation", "bound", "reporting", "models", "demo")
+VERBS = (
+    "training",
+    "analysis",
+    "pruning",
+    "evaluation",
+    "prediction",
+    "bound",
+    "reporting",
+    "models",
+    "demo",
+)
 PRELOAD = [
     *("stagecost.cli.main", "stagecost.cli.verbs", "stagecost.cli.views"),
     *(f"stagecost.runs.{name}" for name in VERBS),

@@ -28,6 +28,7 @@ from stagecost.runs.analysis import analyze
 from stagecost.runs.bound import bound
 from stagecost.runs.evaluation import evaluate
 from stagecost.runs.models import models
+from stagecost.runs.prediction import predict_files
 from stagecost.runs.pruning import prune
 from stagecost.runs.reporting import report
 from stagecost.runs.results import Result
@@ -343,6 +344,7 @@ def test_keys_and_files_are_those_documented(folder: Path) -> None:
         "analyze": analyze("deep"),
         "prune": prune("deep", "small", keep=2),
         "evaluate": evaluate("small"),
+        "predict": predict_files("small", [folder / "photos" / "cat"]),
         "bound": bound("deep", ["shallow"]),
         "report": report("deep"),
         "models": models(),

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from stagecost.cut import Cut, Depths, resolve_cuts, resolve_depths
 from stagecost.dynamics import Observer, Pass, Rollout, SkipChain, Tail, is_identity, skip_of
 from stagecost.errors import StageCostError
 from stagecost.storage import write_json, write_tensors
+
+if TYPE_CHECKING:
+    from stagecost.prediction import Prediction
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -48,6 +51,10 @@ class ResidualNetwork(nn.Module):
     The keys of the state dict are a contract: `stem.*`, `blocks.{k}.residual.*`, `blocks.{k}.skip.*`,
     `head.*`, where k is the paper's index. Removing blocks leaves a subset of the keys; a block keeps
     its k for life.
+
+    Attributes:
+        description: what rebuilds the structure; None of one that was put together by hand.
+        details: JSON values that are saved beside the structure, such as how images are prepared.
     """
 
     def __init__(
@@ -71,6 +78,7 @@ class ResidualNetwork(nn.Module):
         self.blocks = nn.ModuleDict({str(k): block for k, block in items})
         self.head = head
         self.description = description
+        self.details: dict[str, Any] = {}
         if len(self.blocks) == 0:
             raise StageCostError("a network needs at least one block, got 0: raise num_blocks")
 
@@ -135,6 +143,30 @@ class ResidualNetwork(nn.Module):
 
         self(images, observe=keep)
         return iter(states)
+
+    @overload
+    def predict(self, images: list[Any], *, top_k: int = 3) -> "list[Prediction]": ...
+    @overload
+    def predict(self, images: Any, *, top_k: int = 3) -> "Prediction": ...
+    def predict(self, images: Any, *, top_k: int = 3) -> "Prediction | list[Prediction]":
+        """Classify images: decoded, prepared and named as those of the training were.
+
+        Args:
+            images: a path, a picture of Pillow, or an array of bytes (H, W) or (H, W, channels); or a
+                list of these.
+            top_k: how many classes to tell of each.
+
+        Returns:
+            What is said of the image, or of each of the list.
+
+        Raises:
+            StageCostError: an image cannot be decoded, or the network does not know how to prepare it.
+        """
+        from stagecost.prediction import predict
+
+        several = isinstance(images, list)
+        predictions, _ = predict(self, images if several else [images], top_k=top_k)
+        return predictions if several else predictions[0]
 
     def sample(self, image_shape: Sequence[int]) -> Tensor:
         """Return a batch of one image of a shape (C, H, W), without values, where the weights are."""
@@ -237,7 +269,7 @@ class ResidualNetwork(nn.Module):
 
         Args:
             folder: gets `model.safetensors` and `config.json`; created if missing.
-            details: JSON values to keep beside the structure, such as how images are prepared.
+            details: further JSON values to keep beside the structure.
 
         Raises:
             StageCostError: the network was put together by hand and has no description.
@@ -248,6 +280,7 @@ class ResidualNetwork(nn.Module):
                 "register its builder with register_model"
             )
         folder, description = Path(folder), self.description.to_json()
+        details = {**self.details, **details}
         # The weights carry all of it, too: whatever a crash leaves, the two cannot be mixed up.
         metadata = {**details, "description": description}
         write_tensors(folder / WEIGHTS_FILE, self.state_dict(), metadata)

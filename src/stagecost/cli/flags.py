@@ -118,7 +118,8 @@ def build_parser(prog: str, summary: str, flags: Sequence[Flag], *, everything: 
     for flag in flags:
         text = flag.help if flag.level <= most else SUPPRESS
         if flag.positional:
-            parser.add_argument(flag.name, help=text, nargs=None if flag.required else "?")
+            number = "+" if flag.several else None if flag.required else "?"
+            parser.add_argument(flag.name, help=text, nargs=number)
         elif flag.kind is bool:
             parser.add_argument(
                 flag.option, dest=flag.name, action="store_const", const="true", help=text

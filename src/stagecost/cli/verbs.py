@@ -3,6 +3,8 @@
 Heavy imports happen when a verb runs, so that the command line can show its help at once.
 """
 
+import io
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +76,24 @@ def _evaluate(options: Options) -> "Result":
 
     given = dict(options)
     return evaluate(given.pop("path"), **given)
+
+
+def _predict(options: Options) -> "Result":
+    from stagecost.runs.prediction import predict_files
+
+    given = dict(options)
+    images = [line for path in given.pop("images") for line in (_listed() if path == "-" else [path])]
+    return predict_files(given.pop("network"), images, csv_file=given.pop("csv", None), **given)
+
+
+def _listed() -> list[str]:
+    """Read paths from standard input, one a line, whatever bytes are in them."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
+    paths = [line for line in sys.stdin.read().split("\n") if line.strip()]
+    if not paths:
+        raise StageCostError("standard input names no image: give paths, one a line")
+    return paths
 
 
 def _bound(options: Options) -> "Result":
@@ -164,6 +184,27 @@ VERBS: dict[str, Verb] = {
             *(ALLOWED, CHECKPOINT, DEVICE),
         ),
         _evaluate,
+    ),
+    "predict": Verb(
+        "Classify images: class, probability and the nearest other classes of each.",
+        (
+            Flag(
+                "network", str, "folder of a run or of a saved network", positional=True, required=True
+            ),
+            Flag(
+                "images",
+                str,
+                "files, folders of them, or - for a list of paths on standard input, one a line",
+                positional=True,
+                required=True,
+                several=True,
+            ),
+            Flag("top_k", int, "how many classes to tell of each image", 3),
+            Flag("csv", str, "file that gets a row an image, too"),
+            Flag("skip_broken", bool, "leave images out that cannot be decoded"),
+            *(CHECKPOINT, DEVICE),
+        ),
+        _predict,
     ),
     "bound": Verb(
         "Compare the objective of a run with the bound of Theorem 3.1 from shallower runs.",

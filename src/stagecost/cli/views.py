@@ -6,12 +6,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from stagecost.data.class_names import shown
 from stagecost.runs.analysis import Analysis
 from stagecost.runs.bound import Bound
 from stagecost.runs.certainty import Interval
 from stagecost.runs.demo import Demo
 from stagecost.runs.evaluation import Evaluation
 from stagecost.runs.models import ModelList, ModelReport
+from stagecost.runs.prediction import Predictions
 from stagecost.runs.pruning import Pruning
 from stagecost.runs.reporting import Report
 from stagecost.runs.results import Result
@@ -139,6 +141,18 @@ def _evaluate(console: Console, result: Evaluation) -> None:
     _line(console, f"{result.num_blocks} blocks, {sizes}")
 
 
+def _predict(console: Console, result: Predictions) -> None:
+    width = max(len(shown(one.path)) for one in result.predictions)
+    names = max(len(shown(one.label)) for one in result.predictions)
+    for one in result.predictions:
+        first, *others = (f"{100 * each.probability:.1f} %" for each in one.top)
+        further = zip(one.top[1:], others, strict=True)
+        rest = ", ".join(f"{shown(each.label)} {number}" for each, number in further)
+        line = f"{shown(one.path):<{width}}  {shown(one.label):<{names}}  {first:>7}"
+        _line(console, f"{line}   {rest}".rstrip())
+    _warnings(console, result.warnings)
+
+
 def _bound(console: Console, result: Bound) -> None:
     _line(
         console,
@@ -199,6 +213,7 @@ VIEWS: dict[str, Callable[[Console, Any], None]] = {
     "analyze": _analyze,
     "prune": _prune,
     "evaluate": _evaluate,
+    "predict": _predict,
     "bound": _bound,
     "report": _report,
     "demo": _demo,

@@ -56,9 +56,11 @@ class Images:
 
 
 def open_record(record: Any) -> "Image":
-    """Open what `Images.read` has read: an encoded image, a file, a grey array, or a row of a table."""
+    """Open what `Images.read` has read: a file, encoded or open already, an array, a row of a table."""
     from PIL import Image
 
+    if isinstance(record, Image.Image):
+        return record.copy()
     if isinstance(record, Mapping):
         record = (
             record["path"] and Path(record["path"]) if record.get("bytes") is None else record["bytes"]
@@ -66,7 +68,9 @@ def open_record(record: Any) -> "Image":
     if record is None:
         raise ValueError("there is no image in this row")
     if isinstance(record, np.ndarray):
-        return Image.fromarray(record)
+        return Image.fromarray(record.squeeze(2) if record.shape[2:] == (1,) else record)
+    if not isinstance(record, Path | bytes):
+        raise ValueError("it is no path, no picture of Pillow and no array (H, W, channels)")
     if isinstance(record, Path) and not record.is_file():  # a device or a pipe never ends
         raise ValueError("there is no such file")
     # Read at once: Pillow would keep the file open until it is decoded.

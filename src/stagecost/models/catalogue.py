@@ -21,6 +21,9 @@ from stagecost.records import read_typed
 from stagecost.storage import read_json, read_tensors
 from stagecost.text import one_line
 
+# Of a saved network; its pruning is a record of these weights, and another training may follow.
+NO_DETAILS = {"format", "name", "arguments", "kept_blocks", "pruning"}
+
 
 def list_models(pattern: str = "*") -> list[str]:
     """List the names in the catalogue that match a shell pattern such as `"*resnet*"`.
@@ -207,6 +210,7 @@ def load(folder: str | Path) -> ResidualNetwork:
             f"{folder / CONFIG_FILE} and {WEIGHTS_FILE} describe different networks: save it again"
         )
     network = restore(description, tensors, source=folder / WEIGHTS_FILE)
+    network.details |= {key: value for key, value in config.items() if key not in NO_DETAILS}
     return network.eval()
 
 

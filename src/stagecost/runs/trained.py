@@ -172,13 +172,19 @@ def open_trained(
     path = Path(path)
     if not path.is_dir():
         raise StageCostError(f"{path} is no folder: give a run or a saved network")
+    trained = _open(path, checkpoint, select_device(device))
+    trained.network.details |= trained.details()
+    return trained
+
+
+def _open(path: Path, checkpoint: CheckpointName, device: torch.device) -> Trained:
     if (path / CONFIG_FILE).is_file():
         if checkpoint != "last":
             raise StageCostError(
                 f"{path} is a saved network, which has no checkpoints: leave --checkpoint out"
             )
-        return _open_saved(path, select_device(device))
-    return _open_run(RunFolder(path), checkpoint, select_device(device))
+        return _open_saved(path, device)
+    return _open_run(RunFolder(path), checkpoint, device)
 
 
 def _open_run(run: RunFolder, name: CheckpointName, device: torch.device) -> Trained:

@@ -10,7 +10,6 @@ dict is the live model's. What cannot be viewed is refused with a reason; nothin
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,7 +40,6 @@ class AdaptedNetwork(ResidualNetwork):
     Attributes:
         model: the live model, the only registered module.
         example: inputs of one sample, which tell the shape that the view is for.
-        details: JSON values that are saved beside the structure.
     """
 
     def __init__(self, model: nn.Module, parts: Parts, example: Inputs) -> None:
@@ -49,7 +47,7 @@ class AdaptedNetwork(ResidualNetwork):
         nn.Module.__init__(self)
         self.model, self.example = model, example
         self.description: NetworkDescription | None = None
-        self.details: dict[str, object] = {}
+        self.details: dict[str, Any] = {}
         blocks = nn.ModuleDict({str(k): block for k, block in enumerate(parts.blocks)})
         # Not registered, so that every parameter has one name: the model's.
         self.__dict__ |= {"stem": parts.stem, "blocks": blocks, "head": parts.head}
@@ -130,10 +128,6 @@ class AdaptedNetwork(ResidualNetwork):
         assert isinstance(head, AdaptedHead)
         head.before = nn.Sequential(*before, *head.before)
         head.select_outputs(range(self.num_blocks + 1))
-
-    def save_pretrained(self, folder: str | Path, **details: object) -> None:
-        """Save weights and structure; see `ResidualNetwork.save_pretrained`."""
-        super().save_pretrained(folder, **(self.details | details))
 
     def _check_images(self, images: Any) -> None:
         given = images if isinstance(images, tuple) else (images,)

@@ -1,0 +1,193 @@
+"""Answers for single images: classes and probabilities, from pixels that are those of the training.
+
+What a network needs for this travels with it, in `network.details["image_format"]`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stagecost.data.class_names import counted, listed, shown
+from stagecost.data.decoding import read_pixels
+from stagecost.data.encoded import ByteArray, Images, image_suffixes
+from stagecost.data.folders import list_folder
+from stagecost.data.images import ImageFormat, normalise
+from stagecost.errors import StageCostError
+from stagecost.network import ResidualNetwork
+from stagecost.trajectory import device_of, evaluation_mode
+
+BATCH = 256  # images that are decoded and computed at a time, as in an evaluation
+
+
+@dataclass(frozen=True)
+class ClassProbability:
+    """A class, and how probable the network holds it.
+
+    Attributes:
+        label: the name of the class.
+        probability: from 0 to 1.
+    """
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of an image.
+
+    Attributes:
+        path: of the image; the place in the list of one that is no file.
+        label: the most probable class.
+        probability: of this class, from 0 to 1.
+        top: the most probable classes, in order.
+    """
+
+    path: str
+    label: str
+    probability: float
+    top: tuple[ClassProbability, ...]
+
+
+def image_format_of(network: ResidualNetwork) -> ImageFormat:
+    """Return how the images of a network are prepared.
+
+    Raises:
+        StageCostError: it does not say.
+    """
+    if "image_format" not in network.details:
+        raise StageCostError(
+            "this network does not say how its images are prepared: set "
+            "network.details['image_format'] = ImageFormat(…).to_json(), or save it by `stagecost prune`"
+        )
+    return ImageFormat.from_json(network.details["image_format"])
+
+
+def predict(
+    network: ResidualNetwork,
+    images: Sequence[Any],
+    *,
+    top_k: int = 3,
+    skip_broken: bool = False,
+    advance: Callable[[int], None] = lambda count: None,
+) -> tuple[list[Prediction], list[str]]:
+    """Classify images.
+
+    Args:
+        network: is left in the mode it was in.
+        images: paths, pictures of Pillow, or arrays of bytes (H, W) or (H, W, channels).
+        top_k: how many classes to tell of each, at most as many as there are.
+        skip_broken: leave images out that cannot be decoded.
+        advance: is told how many images were done, again and again.
+
+    Returns:
+        The predictions, and a line for each image that was left out.
+
+    Raises:
+        StageCostError: there is no image, some cannot be decoded, or their preparation is not known.
+    """
+    image_format = image_format_of(network)
+    if top_k < 1:
+        raise StageCostError(f"--top-k is {top_k}: give at least 1")
+    if not images:
+        raise StageCostError("there are no images to classify: give at least one")
+    predictions: list[Prediction] = []
+    broken: list[str] = []
+    for start in range(0, len(images), BATCH):
+        batch = images[start : start + BATCH]
+        pixels, kept, unreadable = decode(batch, image_format, start)
+        broken += unreadable
+        if len(kept):
+            names = [_name(start + place, batch[place]) for place in kept]
+            rows = probabilities(network, torch.from_numpy(pixels), image_format)
+            predictions += _named(names, rows, image_format.class_names, top_k)
+        advance(len(batch))
+    if broken and not (skip_broken and predictions):
+        raise StageCostError(
+            f"{counted(len(broken), 'image')} cannot be decoded: {listed(broken, 20)}: replace or "
+            "remove such files, or leave them out by --skip-broken"
+        )
+    return predictions, broken
+
+
+def image_files(paths: Sequence[str | Path]) -> list[Path]:
+    """Return files as they are, and folders as the image files that lie below them, in order.
+
+    Raises:
+        StageCostError: a folder without any image.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            files.append(path)
+            continue
+        found = [path / name for name in list_folder(path).ending_in(image_suffixes())]
+        if not found:
+            raise StageCostError(
+                f"{shown(path)} has no image files (such as .png or .jpg): give a folder of images"
+            )
+        files += found
+    return files
+
+
+def decode(
+    images: Sequence[Any], image_format: ImageFormat, start: int = 0
+) -> tuple[ByteArray, list[int], list[str]]:
+    """Decode images as those of the training were.
+
+    An image of more than 8 bits among a network's images of 8 bits counts as broken: its scale would
+    depend on the images beside it.
+
+    Args:
+        images: see `predict`.
+        image_format: of the network.
+        start: number of the first one, for messages.
+
+    Returns:
+        Bytes (n, channels, size, size), the places of these images, and a line for each other one.
+    """
+    records = [Path(image) if isinstance(image, str) else image for image in images]
+    source = Images(
+        lambda rows: [records[row] for row in rows], lambda row: _name(start + row, images[row]), str
+    )
+    read = partial(read_pixels, source, channels=image_format.channels, size=image_format.size)
+    pixels = read(np.arange(len(records)), levels=image_format.levels)
+    if pixels.levels == image_format.levels:
+        return pixels.array, pixels.kept.tolist(), list(pixels.broken)
+    kept: list[int] = []
+    arrays, broken = list[ByteArray](), list[str]()
+    for row in range(len(records)):
+        one = read(np.array([row]))
+        deep = [f"{source.name(row)} (more than 8 bits, and the training images had 8)"]
+        broken += deep if one.levels is not None else list(one.broken)
+        if one.levels is None and len(one.kept):
+            kept.append(row)
+            arrays.append(one.array)
+    return np.concatenate([pixels.array[:0], *arrays]), kept, broken
+
+
+def probabilities(network: ResidualNetwork, pixels: Tensor, image_format: ImageFormat) -> Tensor:
+    """Compute the probabilities (n, classes) of bytes (n, channels, size, size), on the CPU."""
+    with evaluation_mode(network):
+        outputs = network(normalise(pixels.to(device_of(network)), image_format))
+        shares: Tensor = outputs.float().softmax(dim=1).cpu()
+    return shares
+
+
+def _named(
+    names: Sequence[str], rows: Tensor, classes: Sequence[str], top_k: int
+) -> Iterator[Prediction]:
+    values, places = rows.topk(min(top_k, rows.shape[1]), dim=1)
+    for name, some, where in zip(names, values.tolist(), places.tolist(), strict=True):
+        top = tuple(ClassProbability(classes[k], p) for k, p in zip(where, some, strict=True))
+        yield Prediction(name, top[0].label, top[0].probability, top)
+
+
+def _name(place: int, image: Any) -> str:
+    return str(image) if isinstance(image, str | Path) else f"image {place}"

@@ -1,0 +1,96 @@
+"""`stagecost predict`: classes and probabilities of images that nobody has labelled."""
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from stagecost.prediction import BATCH, Prediction, image_files, predict
+from stagecost.runs.results import Result
+from stagecost.runs.trained import CheckpointName, open_trained
+from stagecost.storage import write_atomically
+
+
+@dataclass(frozen=True)
+class Predictions(Result):
+    """What a network says of images.
+
+    Attributes:
+        predictions: of each image, in order.
+        num_images: how many.
+        classes: that the network tells apart.
+        warnings: which images were left out, as they cannot be decoded.
+    """
+
+    predictions: tuple[Prediction, ...]
+    num_images: int
+    classes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def predict_files(
+    network: str | Path,
+    images: Sequence[str | Path],
+    *,
+    top_k: int = 3,
+    csv_file: str | Path | None = None,
+    skip_broken: bool = False,
+    checkpoint: CheckpointName = "last",
+    device: str = "auto",
+) -> Predictions:
+    """Classify image files.
+
+    Args:
+        network: of a run or a saved network.
+        images: files, and folders of them.
+        top_k: how many classes to tell of each.
+        csv_file: gets a row an image, too.
+        skip_broken: leave images out that cannot be decoded.
+        checkpoint: of a run.
+        device: where to compute.
+
+    Raises:
+        StageCostError: nothing trained is there, or no such images.
+    """
+    trained = open_trained(network, checkpoint=checkpoint, device=device)
+    files = image_files(images)
+    with _progress(len(files)) as advance:
+        predictions, broken = predict(
+            trained.network, files, top_k=top_k, skip_broken=skip_broken, advance=advance
+        )
+    if csv_file is not None:
+        _write_csv(Path(csv_file), predictions)
+    return Predictions(
+        predictions=tuple(predictions),
+        num_images=len(predictions),
+        classes=trained.image_format.class_names,
+        warnings=tuple(f"left out {line}" for line in broken),
+    )
+
+
+def _write_csv(path: Path, predictions: Sequence[Prediction]) -> None:
+    """Write path, label and probability of each image, and the same of its further classes."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    further = range(2, len(predictions[0].top) + 1)
+    names = [f"{word}_{k}" for k in further for word in ("label", "probability")]
+    writer.writerow(["path", "label", "probability", *names])
+    for one in predictions:
+        numbers = [value for each in one.top for value in (each.label, each.probability)]
+        writer.writerow([one.path, *numbers])
+    write_atomically(path, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Show on standard error how many images are done, if there are many and somebody is watching."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    silent = total <= BATCH or not console.is_terminal
+    with Progress(console=console, transient=True, disable=silent) as bar:
+        task = bar.add_task("classifying images", total=total)
+        yield lambda count: bar.advance(task, count)
