@@ -85,7 +85,7 @@ def _parse(saved: str) -> tuple[dict[str, tuple[int, str, int | None]], _Digests
     try:
         content = json.loads(saved)
         splits = {
-            str(name): (int(then["images"]), str(then["digest"]), _count(then["trained"]))
+            str(name): (_count(then["images"]) or 0, str(then["digest"]), _count(then["trained"]))
             for name, then in content["splits"].items()
         }
         trained = np.frombuffer(base64.b64decode(content["trained"], validate=True), np.uint64)
