@@ -21,6 +21,7 @@ from stagecost.errors import StageCostError
 from stagecost.storage import write_json, write_tensors
 
 if TYPE_CHECKING:
+    from stagecost.fast.reading import CompiledHead
     from stagecost.prediction import Prediction
 
 WEIGHTS_FILE = "model.safetensors"
@@ -113,12 +114,12 @@ class ResidualNetwork(nn.Module):
         if cuts is not None and depths is not None:
             raise StageCostError("cuts and depths exclude each other: a depth k is the cut Cut.first(k)")
         wanted = self._wanted(cuts, depths)
-        reader, tail = self._reader(how), self._tail(how)
-        # A compiled reader draws no random numbers.
-        draws = reader is self.head or tail.may_draw
+        compiled, tail = self._compiled_head(how), self._tail(how)
+        # A compiled head draws no random numbers.
+        draws = compiled is None or tail.may_draw
         rollout = Rollout(
             list(self.blocks.values()),
-            reader,
+            compiled or self.head,
             tail,
             scales,
             observe,
@@ -127,6 +128,8 @@ class ResidualNetwork(nn.Module):
             checkpointing=how.checkpointing,
         )
         outputs = rollout.outputs(self.stem(images), wanted)
+        if compiled is not None:
+            outputs = compiled.outputs(outputs, wanted)
         single = isinstance(cuts, Cut) or (cuts is None and (depths is None or isinstance(depths, int)))
         return outputs[0] if single else torch.stack(outputs)
 
@@ -300,12 +303,12 @@ class ResidualNetwork(nn.Module):
                 return collapsed
         return SkipChain(blocks)
 
-    def _reader(self, how: Pass) -> nn.Module:
-        if how.compiled and self.training:
-            from stagecost.fast.reading import compiled_head
+    def _compiled_head(self, how: Pass) -> "CompiledHead | None":
+        if not (how.compiled and self.training):
+            return None
+        from stagecost.fast.reading import compiled_head
 
-            return compiled_head(self.head)
-        return self.head
+        return compiled_head(self.head)
 
     def _check_images(self, images: Tensor) -> None:
         arguments = self.description.arguments if self.description else {}

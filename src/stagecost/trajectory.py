@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stagecost.cut import Cut
-from stagecost.dynamics import Observer, Pass, is_identity
+from stagecost.cut import Cut, resolve_cuts
+from stagecost.dynamics import Observer, Pass, ResidualBlock, is_identity, skip_of
 from stagecost.errors import StageCostError
 from stagecost.network import ResidualNetwork
 from stagecost.objective import LossFunction, losses_row_by_row, squared_weight_norms
@@ -162,21 +162,43 @@ def flat(state: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 
 class ControlSizes:
-    """An observer of a roll-out: how large each control is beside its state, ‖F_k(x_k)‖/‖x_k‖."""
+    """An observer of a roll-out: how large each control is beside its state, ‖F_k(x_k)‖/‖x_k‖.
+
+    A norm is taken as soon as its tensor is there, while the caches still hold it.
+    """
 
     def __init__(self, network: ResidualNetwork) -> None:
         """Begin with no sample."""
-        self.skips = network.skips
-        self.sums = torch.zeros(network.num_blocks, dtype=torch.float64)
+        self.blocks = list(network.blocks.values())
+        self.sums: list[Tensor | float] = [0.0] * len(self.blocks)
+        self.control: Tensor | None = None
+        self.known: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, k: int, state: Tensor, following: Tensor) -> None:
-        """Add the samples of a batch; F_k(x_k) = x_{k+1} − S_k(x_k)."""
-        skip = self.skips[k]
-        skipped = state if is_identity(skip) else skip(state)
-        control, before = flat(following) - flat(skipped), flat(state)
-        least = torch.finfo(before.dtype).tiny
-        ratios = sample_norms(control) / sample_norms(before).clamp_min(least)
-        self.sums[k] += ratios.double().sum().cpu()
+        """Add the samples of a batch."""
+        control, self.control = self.control, None
+        if control is None:  # no branch apart was heard
+            skip = skip_of(self.blocks[k])
+            skipped = state if is_identity(skip) else skip(state)
+            control = sample_norms(flat(following) - flat(skipped))
+        known, self.known = self.known, (following, sample_norms(flat(following)))
+        before = known[1] if known and known[0] is state else sample_norms(flat(state))
+        ratios = control / before.clamp_min(torch.finfo(before.dtype).tiny)
+        self.sums[k] = self.sums[k] + ratios.sum(dtype=torch.float64)
+
+    def __enter__(self) -> "ControlSizes":
+        """Listen to the branches of the blocks that have them apart."""
+        apart = (block for block in self.blocks if type(block) is ResidualBlock)
+        self.hooks = [block.residual.register_forward_hook(self._listen) for block in apart]
+        return self
+
+    def _listen(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        self.control = sample_norms(output)
+
+    def __exit__(self, *_: object) -> None:
+        """Listen no more."""
+        for hook in self.hooks:
+            hook.remove()
 
 
 def loss_trajectory(
@@ -198,11 +220,12 @@ def loss_trajectory(
         StageCostError: the loader gives no batch.
     """
     depths = [Cut.first(k) for k in range(network.num_blocks + 1)]
-    sizes, shape = ControlSizes(network), _ImageShape()
-    rows = evaluate_cuts(network, shape.watch(loader), [*depths, *cuts], loss=loss, observe=sizes)
+    shape = _ImageShape()
+    with ControlSizes(network) as sizes:
+        rows = evaluate_cuts(network, shape.watch(loader), [*depths, *cuts], loss=loss, observe=sizes)
     return Trajectory(
         rows=tuple(rows),
-        residual_ratios=tuple((sizes.sums / rows[0].num_samples).tolist()),
+        residual_ratios=tuple(float(total) / rows[0].num_samples for total in sizes.sums),
         weight_norms=tuple(weight_norms(network)),
         stage_starts=tuple(stage[0] for stage in network.stage_positions),
         image_shape=shape.shape,
@@ -240,7 +263,7 @@ def evaluate_cuts(
     Raises:
         StageCostError: the loader gives no batch.
     """
-    resolved = [network.resolve(cut) for cut in cuts]
+    resolved = resolve_cuts(cuts, network.stage_positions)
     losses, correct = torch.zeros(2, len(resolved), dtype=torch.float64)
     num_samples = 0
     with evaluation_mode(network):
