@@ -4,7 +4,7 @@ VENV ?= .venv
 OUTPUT ?= runs/demo
 BIN := $(VENV)/bin
 
-.PHONY: demo test install format
+.PHONY: demo test docs install format
 
 demo: $(VENV)/.installed  ## train, diagnose, prune and compare on digits
 	$(BIN)/stagecost demo --output $(OUTPUT)
@@ -15,6 +15,9 @@ test: $(VENV)/.installed  ## style, types, import order, tests: all that CI chec
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+docs: $(VENV)/.installed  ## the documentation site: build/site/docs/index.html
+	$(BIN)/sphinx-build -q -n -W --keep-going -c docs . build/site
 
 install: $(VENV)/.installed
 

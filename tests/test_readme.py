@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import stagecost
 from stagecost.cli.flags import build_parser, read_flags
 from stagecost.cli.main import main
 from stagecost.cli.verbs import VERBS
@@ -120,18 +121,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     log.handlers, log.level = before
 
 
+def run_page(name: str) -> dict[str, Any]:
+    """Run every code block of a document from top to bottom; what is indented is only parsed."""
+    namespace: dict[str, Any] = {"__name__": "document"}
+    for block in blocks(DOCUMENTS[name]):
+        assert block.language in {"python", "bash", "yaml"}
+        if block.language == "python":
+            run_python(block, name, namespace)
+        if block.language == "bash":
+            for line in block.text.splitlines():
+                if not line.startswith("make "):  # those are checked below
+                    assert line.startswith("stagecost "), line
+                    main(shlex.split(line)[1:])
+    return namespace
+
+
 @pytest.mark.slow
 def test_the_readme_works_from_top_to_bottom(folder: Path) -> None:
-    namespace: dict[str, Any] = {"__name__": "readme"}
-    for block in blocks(README):
-        if block.language == "python":
-            run_python(block, "README.md", namespace)
-            continue
-        assert block.language == "bash"
-        for line in block.text.splitlines():
-            if not line.startswith("make "):  # those are checked below
-                assert line.startswith("stagecost ")
-                main(shlex.split(line)[1:])
+    namespace = run_page("README.md")
     assert (folder / "runs" / "deep" / "report.html").is_file()
     three = json.loads((folder / "three-blocks" / "config.json").read_text())
     assert three["kept_blocks"] == [0, 1, 2]
@@ -142,11 +149,7 @@ def test_the_readme_works_from_top_to_bottom(folder: Path) -> None:
     "name", [name for name, text in DOCUMENTS.items() if name != "README.md" and blocks(text)]
 )
 def test_the_code_in_the_documents_works(name: str, folder: Path) -> None:
-    namespace: dict[str, Any] = {"__name__": "document"}
-    for block in blocks(DOCUMENTS[name]):
-        assert block.language in {"python", "bash", "yaml"}
-        if block.language == "python":
-            run_python(block, name, namespace)
+    run_page(name)
 
 
 def dry_run(target: str) -> str:
@@ -279,10 +282,15 @@ def test_links_lead_somewhere(name: str) -> None:
 
 def test_every_page_is_in_the_index() -> None:
     listed = set(
-        re.findall(r"^\| \[[\w-]+\.md\]\(([\w-]+\.md)\)", DOCUMENTS["docs/index.md"], re.MULTILINE)
+        re.findall(r"^\| \[[\w ]+\]\(([\w-]+\.md)\)", DOCUMENTS["docs/index.md"], re.MULTILINE)
     )
     pages = {name.removeprefix("docs/") for name in DOCUMENTS if name.startswith("docs/")}
     assert pages - {"index.md"} == listed
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    listed = re.findall(r"^\| `sc\.(\w+)` \|", DOCUMENTS["docs/api.md"], re.MULTILINE)
+    assert sorted(listed) == sorted(set(stagecost.__all__) - {"__version__"})
 
 
 def resolve(name: str) -> object:
