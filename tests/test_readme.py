@@ -281,9 +281,7 @@ def test_links_lead_somewhere(name: str) -> None:
 
 
 def test_every_page_is_in_the_index() -> None:
-    listed = set(
-        re.findall(r"^\| \[[\w ]+\]\(([\w-]+\.md)\)", DOCUMENTS["docs/index.md"], re.MULTILINE)
-    )
+    listed = set(re.findall(r"^\| \[[\w ]+\]\(([\w-]+\.md)\)", DOCUMENTS["docs/index.md"], re.MULTILINE))
     pages = {name.removeprefix("docs/") for name in DOCUMENTS if name.startswith("docs/")}
     assert pages - {"index.md"} == listed
 
