@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from stagecost.models.catalogue import create_model, list_models, load
     from stagecost.models.registry import register_model
     from stagecost.network import ResidualNetwork
-    from stagecost.objective import StageCost, parameter_groups
+    from stagecost.objective import StageCost, mean_log_probabilities, parameter_groups
     from stagecost.prune import PruningPlan, carry_optimizer, plan_pruning
     from stagecost.search import search_cuts
     from stagecost.trajectory import Trajectory, loss_trajectory, needed_blocks
@@ -50,6 +50,7 @@ _HOMES = {
     "list_models": "models.catalogue",
     "load": "models.catalogue",
     "loss_trajectory": "trajectory",
+    "mean_log_probabilities": "objective",
     "measure_latency": "latency",
     "needed_blocks": "trajectory",
     "parameter_groups": "objective",
@@ -84,6 +85,7 @@ __all__ = [
     "list_models",
     "load",
     "loss_trajectory",
+    "mean_log_probabilities",
     "measure_latency",
     "needed_blocks",
     "parameter_groups",

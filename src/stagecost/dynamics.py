@@ -15,11 +15,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -100,6 +101,25 @@ def _add_scaled(skipped: Tensor, control: Tensor, scale: Tensor) -> Tensor:
     return skipped + factor * control
 
 
+class _Gate(torch.autograd.Function):
+    """Input: values (…), beta; output: the values."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, beta: float) -> Tensor:
+        ctx.beta = beta
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.beta * grads[0], None
+
+
+def gated(values: Tensor, beta: float) -> Tensor:
+    """Return the same values (…), bit for bit; the gradient that comes back is multiplied by beta."""
+    passed: Tensor = _Gate.apply(values, beta)
+    return passed
+
+
 class Tail(Protocol):
     """How a state goes through the skip connections that are left: S_{N-1} ∘ … ∘ S_k.
 
@@ -148,11 +168,16 @@ class Pass:
         compiled: in training, read intermediate outputs by compiled formulas that keep nothing of a
             state's size (`stagecost.fast.reading`): equal up to rounding. They are compiled when they
             first meet a shape.
+        gates: depths beyond which a gradient counts less for what comes before.
+        beta: what comes back from beyond a gate is multiplied by it, in the blocks before, and in the
+            head, which earlier outputs share. Outputs stay as they are, bit for bit.
     """
 
     checkpointing: bool = False
     collapsed: bool = False
     compiled: bool = False
+    gates: tuple[int, ...] = ()
+    beta: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -253,6 +278,8 @@ class Rollout:
         read_late: outputs come after all states, so that random numbers of the whole network stay its
             own. On the way, the gradients of the states need not wait for each other in memory.
         checkpointing: see `Pass`; outputs come on the way.
+        gates: see `Pass`.
+        beta: see `Pass`.
     """
 
     blocks: Sequence[nn.Module]
@@ -263,6 +290,8 @@ class Rollout:
     training: bool = False
     read_late: bool = False
     checkpointing: bool = False
+    gates: tuple[int, ...] = ()
+    beta: float = 1.0
 
     def outputs(self, x_0: Tensor, cuts: Sequence[Cut]) -> list[Tensor]:
         """Return the terminal output of every cut from x_0, (B, …), in one pass.
@@ -311,6 +340,8 @@ class Rollout:
         """Go along a path from x_k to x_stop; hand out the states at which others leave or cuts end."""
         for position in range(k, stop):
             self._hand_out(path, position, state, starts, emit)
+            if position in self.gates:
+                state = gated(state, self.beta)
             if not path.acts[position - path.start]:
                 state = self._bypass(position, state)
                 continue
@@ -352,8 +383,17 @@ class Rollout:
         """Send a state through its tail and the head."""
         state = self.tail(end.state, end.k)
         with nullcontext() if end.whole or not self.training else FrozenStatistics([self.head]):
-            output: Tensor = self.head(state, cuts[end.numbers[0]].depth)
+            output = self._answer(state, cuts[end.numbers[0]].depth)
         return dict.fromkeys(end.numbers, output)
+
+    def _answer(self, state: Tensor, depth: int) -> Tensor:
+        beta = self.beta ** sum(gate < depth for gate in self.gates)
+        if beta == 1:
+            whole: Tensor = self.head(state, depth)
+            return whole
+        parameters = {name: gated(p, beta) for name, p in self.head.named_parameters()}
+        output: Tensor = functional_call(self.head, parameters, (state, depth))
+        return output
 
     def _checkpointed(
         self,

@@ -8,7 +8,7 @@ Training", arXiv 2506.21453; the states are the trajectory, the weights of F_k t
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stagecost.cut import Cut, Depths, resolve_cuts, resolve_depths
 from stagecost.dynamics import Observer, Pass, Rollout, SkipChain, Tail, is_identity, skip_of
 from stagecost.errors import StageCostError
+from stagecost.norms import copies_of_norms, norms_in, with_norms
 from stagecost.storage import write_json, write_tensors
 
 if TYPE_CHECKING:
@@ -31,19 +32,27 @@ LITERALLY = Pass()
 
 @dataclass(frozen=True)
 class NetworkDescription:
-    """What rebuilds a network's structure: its builder, the builder's arguments, the blocks kept.
+    """What rebuilds a network's structure.
 
-    `kept_blocks` are the paper's indices k of the blocks that are still there; None means all.
+    Attributes:
+        name: of its builder.
+        arguments: of the builder.
+        kept_blocks: the paper's indices k of the blocks that are still there; None means all.
+        target_norms: the same of each cut that has norms of its own.
     """
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     kept_blocks: tuple[int, ...] | None = None
+    target_norms: tuple[tuple[int, ...], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain types for JSON."""
         kept = None if self.kept_blocks is None else list(self.kept_blocks)
-        return {"name": self.name, "arguments": dict(self.arguments), "kept_blocks": kept}
+        content = {"name": self.name, "arguments": dict(self.arguments), "kept_blocks": kept}
+        return content | (
+            {"target_norms": list(map(list, self.target_norms))} if self.target_norms else {}
+        )
 
 
 class ResidualNetwork(nn.Module):
@@ -51,12 +60,15 @@ class ResidualNetwork(nn.Module):
 
     The keys of the state dict are a contract: `stem.*`, `blocks.{k}.residual.*`, `blocks.{k}.skip.*`,
     `head.*`, where k is the paper's index. Removing blocks leaves a subset of the keys; a block keeps
-    its k for life.
+    its k for life. Norms of target cut i are `norms.{i}.*` with such a key behind it.
 
     Attributes:
         description: what rebuilds the structure; None of one that was put together by hand.
         details: JSON values that are saved beside the structure, such as how images are prepared.
+        targets: cuts that have norms of their own, by the positions of their acting blocks.
     """
+
+    targets: tuple[Cut, ...] = ()
 
     def __init__(
         self,
@@ -78,6 +90,7 @@ class ResidualNetwork(nn.Module):
         self.stem = stem
         self.blocks = nn.ModuleDict({str(k): block for k, block in items})
         self.head = head
+        self.norms = nn.ModuleList()
         self.description = description
         self.details: dict[str, Any] = {}
         if len(self.blocks) == 0:
@@ -114,24 +127,81 @@ class ResidualNetwork(nn.Module):
         if cuts is not None and depths is not None:
             raise StageCostError("cuts and depths exclude each other: a depth k is the cut Cut.first(k)")
         wanted = self._wanted(cuts, depths)
-        compiled, tail = self._compiled_head(how), self._tail(how)
+        x_0, shared = self.stem(images), tuple(cut for cut in wanted if cut not in self.targets)
+        by_cut: dict[Cut, Tensor] = {}
+        for together in (shared, *((cut,) for cut in self.targets if cut in wanted)):
+            if together:
+                by_cut |= zip(together, self._pass(x_0, together, how, scales, observe), strict=True)
+        outputs = [by_cut[cut] for cut in wanted]
+        single = isinstance(cuts, Cut) or (cuts is None and (depths is None or isinstance(depths, int)))
+        return outputs[0] if single else torch.stack(outputs)
+
+    def _pass(
+        self,
+        x_0: Tensor,
+        cuts: tuple[Cut, ...],
+        how: Pass,
+        scales: Tensor | None,
+        observe: Observer | None,
+    ) -> list[Tensor]:
+        """Return the outputs of one pass: of a cut with norms of its own, or of several without."""
+        own = cuts[0] in self.targets
+        blocks, head = self.parts_of(cuts[0])
+        compiled, tail = None if own else self._compiled_head(how), self._tail(blocks, how)
         # A compiled head draws no random numbers.
         draws = compiled is None or tail.may_draw
         rollout = Rollout(
-            list(self.blocks.values()),
-            compiled or self.head,
+            blocks,
+            compiled or head,
             tail,
             scales,
-            observe,
-            training=self.training,
+            None if own else observe,
+            training=self.training and not own,  # statistics of its own follow the cut
             read_late=self.training and draws,
             checkpointing=how.checkpointing,
+            gates=how.gates,
+            beta=how.beta,
         )
-        outputs = rollout.outputs(self.stem(images), wanted)
-        if compiled is not None:
-            outputs = compiled.outputs(outputs, wanted)
-        single = isinstance(cuts, Cut) or (cuts is None and (depths is None or isinstance(depths, int)))
-        return outputs[0] if single else torch.stack(outputs)
+        outputs = rollout.outputs(x_0, cuts)
+        return outputs if compiled is None else compiled.outputs(outputs, cuts)
+
+    def parts_of(self, cut: Cut) -> tuple[list[nn.Module], nn.Module]:
+        """Return blocks and head as a cut uses them: with its own norms in them, if it has some."""
+        blocks = list(self.blocks.values())
+        if cut not in self.targets:
+            return blocks, self.head
+        own = norms_in(self.norms[self.targets.index(cut)])
+        replaced = {self.get_submodule(path): norm for path, norm in own.items()}
+        return [with_norms(block, replaced) for block in blocks], with_norms(self.head, replaced)
+
+    def give_norms(self, *cuts: Cut) -> None:
+        """Give cuts norms of their own, in the blocks that act and in the head.
+
+        Scale, shift and statistics begin as those of the whole network. From then on a cut has a pass of
+        its own; cut off (`keep`), its norms are those of the small network.
+
+        Raises:
+            StageCostError: a network of the acting blocks alone does not exist, or has them already.
+        """
+        for cut in map(self.resolve, cuts):
+            whole = len(cut.blocks) == self.num_blocks
+            if whole or cut in self.targets or not self.can_keep(cut):
+                raise StageCostError(
+                    f"cut {cut} cannot have norms of its own: give each cut once, and such as leave a "
+                    "network of fewer blocks"
+                )
+            blocks = {f"blocks.{name}": block for name, block in self.blocks.items()}
+            acting = [item for k, item in enumerate(blocks.items()) if cut.acts(k)]
+            self.norms.append(copies_of_norms({**dict(acting), "head": self.head}))
+            self.targets = (*self.targets, cut)
+        self._describe()
+
+    def _describe(self) -> None:
+        """Let the description say which blocks are left, and which cuts have norms of their own."""
+        if self.description is not None:
+            indices = self.block_indices
+            targets = tuple(cut.remaining(indices) for cut in self.targets)
+            self.description = replace(self.description, target_norms=targets)
 
     def states(self, images: Tensor) -> Iterator[Tensor]:
         """Return the trajectory x_0, …, x_N of a batch.
@@ -235,7 +305,8 @@ class ResidualNetwork(nn.Module):
         """Return a copy of which only the acting blocks of a cut are left; this network stays whole.
 
         Its state behind block k takes along the head statistics of output k+1, so a truncated
-        homogeneous network computes y_M of the whole one, bit for bit.
+        homogeneous network computes y_M of the whole one, bit for bit. So does any cut that has norms of
+        its own: they take the places of the whole network's, and those of other cuts go.
 
         Raises:
             StageCostError: no block acts, or a projection would be lost.
@@ -250,7 +321,8 @@ class ResidualNetwork(nn.Module):
         Raises:
             StageCostError: no block acts, or a projection would be lost.
         """
-        kept = self.resolve(cut).blocks
+        cut = self.resolve(cut)
+        kept = cut.blocks
         if not kept:
             raise StageCostError("a cut without any block cannot be kept: keep at least one")
         lost = [k for k, skip in enumerate(self.skips) if k not in kept and not is_identity(skip)]
@@ -258,6 +330,10 @@ class ResidualNetwork(nn.Module):
             raise StageCostError(
                 f"block {self.block_indices[lost[0]]} holds a projection: keep it, it begins a stage"
             )
+        if cut in self.targets:
+            for path, norm in norms_in(self.norms[self.targets.index(cut)]).items():
+                self.set_submodule(path, norm)
+        self.norms, self.targets = nn.ModuleList(), ()
         names = list(self.blocks)
         for position, name in enumerate(names):
             if position not in kept:
@@ -294,8 +370,7 @@ class ResidualNetwork(nn.Module):
             return tuple(Cut.first(k) for k in resolve_depths(depths, self.num_blocks))
         return resolve_cuts(cuts, self.stage_positions)
 
-    def _tail(self, how: Pass) -> Tail:
-        blocks = list(self.blocks.values())
+    def _tail(self, blocks: Sequence[nn.Module], how: Pass) -> Tail:
         if how.collapsed:
             from stagecost.fast.chains import collapsed_tails
 
@@ -304,7 +379,7 @@ class ResidualNetwork(nn.Module):
         return SkipChain(blocks)
 
     def _compiled_head(self, how: Pass) -> "CompiledHead | None":
-        if not (how.compiled and self.training):
+        if not (how.compiled and self.training) or how.gates:
             return None
         from stagecost.fast.reading import compiled_head
 

@@ -161,6 +161,24 @@ class StageCost:
             weights.append(self.weights[i] * len(run))
         return replace(self, cuts=tuple(cuts), weights=tuple(weights))
 
+    def sandwiched(self, generator: torch.Generator) -> "StageCost":
+        """Return its smallest cut and one that is drawn; the mean over draws is the whole.
+
+        With the terminal output these are the smallest, the largest and one between, as in Yu and Huang,
+        "Universally Slimmable Networks" (2019).
+        """
+        smallest, *others = sorted(self._active, key=lambda i: len(self.cuts[i].blocks)) or [0]
+        if len(others) < 2:
+            return self
+        drawn = others[int(torch.randint(len(others), (), generator=generator))]
+        weights = self.weights[smallest], self.weights[drawn] * len(others)
+        return replace(self, cuts=(self.cuts[smallest], self.cuts[drawn]), weights=weights)
+
+    def weight_behind(self, k: int) -> float:
+        """Return the weight of all losses behind block k: of the cuts in which it acts, and of L_N."""
+        reached = sum(w for cut, w in zip(self.cuts, self.weights, strict=True) if cut.acts(k))
+        return self.terminal_weight + reached
+
     def __call__(self, outputs: Tensor, targets: Tensor) -> ObjectiveTerms:
         """Compute Σ w_i·L_i + L_N from the outputs of a batch.
 
@@ -315,6 +333,37 @@ def residual_parameters(network: ResidualNetwork) -> list[list[nn.Parameter]]:
     return branches
 
 
+@torch.no_grad()
+def equilibrate(network: ResidualNetwork, stage_cost: StageCost) -> None:
+    """Turn gradients from sums into means: each block gets the mean of the losses behind it.
+
+    Stem and head get the mean of all, norms of a target cut its loss alone. Source: Li et al., "Improved
+    Techniques for Training Adaptive Deep Networks" (2019), who scale the gradients of states instead.
+
+    Args:
+        network: its parameters have the gradients of a stage cost, in one backward pass.
+        stage_cost: this one, its cuts by the positions of their acting blocks.
+    """
+    whole, targets = stage_cost.scale, dict(zip(stage_cost.cuts, stage_cost.weights, strict=True))
+    shares: list[tuple[nn.Module, float]] = [(network.stem, whole), (network.head, whole)]
+    blocks = enumerate(network.blocks.values())
+    shares += [(block, stage_cost.weight_behind(k)) for k, block in blocks]
+    shares += [(norms, targets[t]) for t, norms in zip(network.targets, network.norms, strict=True)]
+    factor = whole if stage_cost.normalized else 1.0
+    for part, behind in shares:
+        for parameter in part.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor / behind)
+
+
+def mean_log_probabilities(outputs: Tensor) -> Tensor:
+    """Return one answer of several outputs: (K, B, classes) → (B, classes), mean log-probabilities.
+
+    Nothing is trained for it. The largest entry is the class with the largest product of probabilities.
+    """
+    return F.log_softmax(outputs, dim=-1).mean(dim=0)
+
+
 def squared_weight_norms(network: ResidualNetwork) -> list[float]:
     """Compute ‖w_F,k‖² for k = 0 … N-1, over all parameters of the branch, norms included.
 
@@ -330,9 +379,10 @@ def squared_weight_norms(network: ResidualNetwork) -> list[float]:
 def parameter_groups(network: ResidualNetwork, weight_decay: float) -> list[dict[str, Any]]:
     """Split the parameters into named groups for an optimiser, so that its decay is lambda.
 
-    The group "residual" holds all w_F,k with weight decay lambda; "other" holds stem, skips and head
-    without. With SGD the decay's gradient is exactly that of (lambda/2)·Σ‖w_F,k‖²; with AdamW it is
-    decoupled and the objective only resembles J_N.
+    The group "residual" holds all w_F,k with weight decay lambda, and the norms that target cuts have
+    in the places of theirs; "other" holds stem, skips and head without. With SGD the decay's gradient
+    is exactly that of (lambda/2)·Σ‖w_F,k‖²; with AdamW it is decoupled and the objective only
+    resembles J_N.
 
     Raises:
         StageCostError: weight_decay is negative or not finite.
@@ -341,6 +391,11 @@ def parameter_groups(network: ResidualNetwork, weight_decay: float) -> list[dict
         raise StageCostError(f"weight decay is {weight_decay}: give a finite number of at least 0")
     residual = [p for branch in residual_parameters(network) for p in branch]
     chosen = {id(p) for p in residual}
+    named = {name: id(p) for name, p in network.named_parameters()}
+    for norms in network.norms:
+        own = [p for name, p in norms.named_parameters() if named.get(name) in chosen]
+        residual += own
+        chosen.update(map(id, own))
     other = [p for p in network.parameters() if id(p) not in chosen]
     return [
         {"name": "residual", "params": residual, "weight_decay": weight_decay},

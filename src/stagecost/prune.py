@@ -39,7 +39,7 @@ class PruningPlan:
         accuracy_predicted: percent, of the network without the other blocks.
         loss_before: of the whole network.
         loss_predicted: of the network without the other blocks.
-        parameters_before: trainable numbers.
+        parameters_before: trainable numbers; norms that only target cuts use do not count.
         parameters_after: the same without the other blocks.
         macs_before: multiply-accumulate operations for one image.
         macs_after: the same without the other blocks.
@@ -256,7 +256,7 @@ def choose(candidates: Sequence[Score], macs: Sequence[int], limits: Limits) -> 
 def _plan(
     network: ResidualNetwork, image_shape: Sequence[int], before: Score, chosen: Score
 ) -> PruningPlan:
-    parameters = count_parameters(network)
+    parameters = count_parameters(network) - count_parameters(network.norms)
     return PruningPlan(
         num_blocks=network.num_blocks,
         cut=chosen.cut,
@@ -295,6 +295,11 @@ def carry_optimizer(
     """
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     survivors = dict(pruned.named_parameters())
+    for i, target in enumerate(network.targets):  # its norms are now those of the pruned network
+        if target.remaining(network.block_indices) == pruned.block_indices:
+            own = {f"norms.{i}.{name}": name for name in survivors}
+            replaced = {own[name] for name in names.values() if name in own}
+            names = {key: own.get(n, "") if n in own or n in replaced else n for key, n in names.items()}
     groups = [
         {**group, "params": [survivors[n] for p in group["params"] if (n := names[id(p)]) in survivors]}
         for group in optimizer.param_groups

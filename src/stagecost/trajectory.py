@@ -117,6 +117,20 @@ def needed_blocks(accuracies: Sequence[float], tolerance: float) -> int:
     return next(depth for depth in range(1, len(accuracies)) if accuracies[depth] >= least)
 
 
+def suggest_targets(
+    accuracies: Sequence[float], tolerances: Sequence[float] = (2.0, 0.5)
+) -> tuple[int, ...]:
+    """Return depths worth training for: the least one within each tolerance, if it leaves a block out.
+
+    Args:
+        accuracies: of y_0 … y_N in percent, of a network that was trained with a stage cost on them:
+            plain training says little about what a depth could do.
+        tolerances: points that a depth may be below the whole network.
+    """
+    depths = {needed_blocks(accuracies, tolerance) for tolerance in tolerances}
+    return tuple(sorted(depths - {len(accuracies) - 1}))
+
+
 @contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
     """Put a network into eval mode without gradients, and back into its own modes afterwards."""

@@ -53,12 +53,21 @@ STAGED = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "sgd, sampled": {},
     "all depths": {"sampled_depths": 0},
-    "adamw, average, clipping": {"optimizer": "adamw", "ema_decay": 0.9, "clip_norm": 0.5},
     "plain": {"gamma": 0.0},
     "staged": STAGED,
     "drop path": {"drop_path": 0.5, "activation_checkpointing": True},
     "cuts, average": {"cut_at": "1:4,3:1", "ema_decay": 0.9, "sampled_depths": 1},
     "cuts, plain afterwards": {"cut_at": "1:2", "plain_after_cuts": True, "normalize_objective": True},
+    "adamw, average, clipping, targets with norms": {
+        "optimizer": "adamw",
+        "ema_decay": 0.9,
+        "clip_norm": 0.5,
+        "targets": ["1", "2", "4"],
+        "target_norms": "own",
+        "sandwich": True,
+        "equilibrium": True,
+        "gate": 0.5,
+    },
     "targets, distilled, cut": {
         **STAGED,
         "targets": ["1+2", "2+1"],

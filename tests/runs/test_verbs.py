@@ -25,11 +25,11 @@ from stagecost.runs.reporting import report
 from stagecost.runs.results import Result
 from stagecost.runs.trained import open_trained
 from stagecost.runs.training import train
-from stagecost.trajectory import loss_trajectory
+from stagecost.trajectory import loss_trajectory, suggest_targets
 
 ANALYZE = (
     "num_blocks split num_samples losses accuracies residual_ratios weight_norms stage_starts tolerance "
-    "needed_blocks cuts warnings"
+    "needed_blocks cuts target_norms warnings"
 )
 PRUNE = (
     "kept_blocks num_blocks_before accuracy_before accuracy_predicted accuracy_after parameters_before "
@@ -37,7 +37,7 @@ PRUNE = (
     "accuracy_before_finetuning"
 )
 
-TRAIN = "run epochs val_accuracy val_loss num_blocks kept_blocks gamma cuts seconds"
+TRAIN = "run epochs val_accuracy val_loss num_blocks kept_blocks gamma cuts suggested_targets seconds"
 EVALUATE = "accuracy loss num_blocks parameters macs split warnings"
 BOUND = (
     "objective gamma weight_decay num_blocks trained_variant normalized_loss bounds predicted_blocks "
@@ -261,3 +261,41 @@ def test_states_of_one_pixel_and_a_last_batch_of_one_image(tmp_path: Path) -> No
     train({**given, **staged, "gamma": 0.0}, tmp_path / "run")
     pruning = prune(tmp_path / "run", tmp_path / "small", keep=Cut.stages(1, 1, 1))
     assert pruning.kept_blocks == (0, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "target", "keep"),
+    [
+        ({"num_blocks": 3, "width": 6}, "2", 2),
+        ({"model": "staged", "blocks_per_stage": [2, 2], "widths": [6, 8]}, "1+1", Cut.stages(1, 1)),
+    ],
+)
+def test_norms_of_a_target_are_known_to_every_verb(
+    tmp_path: Path, shape: dict[str, object], target: str, keep: Cut | int
+) -> None:
+    """What is analysed is what is pruned: the target with norms of its own, exactly."""
+    run = tmp_path / "run"
+    train({**TINY, **shape, "targets": [target], "target_norms": "own"}, run)
+    found, small = analyze(run), prune(run, tmp_path / "small", keep=keep)
+    assert found.target_norms == (target,)
+    (score,) = [cut for cut in found.cuts if cut.cut == target]
+    assert small.accuracy_predicted == score.accuracy
+    assert small.accuracy_after >= score.accuracy  # statistics are estimated anew where that helps
+    network, saved = open_trained(run).network, open_trained(tmp_path / "small").network
+    assert not saved.targets
+    assert small.parameters_before - small.parameters_after == sum(
+        p.numel() for part in (network.blocks, network.head) for p in part.parameters()
+    ) - sum(p.numel() for part in (saved.blocks, saved.head) for p in part.parameters())
+    report(run)
+    assert "have norms of their own" in (run / "report.html").read_text()
+
+
+def test_depths_worth_training_for(tmp_path: Path) -> None:
+    assert suggest_targets([10, 88, 88.5, 89.6, 90]) == (1, 3)
+    assert suggest_targets([10, 20, 90]) == ()
+    assert (
+        train(
+            {**TINY, "width": 6, "num_blocks": 3, "epochs": 1, "gamma": 0.0}, tmp_path
+        ).suggested_targets
+        == ()
+    )

@@ -101,6 +101,19 @@ def test_what_is_no_such_value_is_refused(flat: dict[str, Any], match: str) -> N
         ({"seed": -1}, "--seed is -1"),
         ({"label_smoothing": -0.1}, "--label-smoothing is -0.1"),
         ({"checkpoint_minutes": 0.0}, "--checkpoint-minutes is 0.0"),
+        ({"gate": 1.5, "targets": "4"}, "--gate is 1.5"),
+        ({"gate": 0.5}, "--gate 0.5 is about targets"),
+        ({"sandwich": True}, "--sandwich is about targets"),
+        ({"target_norms": "own"}, "--target-norms own is about targets"),
+        ({"gate": 0.5, "targets": "3+3"}, "--gate 0.5 is for depths"),
+        ({"target_norms": "own", "targets": "4", "cut_at": "1:4"}, "--cut-at 1:4 changes"),
+        ({"target_norms": "own", "targets": "4", "gamma": 0.0}, "--gamma 0 trains no targets"),
+        ({"target_norms": "own", "targets": "4", "compile": True}, "--compile builds a step once"),
+        ({"sandwich": True, "targets": "2,3,4", "sampled_depths": 1}, "both draw"),
+        (
+            {"target_norms": "own", "targets": "2,3,4", "sandwich": True, "num_processes": 2},
+            "--num-processes 2 wait for one",
+        ),
     ],
 )
 def test_what_is_impossible_is_refused(flat: dict[str, Any], match: str) -> None:

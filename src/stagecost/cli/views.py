@@ -67,6 +67,9 @@ def _train(console: Console, result: TrainingResult) -> None:
     if result.cuts:
         steps = " → ".join(str(len(cut.kept_blocks)) for cut in result.cuts)
         _line(console, f"blocks: {result.cuts[0].num_blocks_before} → {steps}")
+    if result.suggested_targets:
+        depths = ",".join(map(str, result.suggested_targets))
+        _line(console, f"depths worth training for: --targets {depths} (see docs/targets.md)")
     _line(console, f"next: stagecost analyze {result.run}")
 
 
@@ -82,6 +85,8 @@ def _analyze(console: Console, result: Analysis) -> None:
     blocks = f"{result.needed_blocks} of {result.num_blocks} blocks"
     if staged:
         blocks += f" ({result.needed_cut})"
+    if result.target_norms:
+        _line(console, f"with norms of their own: {', '.join(result.target_norms)}")
     _line(console, f"{blocks} are needed to stay within {result.tolerance:g} points of {whole}")
     _warnings(console, result.warnings)
 

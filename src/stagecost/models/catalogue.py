@@ -118,6 +118,8 @@ def rebuild(description: NetworkDescription, numbers: int) -> ResidualNetwork:
         ) from None
     if description.kept_blocks is not None:
         network.remove_all_but(_cut_to(network, description.kept_blocks))
+    if description.target_norms:
+        network.give_norms(*(_cut_to(network, kept) for kept in description.target_norms))
     return network
 
 
@@ -225,6 +227,7 @@ def read_description(content: Any, source: Path) -> NetworkDescription:
             read_typed(str, content["name"], "name"),
             read_typed(dict[str, Any], content["arguments"], "arguments"),
             read_typed(tuple[int, ...] | None, content["kept_blocks"], "kept_blocks"),
+            read_typed(tuple[tuple[int, ...], ...], content.get("target_norms", []), "target_norms"),
         )
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)

@@ -68,6 +68,13 @@ def notes_on(data: ReportData) -> list[str]:
             "Trained with gamma = 0, plain training: nothing rewarded good intermediate outputs, so "
             "most blocks are expected to be needed."
         )
+    if data.settings.get("target_norms") == "own":
+        targets = data.settings.get("targets")
+        depths = ", ".join(map(str, targets)) if isinstance(targets, Sequence) else ""
+        notes.append(
+            f"The targets {depths} have norms of their own, which a cut takes along. Other depths are "
+            "read with those of the whole network."
+        )
     return notes if data.pruning is None else notes + _pruning_notes(data.analysis, data.pruning)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagecost.cut import stage_counts
+from stagecost.cut import Cut, stage_counts
 from stagecost.macs import macs_by_part
 from stagecost.network import ResidualNetwork
 from stagecost.prune import Limits, choose, possible_cuts
@@ -62,6 +62,7 @@ class Analysis(Result):
         needed_blocks: blocks of the cheapest measured cut within the tolerance.
         needed_cut: this cut, as printed.
         cuts: that can be made and were measured.
+        target_norms: those of them, as printed, that have norms of their own.
         warnings: what makes the needed blocks doubtful.
     """
 
@@ -79,6 +80,7 @@ class Analysis(Result):
     needed_blocks: int
     needed_cut: str
     cuts: tuple[CutScore, ...]
+    target_norms: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
@@ -128,6 +130,7 @@ def measure(trained: Trained, images: Judged) -> Trajectory:
     """Measure the trajectory of a network, and some cuts that can be made."""
     network = trained.network
     cuts = possible_cuts(network, limit=MEASURED_CUTS) if len(network.stages) > 1 else ()
+    cuts = tuple(dict.fromkeys([*cuts, *network.targets]))
     return loss_trajectory(network, images.batches, cuts=cuts, loss=trained.loss)
 
 
@@ -152,8 +155,9 @@ def summarise(
         stage_starts=trajectory.stage_starts,
         tolerance=tolerance,
         needed_blocks=len(needed.cut.blocks),
-        needed_cut=printed(network, needed),
+        needed_cut=printed(network, needed.cut),
         cuts=tuple(_cut_score(network, row, macs) for row in possible),
+        target_norms=tuple(printed(network, target) for target in network.targets),
         warnings=(
             *images.warnings,
             *warnings_on(trajectory.whole.accuracy, count, images.chance, tolerance),
@@ -167,15 +171,15 @@ def makeable(network: ResidualNetwork, trajectory: Trajectory) -> list[Score]:
     return list(rows.values())
 
 
-def printed(network: ResidualNetwork, row: Score) -> str:
+def printed(network: ResidualNetwork, cut: Cut) -> str:
     """Print a cut: by the blocks of each stage, where it takes the first ones."""
-    counts = stage_counts(row.cut, network.stage_positions)
-    return str(row.cut) if counts is None else "+".join(map(str, counts))
+    counts = stage_counts(cut, network.stage_positions)
+    return str(cut) if counts is None else "+".join(map(str, counts))
 
 
 def _cut_score(network: ResidualNetwork, row: Score, macs: Sequence[int]) -> CutScore:
     return CutScore(
-        cut=printed(network, row),
+        cut=printed(network, row.cut),
         kept_blocks=row.cut.remaining(network.block_indices),
         loss=row.loss,
         accuracy=row.accuracy,

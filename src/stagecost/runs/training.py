@@ -30,6 +30,7 @@ from stagecost.train.settings import RunSettings
 from stagecost.train.setup import Setup, prepare
 from stagecost.train.stage_cost import StageCostRule, after_cuts, terminal_only
 from stagecost.train.state import State
+from stagecost.trajectory import suggest_targets
 
 AfterEpoch = Callable[[State, EpochRecord], EpochRecord]
 """Is told what an epoch brought before it is saved; may change the state, and returns the record."""
@@ -50,6 +51,7 @@ class TrainingResult(Result):
         kept_blocks: the paper's indices k of these.
         gamma: the stage weight that acted last.
         cuts: during the training.
+        suggested_targets: depths worth training for, where every y_k bore a stage cost and could be cut.
         seconds: over all sessions.
         history: one entry an epoch; not part of the JSON.
     """
@@ -64,6 +66,7 @@ class TrainingResult(Result):
     kept_blocks: tuple[int, ...]
     gamma: float
     cuts: tuple[CutRecord, ...]
+    suggested_targets: tuple[int, ...]
     seconds: float
     history: tuple[EpochRecord, ...]
 
@@ -331,6 +334,13 @@ def _result(run: RunFolder, setup: Setup, state: State) -> TrainingResult:
         kept_blocks=state.network.block_indices,
         gamma=last.gamma,
         cuts=tuple(entry.cut for entry in history if entry.cut is not None),
+        suggested_targets=_suggested(setup, state),
         seconds=round(state.progress.seconds, 3),
         history=tuple(history),
     )
+
+
+def _suggested(setup: Setup, state: State) -> tuple[int, ...]:
+    accuracies, stage = state.progress.history[-1].val_accuracies, setup.settings.stage
+    told = setup.stage_cost.weights and not (stage.targets or stage.first_depth or stage.cut_at)
+    return suggest_targets(accuracies) if told and accuracies and state.network.is_homogeneous else ()

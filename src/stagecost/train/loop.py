@@ -6,13 +6,14 @@ in the same weights, bit for bit, as one that was left alone (on a CPU with the 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from stagecost.dynamics import Pass
 from stagecost.errors import StageCostError
-from stagecost.objective import ObjectiveTerms, StageCost
+from stagecost.objective import ObjectiveTerms, StageCost, equilibrate
 from stagecost.random_streams import Stream, torch_generator
 from stagecost.train.drop_path import draw_branch_scales, drop_rates
 from stagecost.train.history import Sums
@@ -126,7 +127,7 @@ def train_step(
     stage_cost = after_cuts(rule(moment), state.stages, state.left)
     visited = _sampled(stage_cost, recipe, moment)
     scales = _branch_scales(state, recipe, moment, batches.batch_size)
-    outputs = state.outputs(images, visited.outputs, recipe.how, scales)
+    outputs = state.outputs(images, visited.outputs, _gated(recipe, stage_cost), scales)
     terms = visited(outputs, targets)
     if not torch.isfinite(terms.total):
         raise StageCostError(
@@ -135,6 +136,8 @@ def train_step(
             "is kept"
         )
     state.fabric.backward(terms.total)
+    if recipe.equilibrium:
+        equilibrate(state.network, stage_cost)
     if recipe.clip_norm:
         state.fabric.clip_gradients(state.model, state.optimizer, max_norm=recipe.clip_norm)
     state.optimizer.step()
@@ -191,10 +194,21 @@ def check_weights(state: State) -> None:
 
 def _sampled(stage_cost: StageCost, recipe: Recipe, moment: Moment) -> StageCost:
     """Draw the cuts that bear the stage cost in a step; all where there are no more."""
+    if recipe.sandwich:
+        return stage_cost.sandwiched(
+            torch_generator(recipe.seed, Stream.DEPTHS, moment.epoch, moment.batch)
+        )
     if not 0 < recipe.sampled_depths < len(stage_cost.cuts):
         return stage_cost
     generator = torch_generator(recipe.seed, Stream.DEPTHS, moment.epoch, moment.batch)
     return stage_cost.sampled(recipe.sampled_depths, generator)
+
+
+def _gated(recipe: Recipe, stage_cost: StageCost) -> Pass:
+    """Return how a pass is done, with a gate behind every target."""
+    if recipe.gate == 1:
+        return recipe.how
+    return replace(recipe.how, gates=tuple({cut.depth for cut in stage_cost.cuts}), beta=recipe.gate)
 
 
 def _branch_scales(state: State, recipe: Recipe, moment: Moment, batch_size: int) -> Tensor | None:

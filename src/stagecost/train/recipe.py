@@ -61,6 +61,9 @@ class Recipe:
         warmup_epochs: of linear warm-up, before the cosine to zero.
         clip_norm: largest norm of the gradient; 0 does not clip.
         sampled_depths: how many outputs bear the stage cost in a step; 0 is all.
+        sandwich: the smallest cut and one that is drawn bear the stage cost in a step.
+        equilibrium: gradients are means of the losses behind a block, not sums.
+        gate: what comes back from beyond a cut that bears the stage cost is multiplied by it.
         drop_path: rate of the last branch; 0 leaves none out.
         seed: of what is drawn in a step.
         how: a pass through the network is done.
@@ -71,6 +74,9 @@ class Recipe:
     warmup_epochs: float = 0.0
     clip_norm: float = 0.0
     sampled_depths: int = 0
+    sandwich: bool = False
+    equilibrium: bool = False
+    gate: float = 1.0
     drop_path: float = 0.0
     seed: int = 0
     how: Pass = LITERALLY
@@ -85,6 +91,9 @@ class Recipe:
             warmup_epochs=training.warmup_epochs,
             clip_norm=training.clip_norm,
             sampled_depths=settings.sampled_depths,
+            sandwich=settings.stage.sandwich,
+            equilibrium=settings.stage.equilibrium,
+            gate=settings.stage.gate,
             drop_path=settings.stage.drop_path,
             seed=training.seed,
             how=Pass(checkpointing=training.activation_checkpointing, collapsed=True),

@@ -133,6 +133,13 @@ class StageCostSettings:
         first_depth: outputs before this depth bear no stage cost.
         targets: cuts that bear the stage cost instead of y_0 … y_{N-1}: numbers of blocks, such as 4,8,
             or of each stage, such as 3+3+4.
+        target_norms: norms of the targets: shared with the whole network, or own (in the blocks that act
+            and in the head; each target then takes a pass of its own).
+        sandwich: of three or more targets, the smallest and one that is drawn bear the stage cost in a
+            step; its mean stays the same.
+        equilibrium: each block gets the mean, not the sum, of the losses behind it.
+        gate: what comes back from depths beyond a target is multiplied by this in the blocks before it,
+            and in the head; targets are numbers of blocks. 1 is no gate.
         sampled_depths: how many outputs bear the stage cost in a step, drawn anew each step so that its
             mean stays the same; 0 takes all. 3 if not given, or all with compile.
         stage_loss: same, or distilled (half of it from the detached terminal output).
@@ -146,6 +153,10 @@ class StageCostSettings:
 
     first_depth: int = 0
     targets: tuple[str, ...] = ()
+    target_norms: Literal["shared", "own"] = "shared"
+    sandwich: bool = False
+    equilibrium: bool = False
+    gate: float = 1.0
     sampled_depths: int | None = None
     stage_loss: Literal["same", "distilled"] = "same"
     drop_path: float = 0.0
@@ -167,6 +178,7 @@ class StageCostSettings:
                 f"--first-depth is about the outputs y_k, which bear no stage cost with --targets "
                 f"{','.join(self.targets)}: leave one of them out"
             )
+        self._check_targets()
         schedule = self.schedule()
         if self.plain_after_cuts and not schedule:
             raise StageCostError("--plain-after-cuts is on, but nothing is cut: give --cut-at as well")
@@ -176,6 +188,31 @@ class StageCostSettings:
                     f"--cut-at names epoch {epoch} of {epochs}: give one from 1 to {epochs - 1}, so "
                     "that training follows the cut"
                 )
+
+    def _check_targets(self) -> None:
+        """Refuse what is about targets without them, or does not go together with the rest."""
+        if not 0 <= self.gate <= 1:
+            raise StageCostError(f"--gate is {self.gate}: give a number from 0 to 1")
+        given = {"--target-norms own": self.target_norms == "own", "--sandwich": self.sandwich}
+        given[f"--gate {self.gate}"] = self.gate != 1
+        for name in (name for name, is_given in given.items() if is_given):
+            if not self.targets:
+                raise StageCostError(
+                    f"{name} is about targets, and there are none: give --targets as well"
+                )
+        if self.target_norms == "own" and self.cut_at:
+            raise StageCostError(
+                f"--cut-at {self.cut_at} changes what --target-norms own belong to: leave one out"
+            )
+        if self.gate != 1 and any(cut.per_stage for cut in self.cuts()):
+            raise StageCostError(
+                f"--gate {self.gate} is for depths, and --targets {','.join(self.targets)} are blocks "
+                "of each stage: leave one of them out"
+            )
+        if self.sandwich and self.sampled_depths:
+            raise StageCostError(
+                f"--sandwich and --sampled-depths {self.sampled_depths} both draw: leave one of them out"
+            )
 
     def cuts(self) -> tuple[Cut, ...]:
         """Return the target cuts.
@@ -224,6 +261,19 @@ class RunSettings:
         _check_part(self.data, "val_fraction")
         self.training.check()
         self.stage.check(self.training.epochs)
+        own = self.stage.target_norms == "own"
+        if own and self.training.gamma == 0:
+            raise StageCostError("--gamma 0 trains no targets, and so no --target-norms own: raise it")
+        drawn = self.stage.sandwich or self.stage.sampled_depths
+        if own and drawn and self.training.num_processes > 1:
+            raise StageCostError(
+                "--target-norms own get no gradient where a target is not drawn, and --num-processes "
+                f"{self.training.num_processes} wait for one: give 1, or take all targets in every step"
+            )
+        if self.training.compile and (own or self.stage.sandwich):
+            raise StageCostError(
+                "--compile builds a step once, without --sandwich and --target-norms own: leave one out"
+            )
         if self.training.compile and self.stage.sampled_depths:
             raise StageCostError(
                 f"--sampled-depths {self.stage.sampled_depths} are others in every step, and --compile "

@@ -139,6 +139,8 @@ def prepare(
     torch.manual_seed(training.seed)
     if network is None:
         network = create_network(settings, data)
+    if settings.stage.target_norms == "own":
+        network.give_norms(*settings.stage.cuts())
     check_schedule(settings.stage.schedule(), network)
     shape = (data.format.channels, data.format.size, data.format.size)
     check_batch(network, shape, min(training.batch_size, images) // training.num_processes)

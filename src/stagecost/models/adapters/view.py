@@ -51,6 +51,7 @@ class AdaptedNetwork(ResidualNetwork):
         blocks = nn.ModuleDict({str(k): block for k, block in enumerate(parts.blocks)})
         # Not registered, so that every parameter has one name: the model's.
         self.__dict__ |= {"stem": parts.stem, "blocks": blocks, "head": parts.head}
+        self.__dict__["norms"] = nn.ModuleList()
         emptied = [block.emptied for block in parts.blocks]
         modules = [m for part in (parts.stem, blocks, parts.head) for m in part.modules()]
         for program in (*modules, *emptied):
@@ -90,6 +91,14 @@ class AdaptedNetwork(ResidualNetwork):
     def can_keep(self, cut: Cut) -> bool:
         """Tell whether blocks are left: of one that goes, a skip that is no identity stays."""
         return bool(self.resolve(cut).blocks)
+
+    def give_norms(self, *cuts: Cut) -> None:
+        """Refuse: the state dict of a view is the live model's, which has no place for further norms.
+
+        Raises:
+            StageCostError: always.
+        """
+        raise StageCostError("a view of another model has no norms beside the model's: share them")
 
     def keep(self, cut: Cut) -> "AdaptedNetwork":
         """Return a copy, model and view, without the blocks that do not act; see `remove_all_but`."""

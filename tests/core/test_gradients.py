@@ -1,0 +1,107 @@
+"""Equilibrium, gate, sandwich and common answers, each against its definition by separate losses."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import stagecost as sc
+from helpers import build, images, labels
+from stagecost.cut import Cut
+from stagecost.network import ResidualNetwork
+from stagecost.objective import StageCost, equilibrate, losses_of, mean_log_probabilities
+
+TARGETS = (Cut.first(1), Cut.first(3))
+COST = StageCost(TARGETS, (0.5, 2.0))
+
+
+def gradients(network: ResidualNetwork, loss: Tensor) -> dict[str, Tensor]:
+    named = dict(network.named_parameters())
+    found = torch.autograd.grad(loss, list(named.values()), retain_graph=True, allow_unused=True)
+    return {
+        n: torch.zeros_like(p) if g is None else g
+        for (n, p), g in zip(named.items(), found, strict=True)
+    }
+
+
+def by_output(network: ResidualNetwork) -> list[dict[str, Tensor]]:
+    """Return the gradients of each weighted loss by itself, that of the whole network last."""
+    losses = losses_of(network(images(), COST.outputs), labels(), COST.loss)
+    weighted = zip((*COST.weights, COST.terminal_weight), losses, strict=True)
+    return [gradients(network, weight * loss) for weight, loss in weighted]
+
+
+def block_of(name: str) -> int | None:
+    return int(name.split(".")[1]) if name.startswith("blocks.") else None
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_equilibrium_is_the_mean_of_the_losses_behind(normalized: bool) -> None:
+    network = build("homogeneous").train()
+    separate = by_output(network)
+    cost = StageCost(TARGETS, COST.weights, normalized=normalized)
+    cost(network(images(), cost.outputs), labels()).total.backward()
+    equilibrate(network, cost)
+    for name, parameter in network.named_parameters():
+        k = block_of(name)
+        behind = 3.5 if k is None else sum(w for m, w in ((1, 0.5), (3, 2.0), (4, 1.0)) if k < m)
+        mean = sum(part[name] for part in separate) / behind
+        torch.testing.assert_close(parameter.grad, mean, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_gate_multiplies_what_comes_back_from_beyond_a_target(beta: float, own: bool) -> None:
+    network = build("homogeneous").train()
+    if own:
+        network.give_norms(*TARGETS)
+    separate, plain = by_output(network), network(images(), COST.outputs)
+    how = sc.Pass(gates=(1, 3), beta=beta, checkpointing=own)
+    outputs = network(images(), COST.outputs, how=how)
+    assert torch.equal(outputs, plain)
+    gated = gradients(network, COST(outputs, labels()).total)
+    for name, gradient in gated.items():
+        if name.startswith("norms."):
+            continue  # one loss alone reaches them, through a gate or not
+        k = block_of(name)
+        before = 0 if k is None else k  # all gates are behind the stem and the first block
+        crossed = [sum(before < gate < cut for gate in (1, 3)) for cut in (1, 3, 4)]
+        wanted = sum(beta**n * part[name] for n, part in zip(crossed, separate, strict=True))
+        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_closed_gate_leaves_a_target_what_it_has_alone() -> None:
+    """With beta = 0 the first M blocks, stem and head follow L_M as if there were nothing else."""
+    network = build("homogeneous").train()
+    small = network.keep(Cut.first(3)).train()
+    cost = StageCost.targets([Cut.first(3)])
+    optimizers = [torch.optim.SGD(n.parameters(), lr=0.1, momentum=0.9) for n in (network, small)]
+    for seed in range(3):
+        batch, targets = images(seed=seed), labels(seed=seed)
+        outputs = network(batch, cost.outputs, how=sc.Pass(gates=(3,), beta=0.0))
+        cost(outputs, targets).total.backward()
+        StageCost()(small(batch)[None], targets).total.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    for name, parameter in small.named_parameters():
+        torch.testing.assert_close(network.get_parameter(name), parameter)
+
+
+def test_a_sandwich_has_the_smallest_always_and_the_mean_of_all() -> None:
+    cost = StageCost(tuple(map(Cut.first, (3, 1, 2))), (1.0, 0.5, 2.0))
+    generator = torch.Generator().manual_seed(0)
+    drawn = [cost.sandwiched(generator) for _ in range(400)]
+    assert all(len(one.cuts) == 2 and one.cuts[0] == Cut.first(1) for one in drawn)
+    sums = dict.fromkeys(cost.cuts, 0.0)
+    for one in drawn:
+        for cut, weight in zip(one.cuts, one.weights, strict=True):
+            sums[cut] += weight / len(drawn)
+    assert list(sums.values()) == pytest.approx(cost.weights, rel=0.15)
+    assert COST.sandwiched(generator) == COST
+
+
+def test_the_common_answer_is_that_of_the_product_of_probabilities() -> None:
+    outputs = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0)).double()
+    product = outputs.softmax(dim=-1).prod(dim=0) ** (1 / 3)
+    torch.testing.assert_close(mean_log_probabilities(outputs).exp(), product)
+    torch.testing.assert_close(mean_log_probabilities(outputs[:1]), outputs[0].log_softmax(dim=-1))
