@@ -1,6 +1,7 @@
 """The command line as its contract describes it, from outside."""
 
 import csv
+import inspect
 import json
 import math
 import os
@@ -19,6 +20,8 @@ from PIL import Image
 import stagecost as sc
 from helpers import DATA, RECIPE, Runs
 from processes import CommandLine
+from stagecost.cli import verbs as command_line
+from stagecost.models.native import homogeneous, staged
 
 VERBS = ("demo", "train", "analyze", "prune", "evaluate", "bound", "report", "models")
 ANALYZE_LISTS = {"losses": 4, "accuracies": 4, "residual_ratios": 3, "weight_norms": 3}
@@ -63,15 +66,33 @@ def test_help(cli: CommandLine, verb: str | None) -> None:
     assert "stagecost" in outcome.stdout
     for name in [verb] if verb else VERBS:
         assert str(name) in outcome.stdout
-    if verb == "train":
-        few, most = outcome.stdout, cli("train", "--help-all").stdout
-        for flag in ("--num-blocks", "--blocks-per-stage", "--gamma", "--resume", "--json"):
-            assert flag in few
-            assert flag in most
-        for flag in ("--val-fraction", "--label-column", "--skip-broken", "--lr"):
-            assert flag not in few
-            assert flag in most
-        assert len(set(re.findall(r"^ +(--[\w-]+)", most, re.MULTILINE))) <= 26
+
+
+def test_help_of_training_shows_a_dozen_flags_and_help_all_the_rest(cli: CommandLine) -> None:
+    few, most = (cli("train", form).stdout for form in ("--help", "--help-all"))
+    shown = [re.findall(r"^ +(--[\w-]+)", text, re.MULTILINE) for text in (few, most)]
+    assert len(shown[0]) <= 14
+    assert {"--num-blocks", "--gamma", "--targets", "--resume", "--json"} <= set(shown[0])
+    every = {flag.option for flag in command_line.VERBS["train"].flags}
+    assert every | {"--json", "--help-all"} == set(shown[1])
+    for text in ("--seed N ", "(default 20)", "{sgd,adamw}", "data settings:", "--output PATH "):
+        assert text in most
+
+
+def test_defaults_that_help_tells_are_those_of_the_builders() -> None:
+    texts = {flag.name: flag.text for flag in command_line.VERBS["train"].flags}
+    told = {
+        "num_blocks": homogeneous,
+        "blocks_per_stage": staged,
+        "widths": staged,
+        "stem_stride": staged,
+    }
+    for name, builder in told.items():
+        default = inspect.signature(builder).parameters[name].default
+        value = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        assert texts[name].rstrip(".").endswith(f"; {value} if not given"), name
+    assert inspect.signature(homogeneous).parameters["width"].default == 16
+    assert "(16 if not given)" in texts["width"]
 
 
 @pytest.mark.parametrize("script", [False, True])

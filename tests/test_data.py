@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from data_files import parquet, png, refuse
 from stagecost.data import hub, idx, known, sources
@@ -21,6 +24,7 @@ from stagecost.data.batches import epoch_batches, eval_batches, num_batches, sam
 from stagecost.data.config import DataConfig
 from stagecost.data.images import ImageFormat, ImageSplit, normalise
 from stagecost.data.loading import load_data
+from stagecost.data.splits import draw
 from stagecost.errors import StageCostError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -169,6 +173,29 @@ def test_no_validation() -> None:
 )
 def test_refusals(config: DataConfig, match: str) -> None:
     refuse(match, config)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.floats(0, 1), st.integers(0, 2**32 - 1))
+def test_held_out_images_are_those_of_scikit_learn(labels: list[int], part: float, seed: int) -> None:
+    """Runs were split by it before, and their fingerprints name the images."""
+    labels = [0, 0, 1, 1, 2, 2, 3, 3, *labels]
+    count = round(4 + part * (len(labels) - 8))  # both sides have an image of every class
+    for strata in (None, np.array(labels)):
+        places = np.arange(len(labels))
+        _, held = train_test_split(places, test_size=count, random_state=seed, stratify=strata)
+        assert sorted(draw(len(labels), count, seed, strata)) == sorted(held)
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    digits = load_digits()
+    part = sources.open_source(DataConfig("digits")).parts["train"]
+    assert np.array_equal(part.labels, digits.target)
+    bundle = load_data(DataConfig("digits"), seed=0, splits=("all",))
+    pixels = bundle.splits["all"].images[:, 0].numpy()
+    assert np.array_equal(np.unique(pixels), np.rint(np.arange(17) * (255 / 16)))
+    assert np.array_equal(
+        np.sort(pixels.sum((1, 2))), np.sort(np.rint(digits.images * (255 / 16)).sum((1, 2)))
+    )
 
 
 @settings(max_examples=60)
@@ -408,7 +435,8 @@ def test_fashion_mnist_of_debian() -> None:
     assert bundle.splits["test"].targets[:5].tolist() == [9, 2, 1, 1, 6]
     assert (bundle.splits["val"].targets.bincount() == 600).all()
     by_folder = load_data(DataConfig(str(sources.FASHION_FOLDER), limit_train=9), seed=0)
-    assert by_folder.format == bundle.format
+    mean, std = bundle.format.mean, bundle.format.std  # published; those of nine images are measured
+    assert replace(by_folder.format, mean=mean, std=std) == bundle.format
 
 
 @pytest.mark.parametrize(

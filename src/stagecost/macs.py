@@ -2,14 +2,19 @@
 
 MACs are half of the floating-point operations that `torch.utils.flop_counter` counts: convolutions
 and matrix products, for one image. Normalisations and activations are not counted, as is the custom.
+
+Torch's counter, and meta tensors, import its compiler: seconds in which nothing is counted. Where all
+matrices belong to layers that torch and this package call, their calls are counted instead, to the same
+number.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from stagecost.cut import Cut
@@ -26,27 +31,59 @@ WHOLE = Cut.whole()
 
 def count_macs(network: ResidualNetwork, image_shape: Sequence[int], cut: Cut = WHOLE) -> int:
     """Count the MACs of the terminal output of a cut, for one image of shape (C, H, W)."""
-    twin = copy.deepcopy(network).to("meta").eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with _counting(network) as (twin, count):
         twin(twin.sample(image_shape), cut)
-    return int(counter.get_total_flops()) // 2
+        return count()
 
 
 def macs_by_part(network: ResidualNetwork, image_shape: Sequence[int]) -> list[int]:
     """Count MACs for one image: of the stem, of each block k = 0 … N-1, and of the head (N+2 numbers).
 
-    Computed on meta tensors: no memory, no arithmetic, and the network is left alone.
+    The network is left alone.
     """
-    twin = copy.deepcopy(network).to("meta").eval()
-    images = twin.sample(image_shape)
     counts: list[int] = []
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with _counting(network) as (twin, count):
 
         def note(k: int, state: Tensor, following: Tensor) -> None:
-            counts.append(counter.get_total_flops())
+            counts.append(count())
 
-        twin.stem.register_forward_hook(lambda *_: counts.append(counter.get_total_flops()))
-        twin(images, observe=note)
-        counts.append(counter.get_total_flops())
-    parts = [counts[0], *(after - before for before, after in pairwise(counts))]
-    return [flops // 2 for flops in parts]
+        twin.stem.register_forward_hook(lambda *_: counts.append(count()))
+        twin(twin.sample(image_shape), observe=note)
+        counts.append(count())
+    return [counts[0], *(after - before for before, after in pairwise(counts))]
+
+
+LAYERS = (nn.Conv2d, nn.Linear)
+
+
+@contextmanager
+def _counting(network: ResidualNetwork) -> Iterator[tuple[ResidualNetwork, Callable[[], int]]]:
+    """Give a copy of a network, in eval mode, and what tells the MACs of its calls until now."""
+    twin = copy.deepcopy(network).eval()
+    with torch.no_grad():
+        if _has_plain_layers(twin):
+            calls: list[int] = []
+
+            def note(layer: nn.Module, inputs: object, output: Tensor) -> None:
+                calls.append(output.numel() * layer.weight[0].numel())  # type: ignore[index]
+
+            for module in twin.modules():
+                if isinstance(module, LAYERS):
+                    module.register_forward_hook(note)
+            yield twin, lambda: sum(calls)
+            return
+        with FlopCounterMode(display=False) as counter:
+            yield twin.to("meta"), lambda: int(counter.get_total_flops()) // 2
+
+
+def _has_plain_layers(network: ResidualNetwork) -> bool:
+    """Tell whether every matrix is a layer's, which no code but torch's and the package's calls."""
+    homes = {type(module).__module__.partition(".")[0] for module in network.modules()}
+    return (
+        type(network) is ResidualNetwork
+        and homes <= {"torch", "stagecost"}
+        and all(
+            isinstance(module, LAYERS) or all(p.dim() < 2 for p in module.parameters(recurse=False))
+            for module in network.modules()
+        )
+    )

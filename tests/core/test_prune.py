@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import stagecost as sc
 from helpers import BUILDERS, build, images, labels, loader
@@ -199,6 +200,20 @@ def test_macs_are_those_of_a_count_by_hand() -> None:
     by_hand.append(8 * 5)
     assert parts == by_hand
     assert sc.count_macs(network, x.shape[1:]) == sum(by_hand)
+
+
+class Called(nn.Sequential):
+    """A module of somebody else's code, which may do more than call its layers."""
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_macs_are_those_of_the_counter_of_torch(name: str) -> None:
+    """A network of plain layers is counted by their calls, any other one by torch's own counter."""
+    network, other, shape = build(name), build(name), (3, 32, 32)
+    other.stem = Called(other.stem)
+    assert macs_by_part(network, shape) == macs_by_part(other, shape)
+    cut = Cut.first(2)
+    assert sc.count_macs(network, shape, cut) == sc.count_macs(other, shape, cut)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])

@@ -1,13 +1,11 @@
 """Quick runs of experiments in one work folder, so that they share their plain trainings."""
 
-import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sklearn.datasets
 
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
@@ -17,14 +15,6 @@ from experiments.records import Record  # noqa: E402
 from experiments.runner import Context, answer, find_experiment, run  # noqa: E402
 
 Quick = Callable[..., tuple[dict[str, Any], list[Record]]]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def digits_are_read_once() -> Iterator[None]:
-    """Dozens of tiny runs read them again and again, which takes as long as the training."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sklearn.datasets, "load_digits", functools.cache(sklearn.datasets.load_digits))
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -33,8 +33,8 @@ ANALYZE = (
 )
 PRUNE = (
     "kept_blocks num_blocks_before accuracy_before accuracy_predicted accuracy_after parameters_before "
-    "parameters_after macs_before macs_after path finetune_epochs interval drop_interval warnings "
-    "accuracy_before_finetuning"
+    "parameters_after macs_before macs_after path network finetune_epochs interval drop_interval "
+    "warnings accuracy_before_finetuning"
 )
 
 TRAIN = "run epochs val_accuracy val_loss num_blocks kept_blocks gamma cuts suggested_targets seconds"
@@ -77,7 +77,7 @@ def test_every_accuracy_has_its_number_of_images_and_its_interval(
     trained: Trained, tmp_path: Path
 ) -> None:
     found = analyze(trained.three, split="test")
-    assert found.num_images == found.num_samples == 200
+    assert found.num_images == found.to_json()["num_samples"] == 200
     assert found.intervals == tuple(wilson(a, 200) for a in found.accuracies)
     whole = evaluate(trained.three)
     assert (whole.num_images, whole.accuracy) == (200, found.accuracies[-1])

@@ -8,7 +8,8 @@ import re
 from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, NoReturn
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from stagecost.errors import StageCostError
 from stagecost.train.parsing import PARTS, read_value, setting_types
@@ -26,7 +27,8 @@ class Flag:
         positional: whether it is given by its place, without a name.
         required: whether it must be given.
         several: whether it takes several values, parted by spaces.
-        level: 1 is shown by --help, 2 by --help-all, 3 by neither: the documentation tells of it.
+        often: whether --help shows it, and not --help-all alone.
+        group: title under which it is shown.
     """
 
     name: str
@@ -36,7 +38,8 @@ class Flag:
     positional: bool = False
     required: bool = False
     several: bool = False
-    level: int = 1
+    often: bool = True
+    group: str = ""
 
     @property
     def option(self) -> str:
@@ -44,38 +47,49 @@ class Flag:
         return self.name if self.positional else "--" + self.name.replace("_", "-")
 
     @property
+    def metavar(self) -> str:
+        """What its value looks like: a plain type, or the choices."""
+        return "PATH" if self.several or self.name in PATHS else _shape(self.kind)
+
+    @property
     def help(self) -> str:
-        """Its sentence, with choices and default."""
-        choices = getattr(self.kind, "__args__", ()) if "Literal" in str(self.kind) else ()
-        parts = [self.text]
-        if choices and all(isinstance(choice, str) for choice in choices):
-            parts.append(f"[{', '.join(choices)}]")
-        if self.default not in (None, False, ()):
-            parts.append(f"(default {_shown(self.default)})")
-        return " ".join(parts).replace("%", "%%")
+        """Its sentence, with its default."""
+        shown = "" if self.default in (None, ()) or self.default is False else _shown(self.default)
+        return (self.text.rstrip(".") + (f" (default {shown})" if shown else "")).replace("%", "%%")
+
+
+PATHS = ("output", "config", "csv")
+
+
+def _shape(kind: Any) -> str:
+    """Write a type as a person reads it: N, NUMBER, {a,b}, N,N,…"""
+    parts = [part for part in get_args(kind) if part is not NoneType]
+    if get_origin(kind) in (Union, UnionType):
+        return _shape(parts[0])
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(parts) + "}"
+    if get_origin(kind) is tuple:
+        return f"{_shape(parts[0])},{_shape(parts[0])},…"
+    return {int: "N", float: "NUMBER"}.get(kind, "TEXT")
 
 
 def _shown(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else f"{value}"
 
 
-def setting_flags(shown: Sequence[str], often: Sequence[str]) -> tuple[Flag, ...]:
-    """Return a flag for every setting of a training.
-
-    Args:
-        shown: settings that --help-all shows; all others can be given as well.
-        often: settings that --help shows.
-    """
+def setting_flags(often: Sequence[str]) -> tuple[Flag, ...]:
+    """Return a flag for every setting of a training; --help shows those that are named."""
     flags = []
     kinds = setting_types()
-    for part in PARTS.values():
+    for title, part in PARTS.items():
         texts = argument_texts(part.__doc__ or "")
         for item in fields(part):
-            level = 1 if item.name in often else 2 if item.name in shown else 3
             default = None if item.default is MISSING else item.default
-            flags.append(
-                Flag(item.name, kinds[item.name], texts.get(item.name, ""), default, level=level)
-            )
+            text, shown = texts.get(item.name, ""), item.name in often
+            group = f"{title} settings"
+            flags.append(Flag(item.name, kinds[item.name], text, default, often=shown, group=group))
     return tuple(flags)
 
 
@@ -114,29 +128,34 @@ def build_parser(prog: str, summary: str, flags: Sequence[Flag], *, everything: 
         add_help=False,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    most = 2 if everything else 1
+    places = [flag.name if flag.required else f"[{flag.name}]" for flag in flags if flag.positional]
+    musts = [f"{flag.option} {flag.metavar}" for flag in flags if flag.required and not flag.positional]
+    parser.usage = " ".join([prog, *places, *musts, "[flags]"])
+    groups: dict[str, Any] = {"": parser}
     for flag in flags:
-        text = flag.help if flag.level <= most else SUPPRESS
+        title = flag.group if everything else ""
+        group = groups[title] = groups.get(title) or parser.add_argument_group(title)
+        text = flag.help if flag.often or everything else SUPPRESS
         if flag.positional:
             number = "+" if flag.several else None if flag.required else "?"
             parser.add_argument(flag.name, help=text, nargs=number)
         elif flag.kind is bool:
-            parser.add_argument(
+            group.add_argument(
                 flag.option, dest=flag.name, action="store_const", const="true", help=text
             )
         else:
-            parser.add_argument(
+            group.add_argument(
                 flag.option,
                 dest=flag.name,
                 required=flag.required,
                 nargs="+" if flag.several else None,
-                metavar=flag.name.upper() if not flag.several else "PATH",
+                metavar=flag.metavar,
                 help=text,
             )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("-h", "--help", action="help", default=SUPPRESS, help="show this")
-    if any(flag.level == 2 for flag in flags):
-        parser.add_argument("--help-all", action="store_true", help="show further flags")
+    if not all(flag.often for flag in flags):
+        parser.add_argument("--help-all", action="store_true", help="show all flags")
     return parser
 
 

@@ -75,7 +75,7 @@ def _evaluate(options: Options) -> "Result":
     from stagecost.runs.evaluation import evaluate
 
     given = dict(options)
-    return evaluate(given.pop("path"), **given)
+    return evaluate(given.pop("network"), **given)
 
 
 def _predict(options: Options) -> "Result":
@@ -127,12 +127,6 @@ OFTEN = (
     *("data", "model", "num_blocks", "blocks_per_stage", "widths"),
     *("gamma", "targets", "epochs", "seed"),
 )
-SHOWN = (
-    *("data", "image_size", "val_fraction", "limit_train"),
-    *("label_column", "classes", "skip_broken"),
-    *("model", "num_blocks", "width", "blocks_per_stage", "widths", "stem_stride"),
-    *("gamma", "targets", "weight_decay", "epochs", "batch_size", "lr", "seed", "device"),
-)
 
 VERBS: dict[str, Verb] = {
     "demo": Verb(
@@ -149,7 +143,7 @@ VERBS: dict[str, Verb] = {
             Flag("output", str, "folder of the run", required=True),
             Flag("config", str, "YAML file of settings, by the names of the flags; flags win over it"),
             Flag("resume", bool, "go on with the run in the folder"),
-            *setting_flags(SHOWN, OFTEN),
+            *setting_flags(OFTEN),
         ),
         _train,
     ),
@@ -178,7 +172,9 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(
         "Measure the accuracy of a run's network or of a saved one.",
         (
-            Flag("path", str, "folder of a run or of a saved network", positional=True, required=True),
+            Flag(
+                "network", str, "folder of a run or of a saved network", positional=True, required=True
+            ),
             Flag("data", str, "other images; those of the training if not given"),
             Flag("split", Split, "the images", "test"),
             *(ALLOWED, CHECKPOINT, DEVICE),

@@ -196,7 +196,7 @@ def _demo(console: Console, result: Demo) -> None:
         sizes = (f"{row.parameters:,}", f"{row.macs:,}")
         table.add_row(row.name, str(row.num_blocks), f"{row.accuracy:.2f} %", *sizes)
     console.print(table)
-    _line(console, f"the small network: {result.pruned}")
+    _line(console, f"the small network: {result.network}")
     _line(console, f"the report:        {result.report}")
 
 

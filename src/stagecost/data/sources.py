@@ -8,9 +8,12 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stagecost.data.class_names import listed, parse_classes, shown
 from stagecost.data.classes import one_source
@@ -81,12 +84,19 @@ def local_folder(data: str) -> Path | None:
     return path if there else None
 
 
-def _digits() -> _Opened:
-    from sklearn.datasets import load_digits
+@cache
+def _digit_table() -> NDArray[np.float64]:
+    """Read the table of `sklearn.datasets.load_digits`, whose import takes longer than most verbs."""
+    home = find_spec("sklearn")
+    if home is None or home.origin is None:
+        raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
+    return np.loadtxt(Path(home.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
 
-    digits = load_digits()
-    array = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    part = Part(DIGIT_NAMES, digits.target.astype(np.int64), array_images(array, "digits"))
+
+def _digits() -> _Opened:
+    table = _digit_table()
+    array = np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    part = Part(DIGIT_NAMES, table[:, -1].astype(np.int64), array_images(array, "digits"))
     return "digits", {"train": [part]}, ()
 
 

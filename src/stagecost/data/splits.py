@@ -87,8 +87,6 @@ def _hold_out(rows: Rows, size: float, seed: int) -> tuple[Rows, Rows]:
     A class with a single image keeps it for training; where classes are too many to be stratified, each
     keeps one if that leaves enough.
     """
-    from sklearn.model_selection import train_test_split
-
     total = len(rows.index)
     held_out = size if isinstance(size, int) else int(np.ceil(size * total))
     if held_out >= total:
@@ -111,9 +109,41 @@ def _hold_out(rows: Rows, size: float, seed: int) -> tuple[Rows, Rows]:
     else:
         spare = np.setdiff1d(np.arange(total), first)
         chosen, strata = (spare if held_out < len(spare) else np.arange(total)), None
-    _, held = train_test_split(chosen, test_size=held_out, random_state=seed, stratify=strata)
+    held = chosen[draw(len(chosen), held_out, seed, strata)]
     rest = np.setdiff1d(np.arange(total), held)
     return Rows(rows.part, rows.index[rest]), Rows(rows.part, rows.index[np.sort(held)])
+
+
+def draw(total: int, count: int, seed: int, labels: IntArray | None = None) -> IntArray:
+    """Draw `count` of `total` positions; with the labels of all, of each class in proportion.
+
+    They are those of the test set of scikit-learn's `train_test_split`, by which runs were split before;
+    its import takes longer than most verbs.
+    """
+    generator = np.random.RandomState(seed)
+    if labels is None:
+        return generator.permutation(total)[:count]
+    _, class_of, members = np.unique(labels, return_inverse=True, return_counts=True)
+    stay = _apportion(members, total - count, generator)
+    leave = _apportion(members - stay, count, generator)
+    rows = np.split(np.argsort(class_of, kind="stable"), np.cumsum(members)[:-1])
+    shuffled = [generator.permutation(each) for each in rows]
+    parts = [each[s : s + t] for each, s, t in zip(shuffled, stay, leave, strict=True)]
+    return np.concatenate(parts)
+
+
+def _apportion(sizes: IntArray, count: int, generator: np.random.RandomState) -> IntArray:
+    """Part `count` among classes by their sizes; what rounding leaves goes to the largest remainders."""
+    shares = sizes / sizes.sum() * count
+    whole = np.floor(shares)
+    for remainder in np.unique(shares - whole)[::-1]:
+        left = int(count - whole.sum())
+        if left <= 0:
+            break
+        equal = np.flatnonzero(shares - np.floor(shares) == remainder)
+        whole[generator.choice(equal, min(len(equal), left), replace=False)] += 1
+    counts: IntArray = whole.astype(np.int64)
+    return counts
 
 
 def _limit(rows: Rows, limit: int | None, seed: int) -> Rows:

@@ -300,7 +300,11 @@ def restore(
             f"{source} does not fit its description ({error}): restore it from a copy"
         ) from None
     check_finite(tensors, source)
-    if find_builder(description.name).__module__ == native.__name__:
-        network = network.to_empty(device="cpu")
-    network.load_state_dict(tensors)
+    if find_builder(description.name).__module__ != native.__name__:
+        network.load_state_dict(tensors)
+        return network
+    state = network.state_dict()
+    network.load_state_dict(
+        {name: tensor.to(state[name].dtype, copy=True) for name, tensor in tensors.items()}, assign=True
+    )
     return network

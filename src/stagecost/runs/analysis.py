@@ -5,9 +5,10 @@ within the tolerance. In a homogeneous network these are the y_k; in a staged on
 beside them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from stagecost.cut import Cut, stage_counts
 from stagecost.macs import macs_by_part
@@ -50,8 +51,7 @@ class Analysis(Result):
     Attributes:
         num_blocks: N.
         split: the images.
-        num_samples: how many.
-        num_images: the same, by the name that every result has.
+        num_images: how many.
         losses: L_0 … L_N.
         accuracies: percent, of y_0 … y_N.
         intervals: Wilson's, of these.
@@ -66,9 +66,10 @@ class Analysis(Result):
         warnings: what makes the needed blocks doubtful.
     """
 
+    aliases: ClassVar[Mapping[str, str]] = {"num_samples": "num_images"}
+
     num_blocks: int
     split: Split
-    num_samples: int
     num_images: int
     losses: tuple[float, ...]
     accuracies: tuple[float, ...]
@@ -145,7 +146,6 @@ def summarise(
     return Analysis(
         num_blocks=trajectory.num_blocks,
         split=split,
-        num_samples=count,
         num_images=count,
         losses=trajectory.losses,
         accuracies=trajectory.accuracies,

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from stagecost.runs.analysis import Analysis, analysis_of
 from stagecost.runs.evaluation import evaluation_of
@@ -45,7 +46,7 @@ class Demo(Result):
         run: folder of the run with a stage cost.
         plain_run: of the plain one of full depth.
         shallow_run: of the plain one of the depth that was found.
-        pruned: folder of the small network.
+        network: folder of the small one.
         report: the page.
         analyze: of the run.
         prune: what the cut did.
@@ -53,10 +54,12 @@ class Demo(Result):
         seconds: of the three trainings.
     """
 
+    aliases: ClassVar[Mapping[str, str]] = {"pruned": "network"}
+
     run: str
     plain_run: str
     shallow_run: str
-    pruned: str
+    network: str
     report: str
     analyze: Analysis
     prune: Pruning
@@ -91,7 +94,7 @@ def demo(output: str | Path = "stagecost-demo", *, seed: int = 0) -> Demo:
         run=str(stage.path),
         plain_run=str(plain.path),
         shallow_run=str(shallow.path),
-        pruned=str(small),
+        network=str(small),
         report=write_run_report(stage, analysis, test).report,
         analyze=analysis,
         prune=pruning,

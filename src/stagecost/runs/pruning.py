@@ -1,8 +1,9 @@
 """`stagecost prune`: from a run to a small saved network, with everything that lies between."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ class Pruning(Result):
         parameters_after: the same of the network that is saved.
         macs_before: multiply-accumulate operations for one image.
         macs_after: the same of the network that is saved.
-        path: of the saved network.
+        path: of the saved network; `network` in the JSON of all verbs.
         finetune_epochs: that it was trained after the cut.
         accuracy_before_finetuning: percent, right after the cut; None if it was not trained after it.
         num_images: validation images.
@@ -55,6 +56,8 @@ class Pruning(Result):
         drop_interval: of the drop, in points, from the same images before and after.
         warnings: what makes the choice doubtful.
     """
+
+    aliases: ClassVar[Mapping[str, str]] = {"network": "path"}
 
     kept_blocks: tuple[int, ...]
     num_blocks_before: int

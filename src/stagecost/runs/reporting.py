@@ -108,7 +108,10 @@ def _pruning(run: RunFolder) -> dict[str, Any] | None:
     if not run.pruning.is_file():
         return None
     try:
-        return read_record(Pruning, read_json(run.pruning)).to_json()
+        content = read_json(run.pruning)
+        if isinstance(content, dict):
+            content = {key: value for key, value in content.items() if key not in Pruning.aliases}
+        return read_record(Pruning, content).to_json()
     except ValueError as error:
         raise StageCostError(
             f"{run.pruning} does not tell of a pruning ({error}): prune again, or delete it"

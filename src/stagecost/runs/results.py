@@ -3,16 +3,23 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a verb tells; every field is a key of its JSON object."""
+    """What a verb tells; every field is a key of its JSON object.
+
+    Attributes:
+        aliases: further key → the field that it repeats: two words for one thing, for one release.
+    """
+
+    aliases: ClassVar[Mapping[str, str]] = {}
 
     def to_json(self) -> dict[str, Any]:
         """Return plain types for JSON; a number that is not finite is null there."""
-        return {key: plain(value) for key, value in asdict(self).items()}
+        values = {key: plain(value) for key, value in asdict(self).items()}
+        return values | {key: values[name] for key, name in self.aliases.items()}
 
 
 def plain(value: Any) -> Any:

@@ -21,13 +21,14 @@ class ModelSettings:
 
     Args:
         model: name of a model, such as homogeneous, staged or preact_resnet50.
-        num_blocks: N, blocks of a homogeneous network.
-        width: channels of a homogeneous network, or of the stem of an ImageNet-sized one.
-        blocks_per_stage: blocks of each stage of a staged network, such as 9,9,9.
-        widths: channels of each stage of a staged network, such as 16,32,64.
-        stem_stride: stride of the first convolution of a homogeneous or staged network.
-        projection: of a staged network: strided (1×1 convolution with a stride, as in the paper) or
-            average (pooling first, so that no pixel is dropped).
+        num_blocks: N, blocks of a homogeneous network; 16 if not given.
+        width: channels of a homogeneous network (16 if not given), or of the stem of an ImageNet-sized
+            one (64).
+        blocks_per_stage: blocks of each stage of a staged network; 3,3,3 if not given.
+        widths: channels of each stage of a staged network; 16,32,64 if not given.
+        stem_stride: stride of the first convolution of a homogeneous or staged network; 1 if not given.
+        projection: of a staged network: strided (1×1 convolution with a stride, as in the paper; if not
+            given) or average (pooling first, so that no pixel is dropped).
     """
 
     model: str = "homogeneous"
