@@ -394,9 +394,16 @@ def wrong_magic(path: Path) -> None:
     path.write_bytes(b"\x00\x00\x0d" + path.read_bytes()[3:])
 
 
+def unpacked_into_a_directory(path: Path) -> None:
+    path.rename(path.with_name("inner"))
+    path.mkdir()
+    path.with_name("inner").rename(path / path.name)
+
+
 @pytest.mark.parametrize(
     ("suffix", "damage", "match"),
     [
+        ("", unpacked_into_a_directory, "train-images-idx3-ubyte is a directory"),
         ("", cut, "train-images-idx3-ubyte promises 30×28×28 bytes"),
         ("", wrong_magic, "train-images-idx3-ubyte is not an IDX file"),
         (".gz", cut, r"train-images-idx3-ubyte\.gz cannot be read"),

@@ -73,7 +73,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"widths": [1.5]}, "give numbers like 16,32,64"),
     ({"widths": 3}, "give numbers like 16,32,64"),
     ({"model": ["a"]}, r"--model is \['a'\]: give text"),
-    ({"seed": 2**63}, "give a whole number of at most 18 digits"),
+    ({"seed": 2**63}, r"give a whole number below 2\^63"),
     ({"epoks": 3}, "setting 'epoks' is unknown: did you mean 'epochs'"),
     ({"nonsense": 1}, "setting 'nonsense' is unknown: remove it"),
     ({"fused": "auto"}, "one of an earlier version"),

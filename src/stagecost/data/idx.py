@@ -83,6 +83,8 @@ def _first_bytes(file: IO[bytes] | gzip.GzipFile, most: int) -> bytes:
 
 def _read_idx(path: Path, ndim: int) -> ByteArray:
     """Read a file of unsigned bytes in the IDX format: magic number, sizes, data (big-endian)."""
+    if path.is_dir():
+        raise StageCostError(f"{shown(path)} is a directory: put the file of this name in its place")
     start = 4 + 4 * ndim
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:

@@ -91,7 +91,7 @@ def read_value(name: str, kind: Any, value: object) -> Any:
         return reader(value, *get_args(kind))
     except (ValueError, TypeError, OverflowError, KeyError) as error:
         if isinstance(error, OverflowError):
-            wanted += " of at most 18 digits"
+            wanted += " below 2^63"
         shown = "null" if value is None else repr(value)
         shown = shown if len(shown) <= 80 else shown[:79] + "…"
         if get_origin(kind) is tuple:
