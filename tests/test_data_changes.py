@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_files import fill, grey, load, parquet, png, tree
+from stagecost.cli.main import main
 from stagecost.data.fingerprint import check_fingerprint, fingerprint
 from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
@@ -147,6 +148,23 @@ def test_held_out_images_that_fall_otherwise(tmp_path: Path) -> None:
         lines = check_fingerprint(fingerprint(run), now, split, allow_trained=True)
         assert "the test images have changed since the run: 12 then, 13 now" in lines
         assert len(lines) == 3
+
+
+def test_every_verb_that_judges_can_be_told_to_go_on(tmp_path: Path) -> None:
+    folder, run = tree(tmp_path / "set", HELD_OUT), str(tmp_path / "run")
+    tiny = ("--num-blocks", "2", "--width", "4", "--epochs", "1", "--device", "cpu")
+    main(["train", "--data", str(folder), "--output", run, *tiny])
+    fill(folder / "cat", 0, 1, first=700)
+    for verb in (
+        ["analyze", run],
+        ["prune", run, "--keep-blocks", "1", "--output", str(tmp_path / "small")],
+        ["report", run],
+        ["evaluate", run],
+    ):
+        with pytest.raises(SystemExit) as refused:
+            main(verb)
+        assert refused.value.code == 2
+        main([*verb, "--allow-trained"])
 
 
 def test_copies_that_were_there_from_the_start(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ VERBS: dict[str, Verb] = {
             Flag("keep_blocks", int, "how many blocks to keep"),
             Flag("keep_per_stage", tuple[int, ...], "how many to keep in each stage, such as 3,2,4"),
             Flag("finetune_epochs", int, "epochs of training after the cut, at a tenth of the rate", 0),
-            *(MOVED, CHECKPOINT, DEVICE),
+            *(MOVED, ALLOWED, CHECKPOINT, DEVICE),
         ),
         _prune,
     ),
@@ -221,7 +221,7 @@ VERBS: dict[str, Verb] = {
         "Write report.html into a run folder: figures, tables, and how to use the result.",
         (
             Flag("run", str, "folder of a run", positional=True, required=True),
-            *(TOLERANCE, MOVED, CHECKPOINT, DEVICE),
+            *(TOLERANCE, MOVED, ALLOWED, CHECKPOINT, DEVICE),
         ),
         _report,
     ),
