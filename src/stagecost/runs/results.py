@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, ClassVar
 
 
@@ -18,12 +18,16 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain types for JSON; a number that is not finite is null there."""
-        values = {key: plain(value) for key, value in asdict(self).items()}
+        values = {field.name: plain(getattr(self, field.name)) for field in fields(self)}
         return values | {key: values[name] for key, name in self.aliases.items()}
 
 
 def plain(value: Any) -> Any:
     """Return a value as JSON holds it."""
+    if isinstance(value, Result):
+        return value.to_json()
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
