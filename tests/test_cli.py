@@ -340,7 +340,7 @@ def test_many_options_together(cli: CommandLine, tmp_path: Path) -> None:
         *("--label-smoothing", 0.1, "--warmup-epochs", 0.5, "--augment", "none", "--stem-stride", 2),
         *("--stage-loss", "distilled", "--drop-path", 0.1, "--gamma", 0.05, "--weight-decay", 1e-3),
     )
-    flags = ("--normalize-objective", "--tensorboard", "--num-blocks", 2, "--width", 4)
+    flags = ("--normalize-objective", "--tracker", "tensorboard", "--num-blocks", 2, "--width", 4)
     trained = cli("train", *RECIPE, *options, *flags, "--output", run, "--json").answer
     assert any(path.name.startswith("events") for path in run.rglob("*"))
     found = cli("analyze", run, "--json").answer

@@ -30,6 +30,7 @@ from stagecost.train.settings import RunSettings
 from stagecost.train.setup import Setup, prepare
 from stagecost.train.stage_cost import StageCostRule, after_cuts, terminal_only
 from stagecost.train.state import State
+from stagecost.train.trackers import open_trackers
 from stagecost.trajectory import suggest_targets
 
 AfterEpoch = Callable[[State, EpochRecord], EpochRecord]
@@ -130,6 +131,8 @@ def train(
             rule = _rule(setup.stage_cost if stage_cost is None else stage_cost, settings, state)
             fit(state, setup.batches, rule, setup.recipe, on_step=step_done, on_epoch=epoch_done)
         files.write_tables(state)
+        for logger in state.fabric.loggers:
+            logger.finalize("success")
     return _result(run, setup, state)
 
 
@@ -150,7 +153,8 @@ def _claimed(
 def _prepare(run: RunFolder, settings: RunSettings) -> Setup:
     splits = ("train", "val") if settings.data.val_fraction > 0 else ("train",)
     data = load_data(settings.data, seed=settings.training.seed, splits=splits)
-    return prepare(settings, data, loggers=_loggers(settings, run))
+    loggers = open_trackers(settings.training.trackers, run.path, settings.to_flat())
+    return prepare(settings, data, loggers=loggers)
 
 
 def _check_images(run: RunFolder, setup: Setup) -> None:
@@ -167,19 +171,6 @@ def _check_images(run: RunFolder, setup: Setup) -> None:
             f"{changes[0]}: a run goes on with the images that it began with; restore them, or train "
             "anew into another --output"
         )
-
-
-def _loggers(settings: RunSettings, run: RunFolder) -> list[Any]:
-    if not settings.training.tensorboard:
-        return []
-    try:
-        import tensorboard  # type: ignore[import-untyped]  # noqa: F401
-        from lightning_fabric.loggers import TensorBoardLogger
-    except ImportError:
-        raise StageCostError(
-            "--tensorboard needs a package: pip install 'stagecost[tensorboard]'"
-        ) from None
-    return [TensorBoardLogger(run.path, name="tensorboard", version="")]
 
 
 @dataclass(frozen=True)

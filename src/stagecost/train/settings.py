@@ -13,6 +13,7 @@ from stagecost.errors import StageCostError
 
 MAX_SEED = 2**63 - 1
 SAMPLED_DEPTHS = 3
+TRACKERS = "tensorboard", "trackio", "mlflow", "wandb"
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ class TrainingSettings:
         activation_checkpointing: keep about √N states for the gradient and compute the rest again.
         num_processes: processes that share each batch.
         checkpoint_minutes: an unfinished epoch is saved this often.
-        tensorboard: also write TensorBoard files.
+        tracker: where the figures of each epoch go besides: tensorboard, trackio, mlflow or wandb, or
+            several of them.
+        tensorboard: the same as --tracker tensorboard, of earlier versions.
     """
 
     gamma: float | None = None
@@ -93,7 +96,13 @@ class TrainingSettings:
     activation_checkpointing: bool = False
     num_processes: int = 1
     checkpoint_minutes: float = 10.0
+    tracker: tuple[str, ...] = ()
     tensorboard: bool = False
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Where the figures of each epoch go besides."""
+        return tuple(dict.fromkeys((*self.tracker, *(["tensorboard"] if self.tensorboard else []))))
 
     @property
     def peak_lr(self) -> float:
@@ -119,6 +128,8 @@ class TrainingSettings:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise StageCostError(f"{flag(name)} is {value}: give a number above 0")
+        if unknown := set(self.tracker).difference(TRACKERS):
+            raise StageCostError(f"--tracker is {min(unknown)!r}: give some of {', '.join(TRACKERS)}")
         if self.batch_size % self.num_processes:
             raise StageCostError(
                 f"--batch-size {self.batch_size} cannot be shared by {self.num_processes} processes: "
@@ -241,7 +252,7 @@ class StageCostSettings:
 
 
 # What may differ between a run and its continuation, because the result does not depend on it.
-FREE_ON_RESUME = frozenset({"device", "tensorboard", "checkpoint_minutes"})
+FREE_ON_RESUME = frozenset({"device", "tracker", "tensorboard", "checkpoint_minutes"})
 
 
 @dataclass(frozen=True)

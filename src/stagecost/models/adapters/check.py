@@ -2,11 +2,13 @@
 
 import fnmatch
 import gc
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from torch import nn
 
 from stagecost.errors import StageCostError
 from stagecost.models.adapters.contract import UnknownBranchesError, violations
-from stagecost.models.adapters.libraries import library_model, library_names
+from stagecost.models.adapters.libraries import family, library_model, library_names
 from stagecost.storage import read_json, write_json
 
+SMALL = re.compile("atto|femto|pico|nano|tiny|xx?s|small|mini|micro|lite|test|_[st](_|$)|_0[0-9]|1[048]|26")
 SHRUNK = {"depth": 4, "embed_dim": 48, "num_heads": 3}
 VARIANTS: list[tuple[dict[str, Any], int]] = [
     ({"img_size": 64}, 64),
@@ -49,6 +52,11 @@ class ModelCheck:
     def __contains__(self, name: str) -> bool:
         """Tell whether a model was looked at."""
         return any(name in names for names in (self.supported, self.refused, self.wrong, self.unchecked))
+
+    @property
+    def num_checked(self) -> int:
+        """How many models were tried."""
+        return len(self.supported) + len(self.refused) + len(self.wrong)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain types for JSON."""
@@ -83,8 +91,8 @@ def check_models(
     pattern: str = "*",
     *,
     path: Path | None = None,
-    max_parameters: float = 6e7,
-    seconds: float = float("inf"),
+    max_parameters: float = 8e7,
+    limit: int | None = None,
     observe: Callable[[str, str, float], None] = lambda *_: None,
     names: Sequence[str] | None = None,
 ) -> ModelCheck:
@@ -94,14 +102,14 @@ def check_models(
         pattern: of names such as "timm/resnet18"; a shell pattern.
         path: a JSON file that is written after each model; those in it already are not tried again.
         max_parameters: larger models are left out.
-        seconds: no model is begun after this time.
+        limit: how many models are looked at in all, those in the file included; large ones do not count.
         observe: is told name, outcome and seconds of each model.
-        names: in this order, instead of all that the libraries have.
+        names: in this order, instead of all that the libraries have, in which families take turns.
 
     Raises:
         StageCostError: no library has a model of this name.
     """
-    wanted = fnmatch.filter(names or library_names(), pattern)
+    wanted = fnmatch.filter(names or in_turns(library_names()), pattern)
     if not wanted:
         raise StageCostError(
             f"no model is called {pattern!r}: install timm or torchvision, or see list_models"
@@ -111,10 +119,11 @@ def check_models(
     outcome.versions = {
         name: version(name) for name in ("torch", *{n.partition("/")[0] for n in wanted})
     }
-    start = time.monotonic()
     for name in wanted:
-        if name in outcome or time.monotonic() - start > seconds:
+        if name in outcome:
             continue
+        if limit is not None and outcome.num_checked >= limit:
+            break
         begun = time.monotonic()
         said = _check(name, outcome, max_parameters)
         observe(name, said, time.monotonic() - begun)
@@ -142,6 +151,15 @@ def _check(name: str, outcome: ModelCheck, max_parameters: float) -> str:
         return f"wrong: {outcome.wrong[name]}"
     outcome.supported.append(name)
     return "supported"
+
+
+def in_turns(names: Iterable[str]) -> list[str]:
+    """Order models so that families, the modules that define them, take turns, small ones first."""
+    families: dict[str, list[str]] = {}
+    for name in sorted(names, key=lambda name: SMALL.search(name) is None):
+        families.setdefault(family(name), []).append(name)
+    rounds = zip_longest(*families.values())
+    return [name for one in rounds for name in one if name is not None]
 
 
 def small_model(name: str, max_parameters: float) -> tuple[nn.Module, int]:

@@ -57,6 +57,13 @@ def library_names() -> tuple[str, ...]:
     return tuple(names)
 
 
+def family(name: str) -> str:
+    """Return the module that defines a library's model, such as "timm.models.resnet"."""
+    library, _, model = name.partition("/")
+    find = {"timm": "model_entrypoint", "torchvision": "get_model_builder"}[library]
+    return str(getattr(import_module(f"{library}.models"), find)(model).__module__)
+
+
 def split_name(name: str) -> tuple[str, str]:
     """Return library and model of a name such as "timm/resnet18" or "timm/resnet18.a1_in1k".
 
