@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from stagecost.dynamics import Pass, ResidualBlock
     from stagecost.head import OutputHead
     from stagecost.importance import block_importance, removal_cost
+    from stagecost.integrations.hub import HubNetwork
+    from stagecost.integrations.lightning import DepthCallback
+    from stagecost.integrations.scikit import StageCostClassifier
     from stagecost.latency import Latency, measure_latency
     from stagecost.macs import count_macs, count_parameters
     from stagecost.models.adapters.view import AdaptedNetwork, adapt, cut_model
@@ -31,6 +34,8 @@ __version__ = version("stagecost")
 _HOMES = {
     "AdaptedNetwork": "models.adapters.view",
     "Cut": "cut",
+    "DepthCallback": "integrations.lightning",
+    "HubNetwork": "integrations.hub",
     "Latency": "latency",
     "OutputHead": "head",
     "Pass": "dynamics",
@@ -38,6 +43,7 @@ _HOMES = {
     "ResidualBlock": "dynamics",
     "ResidualNetwork": "network",
     "StageCost": "objective",
+    "StageCostClassifier": "integrations.scikit",
     "Trajectory": "trajectory",
     "adapt": "models.adapters.view",
     "block_importance": "importance",
@@ -64,6 +70,8 @@ _HOMES = {
 __all__ = [
     "AdaptedNetwork",
     "Cut",
+    "DepthCallback",
+    "HubNetwork",
     "Latency",
     "OutputHead",
     "Pass",
@@ -71,6 +79,7 @@ __all__ = [
     "ResidualBlock",
     "ResidualNetwork",
     "StageCost",
+    "StageCostClassifier",
     "StageCostError",
     "Trajectory",
     "__version__",

@@ -27,6 +27,7 @@ _EXTRAS = {
     "timm": ("timm", "torchvision"),
     "tensorboard": ("tensorboard",),
     "hub": ("huggingface_hub",),
+    "lightning": ("lightning",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
 }
 

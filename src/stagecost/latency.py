@@ -17,8 +17,9 @@ from stagecost.trajectory import evaluation_mode
 WARM_UP = 3  # calls of each network that are not counted
 LEAST_CALLS = 20
 
-Forward = Callable[[Tensor], object]
-"""Maps images (B, C, H, W) to anything: a network, or a function that calls one."""
+Inputs = Tensor | tuple[Tensor, ...]
+Forward = Callable[[Inputs], object]
+"""Maps images (B, C, H, W), or a view's inputs, to anything: a network, or a function that calls one."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +46,21 @@ class Latency:
 
 
 def measure_latency(
-    networks: Mapping[str, Forward], images: Tensor, *, threads: int | None = None, seconds: float = 1.0
+    networks: Mapping[str, Forward], images: Inputs, *, threads: int | None = None, seconds: float = 1.0
 ) -> dict[str, Latency]:
     """Time networks on one batch, in eval mode without gradients; whatever is compared takes turns.
 
     Args:
         networks: what to time, by name; modules are left in the mode they were in.
-        images: (B, C, H, W), on the device of the networks.
+        images: (B, C, H, W), on the device of the networks; or a tuple, as a view takes it.
         threads: that torch computes with; as many as now if not given.
         seconds: for each network; each is called 20 times at least.
 
     Raises:
         StageCostError: there is nothing to time, or not a single thread or moment for it.
     """
-    if not networks or len(images) == 0:
+    first = images if isinstance(images, Tensor) else images[0]
+    if not networks or len(first) == 0:
         raise StageCostError("there is nothing to time: give at least one network and one image")
     if seconds <= 0 or (threads is not None and threads < 1):
         raise StageCostError(f"{seconds} seconds on {threads} threads: give more than 0 of both")
@@ -71,13 +73,13 @@ def measure_latency(
         while len(next(iter(times.values()))) < LEAST_CALLS or time.perf_counter() < stop:
             for name, forward in networks.items():
                 times[name].append(_time(forward, images))
-        return {name: _summary(each, len(images)) for name, each in times.items()}
+        return {name: _summary(each, len(first)) for name, each in times.items()}
 
 
 @contextmanager
 def _ready(networks: Mapping[str, Forward], threads: int | None) -> Iterator[None]:
     before: int = torch.get_num_threads()
-    with ExitStack() as modes, torch.no_grad():
+    with torch.no_grad(), ExitStack() as modes:
         for network in networks.values():
             if isinstance(network, nn.Module):
                 modes.enter_context(evaluation_mode(network))
@@ -88,12 +90,13 @@ def _ready(networks: Mapping[str, Forward], threads: int | None) -> Iterator[Non
             torch.set_num_threads(before)
 
 
-def _time(forward: Forward, images: Tensor) -> float:
+def _time(forward: Forward, images: Inputs) -> float:
     """Return the seconds of a call; an accelerator has then done what it was asked for."""
-    _finish(images.device)
+    device = (images if isinstance(images, Tensor) else images[0]).device
+    _finish(device)
     start = time.perf_counter()
     forward(images)
-    _finish(images.device)
+    _finish(device)
     return time.perf_counter() - start
 
 

@@ -20,6 +20,7 @@ from stagecost.dynamics import Observer, Pass, Rollout, SkipChain, Tail, is_iden
 from stagecost.errors import StageCostError
 from stagecost.norms import copies_of_norms, norms_in, with_norms
 from stagecost.storage import write_json, write_tensors
+from stagecost.text import format_indices, html_table
 
 if TYPE_CHECKING:
     from stagecost.fast.reading import CompiledHead
@@ -342,6 +343,20 @@ class ResidualNetwork(nn.Module):
         if self.description is not None:
             old = self.description
             self.description = NetworkDescription(old.name, old.arguments, self.block_indices)
+
+    def _repr_html_(self) -> str:
+        """Show the stages, as notebooks do."""
+        name = type(self).__name__ if self.description is None else self.description.name
+        sizes = [sum(p.numel() for p in block.parameters()) for block in self.blocks.values()]
+        rows = [
+            (number, format_indices(stage), f"{sum(sizes[k] for k in places):,}")
+            for number, (stage, places) in enumerate(
+                zip(self.stages, self.stage_positions, strict=True), 1
+            )
+        ]
+        whole = sum(p.numel() for p in self.parameters())
+        caption = f"{name}: {self.num_blocks} blocks, {whole:,} parameters"
+        return html_table(caption, ("stage", "blocks k", "parameters"), rows)
 
     def save_pretrained(self, folder: str | Path, **details: object) -> None:
         """Save weights and structure to a folder that `stagecost.load` reads.

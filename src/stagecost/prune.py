@@ -21,7 +21,7 @@ from stagecost.errors import StageCostError
 from stagecost.macs import count_macs, count_parameters, macs_by_part
 from stagecost.network import ResidualNetwork
 from stagecost.objective import LossFunction, residual_parameters
-from stagecost.text import format_indices
+from stagecost.text import format_indices, html_table
 from stagecost.trajectory import Loader, Score, Trajectory, evaluate_cuts
 
 MAX_CUTS = 4096
@@ -72,20 +72,33 @@ class PruningPlan:
         absent = [k for k, v in content.items() if isinstance(v, float) and math.isnan(v)]
         return content | dict.fromkeys(absent)
 
+    @property
+    def summary(self) -> str:
+        """Which blocks stay, in a line."""
+        kept = format_indices(self.kept_blocks)
+        return f"keep {len(self.kept_blocks)} of {self.num_blocks} blocks: {kept}"
+
+    @property
+    def rows(self) -> list[tuple[str, str, str]]:
+        """What is measured, before and after; the loss where there is no accuracy."""
+        quality = ("loss", f"{self.loss_before:.4g}", f"{self.loss_predicted:.4g}")
+        if not math.isnan(self.accuracy_before):
+            before, after = self.accuracy_before, self.accuracy_predicted
+            quality = ("accuracy", f"{before:.2f} %", f"{after:.2f} %")
+        return [
+            quality,
+            ("parameters", f"{self.parameters_before:,}", f"{self.parameters_after:,}"),
+            ("MACs", f"{self.macs_before:,}", f"{self.macs_after:,}"),
+        ]
+
     def __str__(self) -> str:
         """Say in a few lines what goes and what it will cost."""
-        kept = len(self.kept_blocks)
-        quality = f"  loss        {self.loss_before:.4g} → {self.loss_predicted:.4g}"
-        if not math.isnan(self.accuracy_before):
-            quality = f"  accuracy    {self.accuracy_before:.2f} % → {self.accuracy_predicted:.2f} %"
-        return "\n".join(
-            [
-                f"keep {kept} of {self.num_blocks} blocks: {format_indices(self.kept_blocks)}",
-                quality,
-                f"  parameters  {self.parameters_before:,} → {self.parameters_after:,}",
-                f"  MACs        {self.macs_before:,} → {self.macs_after:,}",
-            ]
-        )
+        rows = (f"  {name:<11} {before} → {after}" for name, before, after in self.rows)
+        return "\n".join([self.summary, *rows])
+
+    def _repr_html_(self) -> str:
+        """Show the same as a table, as notebooks do."""
+        return html_table(self.summary, ("", "before", "after"), self.rows)
 
 
 def plan_pruning(

@@ -1,6 +1,7 @@
 """Short texts made of plain values, for messages, reports and what is printed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from html import escape
 
 
 def one_line(error: BaseException) -> str:
@@ -18,3 +19,18 @@ def format_indices(indices: Sequence[int]) -> str:
         else:
             runs.append([k, k])
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def html_table(caption: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Write a table as HTML, as notebooks show it."""
+    lines = [f"<table><caption>{escape(caption)}</caption>"]
+    for mark, row in (("th", header), *(("td", row) for row in rows)):
+        cells = "".join(f"<{mark}>{escape(str(cell))}</{mark}>" for cell in row)
+        lines.append(f"<tr>{cells}</tr>")
+    return "\n".join([*lines, "</table>"])
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Write a table as Markdown."""
+    lines = (header, ["---"] * len(header), *rows)
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in lines)

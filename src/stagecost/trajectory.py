@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,10 @@ from stagecost.dynamics import Observer, Pass, ResidualBlock, is_identity, skip_
 from stagecost.errors import StageCostError
 from stagecost.network import ResidualNetwork
 from stagecost.objective import LossFunction, losses_row_by_row, squared_weight_norms
+from stagecost.text import html_table, one_line
+
+if TYPE_CHECKING:
+    from stagecost.report.charts import Chart
 
 Loader = Iterable[tuple[Tensor, Tensor]]
 """Batches of (images (B, C, H, W), targets (B, …)), such as a `DataLoader`."""
@@ -92,6 +97,27 @@ class Trajectory:
     def further(self) -> tuple[Score, ...]:
         """The cuts beside the y_k."""
         return self.rows[self.num_blocks + 1 :]
+
+    def plot(self) -> "Chart":
+        """Draw accuracy over depth, or the loss where there is no accuracy; a notebook shows it.
+
+        Raises:
+            StageCostError: the extra `report` is not installed (when it is shown or saved).
+        """
+        from stagecost.report.figures import trajectory_figure
+
+        return trajectory_figure(self.losses, self.accuracies, self.stage_starts)
+
+    def _repr_html_(self) -> str:
+        """Show every depth, as notebooks do."""
+        known = not math.isnan(self.whole.accuracy)
+        header = ("depth k", "loss", *(["accuracy"] if known else []), "‖F‖/‖x‖ of block k")
+        ratios = [*(f"{ratio:.3g}" for ratio in self.residual_ratios), ""]
+        rows = [
+            (k, f"{row.loss:.4g}", *([f"{row.accuracy:.2f} %"] if known else []), ratio)
+            for k, (row, ratio) in enumerate(zip(self.rows, ratios, strict=False))
+        ]
+        return html_table(f"every depth on {self.num_samples:,} samples", header, rows)
 
     def needed_blocks(self, tolerance: float) -> int:
         """Return the least M ≥ 1 whose output is within `tolerance` points of the terminal one."""
@@ -286,7 +312,7 @@ def evaluate_cuts(
             targets = on_host.to(device)
             outputs = network(to_device(images, device), resolved, how=COLLAPSED, observe=observe)
             # Row by row, so that every one is, to the last bit, what the truncated network would have.
-            losses += losses_row_by_row(outputs, targets, loss).double().cpu() * len(targets)
+            losses += _losses(outputs, targets, loss) * len(targets)
             correct += count_correct(outputs, targets)
             num_samples += len(targets)
     if num_samples == 0:
@@ -294,6 +320,19 @@ def evaluate_cuts(
     means, accuracies = (losses / num_samples).tolist(), (100 * correct / num_samples).tolist()
     rows = zip(resolved, means, accuracies, strict=True)
     return [Score(cut, mean, accuracy, num_samples) for cut, mean, accuracy in rows]
+
+
+def _losses(outputs: Tensor, targets: Tensor, loss: LossFunction) -> Tensor:
+    try:
+        return losses_row_by_row(outputs, targets, loss).double().cpu()
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        one, other = (f"{tuple(t.shape)} of {t.dtype}" for t in (outputs[0], targets))
+        raise StageCostError(
+            f"the loss cannot be computed of an output {one} and targets {other} ({one_line(error)}): "
+            "give loss=, a function of both"
+        ) from error
 
 
 def count_correct(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ def test_networks_take_turns_and_keep_their_mode() -> None:
     assert order[:6] == ["network"] * 3 + ["other"] * 3  # warming up
     assert order[6:] == ["network", "other"] * (len(order[6:]) // 2)
     assert network.training
+    assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("options", [{"threads": 0}, {"seconds": 0.0}])

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import stagecost as sc
+from processes import CONTEXT, PRELOAD
 from stagecost.calibration import recalibrate
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
@@ -310,6 +312,93 @@ def test_autocast_around_a_view_acts_as_around_the_model() -> None:
     view = sc.adapt(model, EXAMPLE)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(view(x, depths="all")[-1], model(x))
+
+
+def test_channels_last_gives_what_the_model_gives() -> None:
+    model = nn.Sequential(Pictures(), Pictures(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    view = sc.adapt(model, torch.zeros(1, 4, 6, 6))
+    view.to(memory_format=torch.channels_last)
+    x = torch.randn(3, 4, 6, 6).to(memory_format=torch.channels_last)
+    assert torch.equal(view(x, depths="all")[-1], model(x))
+    torch.testing.assert_close(view(x, Cut((1,))), model[2:](model[1](x)).flatten(1))
+
+
+class Pictures(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, state: Tensor) -> Tensor:
+        return state + self.convolution(state).relu()
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
+    """DistributedDataParallel around a view: each process has half of the samples."""
+    CONTEXT.set_forkserver_preload(PRELOAD)
+    shares = [CONTEXT.Process(target=_share, args=(rank, tmp_path)) for rank in range(2)]
+    for share in shares:
+        share.start()
+    view = sc.adapt(seeded(), EXAMPLE)
+    _backward(view, rows(8), torch.arange(8) % 3)
+    for rank, share in enumerate(shares):
+        share.join(120)
+        assert share.exitcode == 0
+        gradients = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, parameter in view.named_parameters():
+            torch.testing.assert_close(gradients[name], parameter.grad)
+
+
+def seeded() -> Loop:
+    torch.manual_seed(0)
+    return Loop()
+
+
+def _backward(network: nn.Module, x: Tensor, targets: Tensor) -> None:
+    stage_cost = sc.StageCost.uniform(BLOCKS, gamma=0.5)
+    stage_cost(network(x, stage_cost.outputs), targets).total.backward()
+
+
+def _share(rank: int, folder: Path) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    view = sc.adapt(seeded(), EXAMPLE)
+    parallel = nn.parallel.DistributedDataParallel(view)
+    _backward(parallel, rows(8)[rank::2], (torch.arange(8) % 3)[rank::2])
+    torch.save({name: p.grad for name, p in view.named_parameters()}, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_numbers_and_words_of_a_table_are_two_inputs() -> None:
+    class Mixed(Loop):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(7, WIDTH)
+
+        def forward(self, numbers: Tensor, words: Tensor) -> Tensor:
+            state = self.first(numbers) + self.words(words).mean(1)
+            for one in self.branches:
+                state = state + one(state)
+            return self.last(state)
+
+    view = sc.adapt(Mixed(), (EXAMPLE, torch.arange(7)[None, :2]))
+    inputs = [(rows(8, seed), torch.randint(7, (8, 2))) for seed in range(2)]
+    loader = [(each, torch.rand(8, 3)) for each in inputs]
+    options = {"loss": F.binary_cross_entropy_with_logits}
+    cuts = [score.cut for score in sc.search_cuts(view, loader, **options)]
+    trajectory = sc.loss_trajectory(view, loader, cuts=cuts, **options)
+    plan = sc.plan_pruning(view, trajectory, max_loss_increase=0.05)
+    assert (view.num_blocks, plan.num_blocks) == (BLOCKS, BLOCKS)
+    assert "nan" not in str(plan).lower()
+    small = plan.apply(view).eval()
+    assert torch.equal(small.model(*inputs[0]), small(inputs[0]))
+    with pytest.raises(StageCostError, match="max_drop needs accuracies"):
+        sc.plan_pruning(view, trajectory, max_drop=1.0)
+    with pytest.raises(StageCostError, match=r"loss cannot be computed of an output \(8, 3\)"):
+        sc.loss_trajectory(view, [(inputs[0], torch.rand(8))])
+    with pytest.raises(StageCostError, match="inputs hold a list: give a tensor or a tuple"):
+        view(list(inputs[0]))
+    assert view(tuple(inputs[0])).shape == (8, 3)
+    with pytest.raises(StageCostError, match="inputs hold a str"):
+        sc.adapt(Mixed(), {"numbers": EXAMPLE})
 
 
 def _refusing(forward: Callable[[nn.Module, Tensor], Tensor]) -> nn.Module:

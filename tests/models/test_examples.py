@@ -9,6 +9,8 @@ from types import ModuleType
 import pytest
 import torch
 
+import stagecost as sc
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -48,3 +50,33 @@ def test_characters_are_learned_and_layers_go(example: ModuleType) -> None:
     assert "nan" not in str(plan).lower()
     assert len(model.layers._modules) == len(plan.kept_blocks) < plan.num_blocks
     assert model(text[None, : example.LENGTH]).shape == (1, example.LENGTH, int(text.max()) + 1)
+
+
+@pytest.mark.parametrize("example", ["plain_loop"], indirect=True)
+def test_a_plain_loop_trains_a_model_of_another_library(example: ModuleType) -> None:
+    plan, model = example.train_and_cut(*example.digits(count=400), epochs=2)
+    assert plan.accuracy_before > 30  # a tenth by chance
+    assert type(model).__module__.startswith("timm.")
+    assert sum(p.numel() for p in model.parameters()) == plan.parameters_after < plan.parameters_before
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches")
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")
+@pytest.mark.parametrize("example", ["lightning_loop"], indirect=True)
+def test_lightning_is_told_what_every_depth_is_worth(example: ModuleType) -> None:
+    train, val = example.digits(size=8, count=600)
+    trainer, plan, small = example.train_and_cut(train, val, epochs=3)
+    assert plan.accuracy_before > 50
+    logged = trainer.callback_metrics
+    assert logged["needed_blocks"] == len(plan.kept_blocks) == small.num_blocks
+    assert logged["loss_at_4"] == pytest.approx(float(logged["val_loss"]))
+    measured = sc.loss_trajectory(small, [val]).accuracies[-1]
+    assert measured == pytest.approx(plan.accuracy_predicted)
+
+
+@pytest.mark.parametrize("example", ["trainer_loop"], indirect=True)
+def test_the_trainer_of_transformers_minimises_a_stage_cost(example: ModuleType) -> None:
+    plan, model = example.train_and_cut(*example.digits(count=400), epochs=4)
+    assert plan.accuracy_before > 30  # a tenth by chance
+    assert type(model).__module__.startswith("transformers.")
+    assert sum(p.numel() for p in model.parameters()) == plan.parameters_after

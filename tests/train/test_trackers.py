@@ -37,9 +37,7 @@ def test_the_old_flag_is_the_new_one(tmp_path: Path) -> None:
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 
 
-def test_what_is_unknown_or_missing_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_unknown_or_missing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(StageCostError, match="--tracker trackio needs a package: pip install trackio"):
         train(SETTINGS | {"tracker": "trackio"}, tmp_path / "run")

@@ -231,6 +231,7 @@ VERBS: dict[str, Verb] = {
             Flag("pattern", str, "shell pattern, such as 'timm/*resnet*'", "*", positional=True),
             Flag("check", bool, "view each as blocks, with random weights, and test every cut of it"),
             Flag("output", str, "JSON file of the check; one that was stopped goes on there"),
+            Flag("limit", int, "how many models are checked in all, families in turns"),
         ),
         _models,
     ),

@@ -84,6 +84,23 @@ class Chart:
             "layer": [*self.layers, *(self.live if live else ())],
         }
 
+    def png(self, scale: float = 2.0) -> bytes:
+        """Return a picture in the light colours.
+
+        Raises:
+            StageCostError: the extra `report` is not installed.
+        """
+        with report_extra():
+            import vl_convert
+
+        plain = re.sub(r"var\(--\w+, (#\w+)\)", r"\1", json.dumps(self.spec()))
+        drawn: bytes = vl_convert.vegalite_to_png(plain, scale=scale)
+        return drawn
+
+    def _repr_svg_(self) -> str:
+        """Show itself in a notebook."""
+        return self.svg()
+
     def svg(self, name: str = "chart") -> str:
         """Return SVG that can stand in a page or a file; its ids begin with `name`.
 

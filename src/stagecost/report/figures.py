@@ -47,6 +47,16 @@ def figures_of(data: ReportData) -> dict[str, Chart]:
     return figures
 
 
+def trajectory_figure(
+    losses: Sequence[float], accuracies: Sequence[float], stage_starts: Sequence[int]
+) -> Chart:
+    """Draw accuracy over depth, or the loss where there is no accuracy."""
+    known = math.isfinite(accuracies[-1])
+    values, axis, write = (accuracies, ACCURACY, percent_text) if known else (losses, LOSS, measure_text)
+    ends = f"{axis.title} over depth: {write(values[0])} at depth 0, {write(values[-1])} at the end."
+    return line_chart([_curve(values)], x=DEPTH, y=axis, summary=ends, stage_starts=stage_starts)
+
+
 def comparison_figures(runs: Sequence[ReportData]) -> dict[str, Chart]:
     """Make the figures that show several runs beside each other."""
     names = ", ".join(run.run for run in runs)

@@ -43,7 +43,11 @@ class ModelReport(Result):
 
 
 def models(
-    pattern: str = "*", *, check: bool = False, output: str | Path | None = None
+    pattern: str = "*",
+    *,
+    check: bool = False,
+    output: str | Path | None = None,
+    limit: int | None = None,
 ) -> ModelList | ModelReport:
     """List the networks whose names match a shell pattern, or check those of other libraries.
 
@@ -52,6 +56,7 @@ def models(
             all models of other libraries.
         check: view each as blocks, with random weights, and test its outputs and every kind of cut.
         output: a JSON file of the check, written after each model; what is in it is not tried again.
+        limit: how many models are tried in all, families in turns.
 
     Raises:
         StageCostError: no model has such a name.
@@ -64,7 +69,9 @@ def models(
         logger.info("%s: %s (%.1f s)", name, said, seconds)
 
     path = None if output is None else Path(output)
-    outcome = check_models(pattern if "/" in pattern else f"*/{pattern}", path=path, observe=tell)
+    outcome = check_models(
+        pattern if "/" in pattern else f"*/{pattern}", path=path, limit=limit, observe=tell
+    )
     return ModelReport(
         tuple(outcome.supported), outcome.refused, outcome.wrong, outcome.unchecked, outcome.versions
     )

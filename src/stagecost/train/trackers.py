@@ -17,7 +17,7 @@ PROJECT = "stagecost"
 
 
 class RunTracker(Logger):  # type: ignore[misc]
-    """A run in trackio or Weights & Biases, which share one interface; it begins with its first figures."""
+    """A run in trackio or Weights & Biases, which are alike; it begins with its first figures."""
 
     def __init__(self, package: ModuleType, run: str, settings: Mapping[str, Any]) -> None:
         """Take the package, the name of the run, and its settings."""

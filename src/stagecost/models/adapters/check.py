@@ -20,7 +20,8 @@ from stagecost.models.adapters.contract import UnknownBranchesError, violations
 from stagecost.models.adapters.libraries import family, library_model, library_names
 from stagecost.storage import read_json, write_json
 
-SMALL = re.compile("atto|femto|pico|nano|tiny|xx?s|small|mini|micro|lite|test|_[st](_|$)|_0[0-9]|1[048]|26")
+SMALL = re.compile("atto|femto|pico|nano|tiny|xx?s|small|mini|lite|test|_[st](_|$)|_0[0-9]|1[048]|26")
+"""What the names of small models have."""
 SHRUNK = {"depth": 4, "embed_dim": 48, "num_heads": 3}
 VARIANTS: list[tuple[dict[str, Any], int]] = [
     ({"img_size": 64}, 64),

@@ -72,6 +72,7 @@ _TORCHVISION = """
     mobilenetv3.InvertedResidual: block
     mnasnet._InvertedResidual: layers
     regnet.ResBottleneckBlock: f
+    maxvit.PartitionAttentionLayer: attn_layer mlp_layer
 """
 
 

@@ -162,6 +162,8 @@ class _Walk:
         waiting: list[Value | None] = [v for v in leaves(self.call.result, Value) if v in self.inner]
         while waiting:
             value = waiting.pop()
+            if value is None:  # where ways from several inputs of the model meet
+                reached = reached or len(self.trace.inputs) > 1
             if value is None or value in seen:
                 continue
             seen.add(value)

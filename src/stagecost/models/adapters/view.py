@@ -139,14 +139,25 @@ class AdaptedNetwork(ResidualNetwork):
         head.select_outputs(range(self.num_blocks + 1))
 
     def _check_images(self, images: Any) -> None:
-        given = images if isinstance(images, tuple) else (images,)
-        shapes = [tuple(tensor.shape[1:]) for tensor in given]
+        shapes = [tuple(tensor.shape[1:]) for tensor in _tensors(images)]
         wanted = [tuple(tensor.shape[1:]) for tensor in self.example]
         if shapes != wanted:
             raise StageCostError(
                 f"samples of shapes {shapes} go into a view for {wanted}: adapt the model once more, "
                 "with an example of the new shape"
             )
+
+
+def _tensors(inputs: Any) -> tuple[Tensor, ...]:
+    """Return inputs as a tuple.
+
+    Raises:
+        StageCostError: they are no tensor and no tuple of tensors.
+    """
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    if other := [type(each).__name__ for each in given if not isinstance(each, Tensor)]:
+        raise StageCostError(f"inputs hold a {other[0]}: give a tensor or a tuple of tensors")
+    return given
 
 
 def _model_names(
@@ -182,8 +193,8 @@ def adapt(
         StageCostError: the model cannot be viewed; the message names the place and the reason.
     """
     model = getattr(model, "_orig_mod", model)
-    given = (example,) if isinstance(example, Tensor) else tuple(example)
-    inputs = tuple(tensor.detach().cpu() for tensor in given)
+    given = (example,) if isinstance(example, Tensor) else example
+    inputs = tuple(tensor.detach().cpu() for tensor in _tensors(tuple(given)))
     name = f"{type(model).__name__} cannot be viewed as a residual network"
     scripted = [path for path, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
     if scripted:

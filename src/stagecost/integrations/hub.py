@@ -1,0 +1,185 @@
+"""Networks on the Hugging Face Hub, each with a model card that says what was measured of it."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+
+from stagecost.cut import Cut
+from stagecost.errors import StageCostError
+from stagecost.latency import measure_latency
+from stagecost.macs import count_macs, count_parameters
+from stagecost.models.catalogue import load
+from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, ResidualNetwork
+from stagecost.prune import PruningPlan
+from stagecost.storage import write_atomically
+from stagecost.text import format_indices, markdown_table, one_line
+from stagecost.trajectory import Trajectory, evaluation_mode
+
+MOST_ROWS = 17
+PICTURE = "depth.png"
+TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ title }}
+
+{{ what }}
+
+{{ cut }}
+
+## Every depth
+
+{{ depths }}
+
+## Controls
+
+{{ controls }}
+
+## Data and licence
+
+Data: {{ data }}. Licence: {{ licence }}.
+
+## Use
+
+```python
+from stagecost.integrations.hub import HubNetwork
+
+network = HubNetwork.from_pretrained("OWNER/NAME").network
+```
+
+Made with [stagecost](https://pypi.org/project/stagecost): a stage cost in training shows how many
+blocks a residual network needs.
+"""
+
+
+class HubNetwork(
+    ModelHubMixin,  # type: ignore[misc]
+    library_name="stagecost",
+    tags=["stagecost", "resnet", "depth-pruning"],
+    model_card_template=TEMPLATE,
+):
+    """A network on its way to the Hub or from it, and what its card tells.
+
+    `save_pretrained`, `push_to_hub` and `from_pretrained` are those of `huggingface_hub`; a folder that
+    is saved is one that `stagecost.load` reads.
+
+    Attributes:
+        network: the network.
+    """
+
+    def __init__(
+        self,
+        network: ResidualNetwork,
+        *,
+        trajectory: Trajectory | None = None,
+        plan: PruningPlan | None = None,
+        controls: Mapping[str, float] | None = None,
+        data: str = "not stated",
+        licence: str | None = None,
+    ) -> None:
+        """Take what there is to tell; what is missing, the card says is missing.
+
+        Args:
+            network: that was trained.
+            trajectory: of this network, on images it was not trained on.
+            plan: by which it was cut.
+            controls: what else was trained alike → its accuracy in percent.
+            data: what it was trained and judged on.
+            licence: of the weights, such as "apache-2.0".
+        """
+        self.network, self.trajectory, self.plan = network, trajectory, plan
+        self.controls, self.data, self.licence = dict(controls or {}), data, licence
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.network.save_pretrained(save_directory)
+        if self.trajectory is not None:
+            write_atomically(save_directory / PICTURE, self.trajectory.plot().png())
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "HubNetwork":
+        """Load a network from the Hub or from a folder, in eval mode, on the CPU; no code is run.
+
+        Args:
+            pretrained_model_name_or_path: "owner/name", or a folder.
+            options: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
+
+        Raises:
+            StageCostError: there is no such network, or the Hub cannot be reached.
+        """
+        try:
+            loaded: HubNetwork = super().from_pretrained(pretrained_model_name_or_path, **options)
+        except StageCostError:
+            raise
+        except (OSError, ValueError) as error:
+            raise StageCostError(
+                f"{pretrained_model_name_or_path} cannot be loaded from the Hub ({one_line(error)}): "
+                "check the name and the network"
+            ) from None
+        return loaded
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> "HubNetwork":
+        if not Path(model_id).is_dir():
+            model_id = snapshot_download(model_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE], **options)
+        return cls(load(model_id))
+
+    def generate_model_card(self, *_: Any, **fields: Any) -> ModelCard:
+        """Write the card; times are measured now, on this machine."""
+        network, description = self.network, self.network.description
+        name = type(network).__name__ if description is None else description.name
+        card: ModelCard = super().generate_model_card(
+            title=f"{name}, {network.num_blocks} blocks",
+            what=f"A residual network of {count_parameters(network):,} parameters, with the blocks "
+            f"{format_indices(network.block_indices)}.",
+            cut=self._cut(),
+            depths=self._depths(),
+            controls=self._controls(),
+            data=self.data,
+            licence=self.licence or "not stated",
+            **fields,
+        )
+        card.data.license = self.licence
+        return card
+
+    def _cut(self) -> str:
+        if self.plan is None:
+            return "Nothing is said of a cut."
+        table = markdown_table(("on the data of the plan", "before", "after"), self.plan.rows)
+        return f"Cut by a plan: {self.plan.summary}.\n\n{table}"
+
+    def _controls(self) -> str:
+        if not self.controls:
+            return "None was trained, or none is stated."
+        rows = ((name, f"{accuracy:.2f} %") for name, accuracy in self.controls.items())
+        return markdown_table(("network", "accuracy"), rows)
+
+    def _depths(self) -> str:
+        if self.trajectory is None:
+            return "Not measured."
+        trajectory = self.trajectory
+        count = min(MOST_ROWS, trajectory.num_blocks + 1)
+        depths = sorted({round(i * trajectory.num_blocks / (count - 1)) for i in range(count)})
+        cuts = {str(k): Cut.first(k) for k in depths}
+        times = self._milliseconds(cuts)
+        rows = []
+        for k, cut in zip(depths, cuts.values(), strict=True):
+            row = trajectory.rows[k]
+            accuracy = f"{row.accuracy:.2f} %" if row.accuracy == row.accuracy else "none"
+            macs = count_macs(self.network, trajectory.image_shape, cut)
+            rows.append((k, f"{row.loss:.4g}", accuracy, f"{macs:,}", times.get(str(k), "unknown")))
+        header = ("blocks", "loss", "accuracy", "MACs of a sample", "ms of a sample")
+        note = f"On {trajectory.num_samples:,} samples; times are medians where this card was written."
+        return f"{markdown_table(header, rows)}\n\n{note}\n\n![Accuracy over depth]({PICTURE})"
+
+    def _milliseconds(self, cuts: Mapping[str, Cut]) -> dict[str, str]:
+        sample = self.network.sample(self.trajectory.image_shape) if self.trajectory else ()
+        if not isinstance(sample, torch.Tensor):
+            return {}
+        forwards = {k: partial(self.network, cuts=cut) for k, cut in cuts.items()}
+        with evaluation_mode(self.network):
+            times = measure_latency(forwards, torch.zeros_like(sample), seconds=0.05)
+        return {k: f"{latency.p50_ms:.2f}" for k, latency in times.items()}

@@ -1,0 +1,65 @@
+"""A Lightning callback: what every depth is worth, after each validation."""
+
+from collections.abc import Iterable
+from operator import attrgetter
+from typing import Any
+
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from stagecost.objective import LossFunction
+from stagecost.prune import PruningPlan, plan_pruning
+from stagecost.trajectory import Loader, Trajectory, loss_trajectory
+
+
+class DepthCallback(Callback):  # type: ignore[misc]
+    """Measures a module's network after each validation epoch, and logs how many blocks it needs.
+
+    Logged are `needed_blocks` and `loss_at_k` of each output y_k. Of several processes each measures its
+    own share of the data, and the mean is logged. The stage cost itself is the module's own
+    `training_step`: two lines.
+
+    Attributes:
+        trajectory: the latest; None before a validation.
+        plan: what may be cut by it: `callback.plan.apply(module.network)`.
+    """
+
+    def __init__(
+        self,
+        network: str = "network",
+        *,
+        max_drop: float | None = 0.5,
+        max_loss_increase: float | None = None,
+        loss: LossFunction = F.cross_entropy,
+    ) -> None:
+        """Say where the network is, and what a cut may lose.
+
+        Args:
+            network: name of the module's attribute, a `ResidualNetwork` or a view.
+            max_drop: points of accuracy; None where targets are no class labels.
+            max_loss_increase: by how much the loss may rise.
+            loss: maps (output, target) to a mean loss or one loss a sample.
+        """
+        self.network, self.loss = network, loss
+        self.limits = {"max_drop": max_drop, "max_loss_increase": max_loss_increase}
+        self.trajectory: Trajectory | None = None
+        self.plan: PruningPlan | None = None
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure and log; the batches of validation are (inputs, targets)."""
+        if trainer.sanity_checking:
+            return
+        network, batches = attrgetter(self.network)(pl_module), _first(trainer.val_dataloaders)
+        self.trajectory = loss_trajectory(network, batches, loss=self.loss)
+        self.plan = plan_pruning(network, self.trajectory, loader=batches, loss=self.loss, **self.limits)
+        losses = {f"loss_at_{k}": loss for k, loss in enumerate(self.trajectory.losses)}
+        needed = float(len(self.plan.kept_blocks))
+        pl_module.log_dict({**losses, "needed_blocks": needed}, sync_dist=True)
+
+
+def _first(loaders: Any) -> Loader:
+    """Return the first of several loaders."""
+    several = isinstance(loaders, list | tuple) and bool(loaders)
+    first: Iterable[Any] = loaders[0] if several else loaders
+    return first

@@ -1,0 +1,195 @@
+"""A classifier for scikit-learn: `StageCostClassifier(max_drop=0.5).fit(X, y).predict(X)`."""
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import train_test_split
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+
+from stagecost.calibration import recalibrate
+from stagecost.dynamics import ResidualBlock
+from stagecost.errors import StageCostError
+from stagecost.models.catalogue import create_model
+from stagecost.network import ResidualNetwork
+from stagecost.objective import StageCost, parameter_groups
+from stagecost.prune import plan_pruning
+from stagecost.trajectory import evaluation_mode, loss_trajectory
+
+SAMPLED_DEPTHS = 3
+LARGEST_BATCH = 1024  # where there is no step to take
+
+
+class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A residual network that is as deep as the data need.
+
+    Rows (n, features) go through a residual MLP, images (n, C, H, W) through a homogeneous ResNet. Some
+    samples are kept apart; by them blocks are cut off that do not improve the answers.
+
+    Attributes:
+        classes_: labels, in order.
+        network_: what is left after the cut.
+        trajectory_: every depth before the cut, on the samples kept apart.
+        plan_: what was cut.
+        n_features_in_: features of a row, or channels of an image.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_drop: float = 0.5,
+        num_blocks: int = 8,
+        width: int = 32,
+        gamma: float | None = None,
+        epochs: int = 60,
+        batch_size: int = 64,
+        lr: float = 5e-3,
+        weight_decay: float = 1e-2,
+        validation_fraction: float = 0.2,
+        device: str = "cpu",
+        random_state: int = 0,
+    ) -> None:
+        """Say how; nothing is checked before `fit`, as is the custom there.
+
+        Args:
+            max_drop: points of accuracy that the cut may cost on the samples kept apart.
+            num_blocks: N, before the cut.
+            width: of the states.
+            gamma: the stage weight; 1/N if not given.
+            epochs: passes over the samples.
+            batch_size: samples of a step.
+            lr: the highest learning rate of AdamW; a cosine follows.
+            weight_decay: lambda, on the residual branches.
+            validation_fraction: of the samples, that is kept apart.
+            device: of torch.
+            random_state: of the weights, the order and the split.
+        """
+        self.max_drop, self.num_blocks, self.width = max_drop, num_blocks, width
+        self.gamma, self.epochs, self.batch_size, self.lr = gamma, epochs, batch_size, lr
+        self.weight_decay, self.validation_fraction = weight_decay, validation_fraction
+        self.device, self.random_state = device, random_state
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:  # noqa: N803 (scikit-learn's names)
+        """Train, and cut.
+
+        Args:
+            X: (n, features) or (n, C, H, W).
+            y: (n,), labels of any kind.
+
+        Raises:
+            ValueError: X and y do not go together, or hold what is no finite number.
+            StageCostError: an impossible parameter.
+        """
+        samples, labels = validate_data(self, X, y, allow_nd=True, dtype=np.float32)
+        check_classification_targets(labels)
+        self.classes_, numbers = np.unique(labels, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise StageCostError("y has one class: give samples of at least two")
+        self._set_scale(samples)
+        train, val = self._parted(self._scaled(samples), torch.from_numpy(numbers))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.random_state)
+            network = self._network(train[0].shape[1:]).to(self.device)
+            self._train(network, train)
+        recalibrate(network, _batches(train))
+        self.trajectory_ = loss_trajectory(network, _batches(val))
+        self.plan_ = plan_pruning(network, self.trajectory_, max_drop=self.max_drop)
+        self.network_ = self.plan_.apply(network).eval()
+        return self
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float32]:  # noqa: N803
+        """Return the probability of each class, (n, classes)."""
+        check_is_fitted(self)
+        samples = self._scaled(validate_data(self, X, allow_nd=True, dtype=np.float32, reset=False))
+        with evaluation_mode(self.network_):
+            parts = [self.network_(part.to(self.device)) for part in samples.split(LARGEST_BATCH)]
+        probabilities: NDArray[np.float32] = torch.cat(parts).softmax(dim=1).cpu().numpy()
+        return probabilities
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:  # noqa: N803
+        """Return the likeliest label of each sample, (n,)."""
+        numbers = self.predict_proba(X).argmax(axis=1)
+        answers: NDArray[Any] = self.classes_[numbers]
+        return answers
+
+    def _set_scale(self, samples: NDArray[np.float32]) -> None:
+        """Note mean and spread of each feature or channel."""
+        if samples.ndim not in {2, 4}:
+            raise StageCostError(
+                f"X has shape {samples.shape}: give rows (n, features) or images (n, C, H, W)"
+            )
+        axes = (0, *range(2, samples.ndim))
+        spread = samples.std(axis=axes, keepdims=True)
+        self._mean = samples.mean(axis=axes, keepdims=True)
+        self._spread = np.where(spread > 1e-6 * np.abs(self._mean).clip(1), spread, np.float32(1))
+
+    def _scaled(self, samples: NDArray[np.float32]) -> Tensor:
+        if samples.ndim != self._mean.ndim:
+            raise StageCostError(f"X has {samples.ndim} dimensions, not the {self._mean.ndim} of fit")
+        return torch.from_numpy(np.ascontiguousarray((samples - self._mean) / self._spread))
+
+    def _parted(self, samples: Tensor, numbers: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keep a part of the samples apart, of each class alike where there are enough."""
+        many = np.bincount(numbers).min() >= 1 / self.validation_fraction
+        first, second = train_test_split(
+            np.arange(len(samples)),
+            test_size=self.validation_fraction,
+            random_state=self.random_state,
+            stratify=numbers if many else None,
+        )
+        return [(samples[part], numbers[part]) for part in (first, second)]
+
+    def _network(self, shape: torch.Size) -> ResidualNetwork:
+        sizes = {"num_blocks": self.num_blocks, "width": self.width, "num_classes": len(self.classes_)}
+        if len(shape) == 3:
+            return create_model("homogeneous", in_channels=shape[0], **sizes)
+        return residual_mlp(shape[0], **sizes)
+
+    def _train(self, network: ResidualNetwork, samples: tuple[Tensor, Tensor]) -> None:
+        gamma = 1 / self.num_blocks if self.gamma is None else self.gamma
+        stage_cost = StageCost.uniform(self.num_blocks, gamma)
+        optimizer = torch.optim.AdamW(parameter_groups(network, self.weight_decay), lr=self.lr)
+        steps = self.epochs * -(-len(samples[0]) // self.batch_size)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps + 1)
+        generator = torch.Generator().manual_seed(self.random_state)
+        network.train()
+        for _ in range(self.epochs):
+            for part in torch.randperm(len(samples[0]), generator=generator).split(self.batch_size):
+                images, targets = (tensor[part].to(self.device) for tensor in samples)
+                visited = stage_cost.sampled(SAMPLED_DEPTHS, generator) if gamma else stage_cost
+                optimizer.zero_grad()
+                visited(network(images, visited.outputs), targets).total.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
+
+
+def _batches(samples: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    images, targets = (tensor.split(LARGEST_BATCH) for tensor in samples)
+    return list(zip(images, targets, strict=True))
+
+
+class LinearHead(nn.Linear):
+    """The same linear map for every depth."""
+
+    def forward(self, state: Tensor, depth: int) -> Tensor:  # type: ignore[override]
+        """Map states (B, width) to logits (B, classes)."""
+        return super().forward(state)
+
+    def select_outputs(self, depths: object) -> None:
+        """Nothing belongs to single depths."""
+
+
+def residual_mlp(num_features: int, num_blocks: int, width: int, num_classes: int) -> ResidualNetwork:
+    """Build a residual MLP: every F_k is a norm and two linear maps; the norm of the head is shared."""
+    branches = [
+        nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width, bias=False)
+        )
+        for _ in range(num_blocks)
+    ]
+    stem, head = nn.Linear(num_features, width), LinearHead(width, num_classes)
+    return ResidualNetwork(stem, [ResidualBlock(branch) for branch in branches], head)

@@ -1,0 +1,139 @@
+"""What notebooks show, the Hub, scikit-learn."""
+
+import pickle
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from sklearn.base import clone
+from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+import stagecost as sc
+from helpers import build, images, loader
+from stagecost.errors import StageCostError
+from stagecost.integrations.hub import HubNetwork
+from stagecost.integrations.scikit import StageCostClassifier
+
+
+def test_notebooks_show_network_plan_and_trajectory() -> None:
+    network, batches = build("homogeneous"), loader()
+    trajectory = sc.loss_trajectory(network, batches)
+    plan = sc.plan_pruning(network, trajectory, keep=2)
+    shown = network._repr_html_()
+    assert "homogeneous: 4 blocks" in shown
+    assert "<td>0-3</td>" in shown
+    assert f"<td>{trajectory.losses[3]:.4g}</td>" in trajectory._repr_html_()
+    assert f"<td>{plan.parameters_after:,}</td>" in plan._repr_html_()
+    chart = trajectory.plot()
+    assert "accuracy" in chart.title
+    assert chart._repr_svg_().startswith("<svg")
+    assert chart.png().startswith(b"\x89PNG")
+
+
+def test_without_accuracies_the_loss_is_shown() -> None:
+    network = build("homogeneous")
+    batches = [(x, torch.zeros(len(x), 5)) for x, _ in loader()]
+    trajectory = sc.loss_trajectory(network, batches, loss=torch.nn.functional.mse_loss)
+    assert trajectory.plot().title == "loss"
+    assert "nan" not in trajectory._repr_html_().lower()
+
+
+def test_a_network_goes_to_the_hub_with_a_card_that_is_filled_in(tmp_path: Path) -> None:
+    network, batches = build("homogeneous"), loader()
+    trajectory = sc.loss_trajectory(network, batches)
+    plan = sc.plan_pruning(network, trajectory, keep=2)
+    told = HubNetwork(
+        network,
+        trajectory=trajectory,
+        plan=plan,
+        controls={"trained alone": 51.25},
+        data="noise",
+        licence="mit",
+    )
+    sent = {}
+
+    def upload_folder(**call: object) -> str:
+        sent.update({p.name: p.read_bytes() for p in Path(str(call["folder_path"])).iterdir()})
+        return "https://example.org"
+
+    with mock.patch("huggingface_hub.hub_mixin.HfApi") as api:
+        api.return_value.create_repo.return_value.repo_id = "me/net"
+        api.return_value.upload_folder = upload_folder
+        told.push_to_hub("me/net")
+    assert sent.keys() == {"model.safetensors", "config.json", "README.md", "depth.png"}
+    card = ModelCard(sent["README.md"].decode())
+    assert (card.data.license, card.data.library_name) == ("mit", "stagecost")
+    for k in range(5):
+        assert f"| {k} | {trajectory.losses[k]:.4g} | {trajectory.accuracies[k]:.2f} % |" in card.text
+    for text in ("trained alone | 51.25 %", "Data: noise", plan.summary, "(depth.png)"):
+        assert text in card.text
+    assert "unknown" not in card.text
+    for name, content in sent.items():
+        (tmp_path / name).write_bytes(content)
+    config = mock.patch(
+        "huggingface_hub.hub_mixin.hf_hub_download", return_value=tmp_path / "config.json"
+    )
+    files = mock.patch("stagecost.integrations.hub.snapshot_download", return_value=tmp_path)
+    with config, files as fetch:
+        again = HubNetwork.from_pretrained("me/net").network
+    assert fetch.call_args.args == ("me/net",)
+    assert torch.equal(again(images()), network.eval()(images()))
+
+
+def test_what_is_not_known_is_said_to_be_unknown(tmp_path: Path) -> None:
+    network = build("homogeneous")
+    HubNetwork(network).save_pretrained(tmp_path / "net")
+    card = (tmp_path / "net" / "README.md").read_text()
+    for text in ("Not measured", "None was trained", "Licence: not stated"):
+        assert text in card
+    again = HubNetwork.from_pretrained(tmp_path / "net").network
+    assert torch.equal(again(images()), network.eval()(images()))
+    offline = mock.patch("huggingface_hub.hub_mixin.hf_hub_download", side_effect=OSError("offline"))
+    with offline, pytest.raises(StageCostError, match="me/net cannot be loaded from the Hub"):
+        HubNetwork.from_pretrained("me/net")
+
+
+SMALL = {"num_blocks": 3, "width": 8, "epochs": 8, "lr": 0.02}
+
+
+def test_a_classifier_keeps_the_rules_of_scikit_learn() -> None:
+    classifier = StageCostClassifier(num_blocks=2, width=8, epochs=8, lr=0.04, batch_size=16)
+    check_estimator(classifier, on_skip=None)
+
+
+def test_rows_are_learned_in_a_pipeline_and_blocks_go() -> None:
+    rows, classes = load_breast_cancer(return_X_y=True)
+    names = np.array(["bad", "good"])[classes]
+    classifier = make_pipeline(StandardScaler(), StageCostClassifier(max_drop=1.0, **SMALL))
+    assert clone(classifier[-1]).get_params() == classifier[-1].get_params()
+    assert cross_val_score(classifier, rows, names, cv=2).min() > 0.93
+    fitted = classifier.fit(rows, names)[-1]
+    assert fitted.network_.num_blocks == len(fitted.plan_.kept_blocks) < 3
+    again = pickle.loads(pickle.dumps(classifier))
+    assert (again.predict(rows) == classifier.predict(rows)).all()
+
+
+def test_images_are_learned() -> None:
+    digits = load_digits()
+    pictures = digits.images[:600, None]
+    classifier = StageCostClassifier(**SMALL, batch_size=16).fit(pictures, digits.target[:600])
+    assert classifier.score(digits.images[600:900, None], digits.target[600:900]) > 0.8
+    assert classifier.network_.description.name == "homogeneous"
+    with pytest.raises(StageCostError, match="dimensions"):
+        classifier.predict(digits.data[:5])
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "reason"),
+    [(np.zeros((4, 2, 2)), [0, 1, 0, 1], "images"), (np.zeros((4, 2)), [1] * 4, "one class")],
+)
+def test_what_cannot_be_learned_is_refused(rows: object, labels: object, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        StageCostClassifier(**SMALL).fit(rows, labels)
