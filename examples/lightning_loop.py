@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import stagecost as sc
+from stagecost.integrations.lightning import DepthCallback
 from stagecost.prune import PruningPlan
 
 
@@ -40,14 +41,14 @@ class Classifier(LightningModule):  # type: ignore[misc]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Weight decay is lambda, on the residual branches."""
-        return torch.optim.AdamW(sc.parameter_groups(self.network, weight_decay=1e-2), lr=1e-2)
+        return torch.optim.AdamW(sc.parameter_groups(self.network, weight_decay=1e-2), lr=2e-2)
 
 
 def train_and_cut(
     train: Table, val: Table, epochs: int
 ) -> tuple[Trainer, PruningPlan, sc.ResidualNetwork]:
     """Train on some images, cut by others."""
-    module, depths = Classifier(), sc.DepthCallback("network", max_drop=1.0)
+    module, depths = Classifier(), DepthCallback("network", max_drop=1.0)
     trainer = Trainer(
         max_epochs=epochs,
         callbacks=[depths],
@@ -57,7 +58,7 @@ def train_and_cut(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    loaders = (DataLoader(TensorDataset(*part), 64, shuffle=part is train) for part in (train, val))
+    loaders = (DataLoader(TensorDataset(*part), 32, shuffle=part is train) for part in (train, val))
     trainer.fit(module, *loaders)
     assert depths.plan is not None
     return trainer, depths.plan, depths.plan.apply(module.network)

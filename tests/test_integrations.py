@@ -126,7 +126,7 @@ def test_images_are_learned() -> None:
     classifier = StageCostClassifier(**SMALL, batch_size=16).fit(pictures, digits.target[:600])
     assert classifier.score(digits.images[600:900, None], digits.target[600:900]) > 0.8
     assert classifier.network_.description.name == "homogeneous"
-    with pytest.raises(StageCostError, match="dimensions"):
+    with pytest.raises(ValueError, match="64 features"):
         classifier.predict(digits.data[:5])
 
 

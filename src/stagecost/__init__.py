@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from stagecost.dynamics import Pass, ResidualBlock
     from stagecost.head import OutputHead
     from stagecost.importance import block_importance, removal_cost
-    from stagecost.integrations.hub import HubNetwork
-    from stagecost.integrations.lightning import DepthCallback
-    from stagecost.integrations.scikit import StageCostClassifier
     from stagecost.latency import Latency, measure_latency
     from stagecost.macs import count_macs, count_parameters
     from stagecost.models.adapters.view import AdaptedNetwork, adapt, cut_model
@@ -34,8 +31,6 @@ __version__ = version("stagecost")
 _HOMES = {
     "AdaptedNetwork": "models.adapters.view",
     "Cut": "cut",
-    "DepthCallback": "integrations.lightning",
-    "HubNetwork": "integrations.hub",
     "Latency": "latency",
     "OutputHead": "head",
     "Pass": "dynamics",
@@ -43,7 +38,6 @@ _HOMES = {
     "ResidualBlock": "dynamics",
     "ResidualNetwork": "network",
     "StageCost": "objective",
-    "StageCostClassifier": "integrations.scikit",
     "Trajectory": "trajectory",
     "adapt": "models.adapters.view",
     "block_importance": "importance",
@@ -70,8 +64,6 @@ _HOMES = {
 __all__ = [
     "AdaptedNetwork",
     "Cut",
-    "DepthCallback",
-    "HubNetwork",
     "Latency",
     "OutputHead",
     "Pass",
@@ -79,7 +71,6 @@ __all__ = [
     "ResidualBlock",
     "ResidualNetwork",
     "StageCost",
-    "StageCostClassifier",
     "StageCostError",
     "Trajectory",
     "__version__",

@@ -56,7 +56,7 @@ blocks a residual network needs.
 """
 
 
-class HubNetwork(
+class HubNetwork(  # type: ignore[call-arg]
     ModelHubMixin,  # type: ignore[misc]
     library_name="stagecost",
     tags=["stagecost", "resnet", "depth-pruning"],

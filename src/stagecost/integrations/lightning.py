@@ -42,7 +42,7 @@ class DepthCallback(Callback):  # type: ignore[misc]
             loss: maps (output, target) to a mean loss or one loss a sample.
         """
         self.network, self.loss = network, loss
-        self.limits = {"max_drop": max_drop, "max_loss_increase": max_loss_increase}
+        self.max_drop, self.max_loss_increase = max_drop, max_loss_increase
         self.trajectory: Trajectory | None = None
         self.plan: PruningPlan | None = None
 
@@ -52,7 +52,14 @@ class DepthCallback(Callback):  # type: ignore[misc]
             return
         network, batches = attrgetter(self.network)(pl_module), _first(trainer.val_dataloaders)
         self.trajectory = loss_trajectory(network, batches, loss=self.loss)
-        self.plan = plan_pruning(network, self.trajectory, loader=batches, loss=self.loss, **self.limits)
+        self.plan = plan_pruning(
+            network,
+            self.trajectory,
+            max_drop=self.max_drop,
+            max_loss_increase=self.max_loss_increase,
+            loader=batches,
+            loss=self.loss,
+        )
         losses = {f"loss_at_{k}": loss for k, loss in enumerate(self.trajectory.losses)}
         needed = float(len(self.plan.kept_blocks))
         pl_module.log_dict({**losses, "needed_blocks": needed}, sync_dist=True)

@@ -106,7 +106,7 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         samples = self._scaled(validate_data(self, X, allow_nd=True, dtype=np.float32, reset=False))
         with evaluation_mode(self.network_):
-            parts = [self.network_(part.to(self.device)) for part in samples.split(LARGEST_BATCH)]
+            parts = [self.network_(part.to(self.device)) for part in torch.split(samples, LARGEST_BATCH)]
         probabilities: NDArray[np.float32] = torch.cat(parts).softmax(dim=1).cpu().numpy()
         return probabilities
 
@@ -144,7 +144,11 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return [(samples[part], numbers[part]) for part in (first, second)]
 
     def _network(self, shape: torch.Size) -> ResidualNetwork:
-        sizes = {"num_blocks": self.num_blocks, "width": self.width, "num_classes": len(self.classes_)}
+        sizes: dict[str, Any] = {
+            "num_blocks": self.num_blocks,
+            "width": self.width,
+            "num_classes": len(self.classes_),
+        }
         if len(shape) == 3:
             return create_model("homogeneous", in_channels=shape[0], **sizes)
         return residual_mlp(shape[0], **sizes)
@@ -158,7 +162,8 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         generator = torch.Generator().manual_seed(self.random_state)
         network.train()
         for _ in range(self.epochs):
-            for part in torch.randperm(len(samples[0]), generator=generator).split(self.batch_size):
+            order = torch.randperm(len(samples[0]), generator=generator)
+            for part in torch.split(order, self.batch_size):
                 images, targets = (tensor[part].to(self.device) for tensor in samples)
                 visited = stage_cost.sampled(SAMPLED_DEPTHS, generator) if gamma else stage_cost
                 optimizer.zero_grad()
@@ -168,7 +173,7 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _batches(samples: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    images, targets = (tensor.split(LARGEST_BATCH) for tensor in samples)
+    images, targets = (torch.split(tensor, LARGEST_BATCH) for tensor in samples)
     return list(zip(images, targets, strict=True))
 
 

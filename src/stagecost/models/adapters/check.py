@@ -92,7 +92,7 @@ def check_models(
     pattern: str = "*",
     *,
     path: Path | None = None,
-    max_parameters: float = 8e7,
+    max_parameters: float = 9e7,
     limit: int | None = None,
     observe: Callable[[str, str, float], None] = lambda *_: None,
     names: Sequence[str] | None = None,
