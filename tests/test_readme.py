@@ -39,13 +39,16 @@ from stagecost.train.parsing import parse_settings
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")))
+    for path in (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")))
 }
 # What the changelog says is gone needs no proof of being there.
 REMOVED = re.compile(r"^### Removed.*?(?=^## )", re.MULTILINE | re.DOTALL)
 DOCUMENTS["CHANGELOG.md"] = REMOVED.sub("", DOCUMENTS["CHANGELOG.md"])
 README, COMMAND_LINE = DOCUMENTS["README.md"], DOCUMENTS["docs/command-line.md"]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NOTEBOOKS = [
+    name for name in DOCUMENTS if name.startswith("docs/notebooks/")
+]  # the site's build runs them
+FENCE = re.compile(r"^```(\w*|\{code-cell\} ipython3)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 EXPERIMENTS = "python -m experiments "
 
 
@@ -146,7 +149,8 @@ def test_the_readme_works_from_top_to_bottom(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, text in DOCUMENTS.items() if name != "README.md" and blocks(text)]
+    "name",
+    [name for name, text in DOCUMENTS.items() if name not in ("README.md", *NOTEBOOKS) and blocks(text)],
 )
 def test_the_code_in_the_documents_works(name: str, folder: Path) -> None:
     run_page(name)
@@ -281,7 +285,9 @@ def test_links_lead_somewhere(name: str) -> None:
 
 
 def test_every_page_is_in_the_index() -> None:
-    listed = set(re.findall(r"^\| \[[\w ]+\]\(([\w-]+\.md)\)", DOCUMENTS["docs/index.md"], re.MULTILINE))
+    listed = set(
+        re.findall(r"^\| \[[\w ]+\]\(([\w/-]+\.md)\)", DOCUMENTS["docs/index.md"], re.MULTILINE)
+    )
     pages = {name.removeprefix("docs/") for name in DOCUMENTS if name.startswith("docs/")}
     assert pages - {"index.md"} == listed
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from test_readme import DOCUMENTS, ROOT, dry_run
+from test_readme import DOCUMENTS, NOTEBOOKS, ROOT, dry_run
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +35,10 @@ def test_every_document_is_a_page_of_the_contents(site: Path) -> None:
 def test_the_reference_shows_docstrings(site: Path) -> None:
     text = re.sub(r"<[^>]+>", "", (site / "docs" / "api.html").read_text())
     assert "Which blocks of a network act; all others are their skip connections." in text
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_show_what_they_computed(name: str, site: Path) -> None:
+    page = (site / name.replace(".md", ".html")).read_text()
+    assert 'class="output' in page
+    assert "Traceback" not in page
