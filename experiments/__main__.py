@@ -26,7 +26,7 @@ from experiments.tables import section
 from stagecost.errors import StageCostError
 from stagecost.storage import write_atomically
 
-OPTIONS = ("rounds", "trials", "set")
+OPTIONS = ("rounds", "trials", "set", "weights")
 """Flags that some experiments alone heed."""
 
 
@@ -74,6 +74,7 @@ def _add_flags(add: argparse.ArgumentParser) -> None:
     add.add_argument("--threads", type=int, default=1, choices=range(1, 257), metavar="N")
     add.add_argument("--rounds", type=int, help="of a benchmark's measurements")
     add.add_argument("--trials", type=int, help="of a search")
+    add.add_argument("--weights", type=Path, help="folder with weights that others trained")
     add.add_argument("--set", action="append", metavar="NAME=VALUE", help="a setting of a search's runs")
 
 

@@ -27,6 +27,7 @@ Figures = Mapping[str, "Chart"]
 EXPERIMENTS = {
     "layer-pruning": "layer_pruning:LAYER_PRUNING",
     "targets": "targets:TARGETS",
+    "pretrained": "pretrained.experiment:PRETRAINED",
     "loss-trajectory": "loss_trajectory:LOSS_TRAJECTORY",
     "bound": "bound:BOUND",
     "peers": "peers.experiment:PEERS",

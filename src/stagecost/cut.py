@@ -13,6 +13,7 @@ Theorem 3.1 is one sentence about cuts: the trained SubResNet-M, extended by zer
 `Cut.first(M)` of a ResNet-N.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -86,9 +87,13 @@ class Cut:
     def parse(cls, text: str) -> "Cut":
         """Read the printed form: "whole", "4" (the first four blocks) or "3+3+4" (of each stage).
 
+        Any blocks stand in brackets, by their positions: "[0-2 5 7]".
+
         Raises:
             StageCostError: it is something else.
         """
+        if text.strip().startswith("["):
+            return cls(_listed(text.strip()))
         parts = [part.strip() for part in text.split("+")]
         if text.strip() == "whole":
             return cls.whole()
@@ -167,6 +172,19 @@ class Cut:
         if self.complement:
             return f"whole without {format_indices(self.blocks)}" if self.blocks else "whole"
         return str(self.depth) if self.is_prefix else format_indices(self.blocks)
+
+
+def _listed(text: str) -> tuple[int, ...]:
+    """Read positions in brackets, parted by spaces or commas, ranges with a dash.
+
+    Raises:
+        StageCostError: they are none.
+    """
+    found = re.fullmatch(r"\[((?:\d{1,4}(?:-\d{1,4})?[ ,]*)+)\]", text, re.ASCII)
+    if found is None:
+        raise StageCostError(f"{text!r} is not a cut: give positions of blocks, such as [0-2 5 7]")
+    ends = [part.split("-") for part in re.split("[ ,]+", found[1].strip(" ,"))]
+    return tuple(k for end in ends for k in range(int(end[0]), int(end[-1]) + 1))
 
 
 def first_of_each_stage(stages: Stages, counts: Sequence[int]) -> tuple[int, ...]:

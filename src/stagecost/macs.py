@@ -29,8 +29,10 @@ def count_parameters(network: torch.nn.Module) -> int:
 WHOLE = Cut.whole()
 
 
-def count_macs(network: ResidualNetwork, image_shape: Sequence[int], cut: Cut = WHOLE) -> int:
-    """Count the MACs of the terminal output of a cut, for one image of shape (C, H, W)."""
+def count_macs(
+    network: ResidualNetwork, image_shape: Sequence[int], cut: Cut | Sequence[Cut] = WHOLE
+) -> int:
+    """Count the MACs of the output of a cut, or of several in one pass, for one image (C, H, W)."""
     with _counting(network) as (twin, count):
         twin(twin.sample(image_shape), cut)
         return count()

@@ -157,6 +157,7 @@ def decode(
         lambda rows: [records[row] for row in rows], lambda row: _name(start + row, images[row]), str
     )
     read = partial(read_pixels, source, channels=image_format.channels, size=image_format.size)
+    read = partial(read, interpolation=image_format.interpolation)
     pixels = read(np.arange(len(records)), levels=image_format.levels)
     if pixels.levels == image_format.levels:
         return pixels.array, pixels.kept.tolist(), list(pixels.broken)

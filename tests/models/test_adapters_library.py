@@ -51,28 +51,56 @@ def test_a_damaged_description_of_a_view_is_refused(tmp_path: Path) -> None:
         sc.load(tmp_path / "net")
 
 
-def test_weights_come_by_name_or_by_order_and_the_head_may_be_another(tmp_path: Path) -> None:
+def test_weights_come_by_name_and_the_classifier_may_be_another(tmp_path: Path) -> None:
     other = library_model("timm/test_resnet", num_classes=7)
     tensors = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     save_file(tensors, tmp_path / "names.safetensors")
-    torch.save(
-        {"state_dict": dict(zip("abcdefghijklmnopqrstuvwxyz", tensors.values(), strict=False))},
-        tmp_path / "few.pt",
-    )
-    torch.save(
-        {f"module_{i}": tensor for i, tensor in enumerate(tensors.values())}, tmp_path / "order.pt"
-    )
-    for file in ("names.safetensors", "order.pt"):
+    headless = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
+    torch.save({"state_dict": headless}, tmp_path / "headless.pth")
+    for file in ("names.safetensors", "headless.pth"):
         network = sc.create_model(
             "timm/test_resnet", num_classes=3, image_size=32, weights=tmp_path / file
         )
         equal = [n for n, t in network.state_dict().items() if torch.equal(t, tensors[n])]
         assert set(tensors) - set(equal) == {"fc.weight", "fc.bias"}
-    with pytest.raises(StageCostError, match="another network"):
-        sc.create_model("timm/test_resnet", num_classes=3, image_size=32, weights=tmp_path / "few.pt")
+
+
+def test_weights_of_another_network_are_refused_by_their_names(tmp_path: Path) -> None:
+    tensors = dict(library_model("timm/test_resnet", num_classes=3).state_dict())
+    wrong = {f"x.{name}" if name == "conv1.0.weight" else name: t for name, t in tensors.items()}
+    wrong["fc.weight"] = torch.zeros(3, 5)
+    torch.save(wrong, tmp_path / "wrong.pth")
+    with pytest.raises(StageCostError) as caught:
+        sc.create_model("timm/test_resnet", num_classes=3, image_size=32, weights=tmp_path / "wrong.pth")
+    for said in ("conv1.0.weight is missing", "x.conv1.0.weight is unknown", "fc.weight is of another"):
+        assert said in str(caught.value)
     (tmp_path / "bad.pt").write_bytes(b"no tensors")
     with pytest.raises(StageCostError, match="no file of weights"):
         sc.create_model("timm/test_resnet", image_size=32, weights=tmp_path / "bad.pt")
+
+
+def test_tables_of_positions_are_resized_as_timm_does(tmp_path: Path) -> None:
+    large = library_model("timm/test_vit", img_size=64, num_classes=3)
+    torch.save(large.state_dict(), tmp_path / "large.pth")
+    network = sc.create_model(
+        "timm/test_vit", num_classes=3, image_size=32, weights=tmp_path / "large.pth"
+    )
+    assert network.state_dict()["pos_embed"].shape != large.state_dict()["pos_embed"].shape
+    assert torch.equal(network.state_dict()["norm.weight"], large.state_dict()["norm.weight"])
+
+
+def test_a_saved_network_is_a_start_with_its_cut(tmp_path: Path) -> None:
+    network = sc.create_model("timm/test_resnet", num_classes=3, image_size=32)
+    small = network.keep(Cut.without(1, 3))
+    small.save_pretrained(tmp_path / "small")
+    again = sc.create_model("timm/test_resnet", num_classes=5, weights=tmp_path / "small")
+    assert again.block_indices == small.block_indices
+    assert again.description is not None
+    assert again.description.arguments["image_size"] == 32
+    left = [n for n, t in again.state_dict().items() if not torch.equal(t, small.state_dict()[n])]
+    assert left == ["fc.weight", "fc.bias"]
+    with pytest.raises(StageCostError, match="give it as --model"):
+        sc.create_model("timm/test_vit", weights=tmp_path / "small")
 
 
 @pytest.mark.parametrize(

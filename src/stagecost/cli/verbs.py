@@ -24,6 +24,7 @@ CHECKPOINT = Flag("checkpoint", Literal["last", "best"], "which checkpoint of a 
 DEVICE = Flag("device", str, "auto, cpu, cuda or mps", "auto")
 TOLERANCE = Flag("tolerance", float, "points of accuracy that may be missing to the full depth", 0.5)
 ALLOWED = Flag("allow_trained", bool, "judge also on images that the network was trained on")
+LIBRARIES = ("timm", "torchvision")
 MOVED = Flag("data", str, "where the images of the training are now, if they moved")
 
 
@@ -57,7 +58,14 @@ def _analyze(options: Options) -> "Result":
     from stagecost.runs.analysis import analyze
 
     given = dict(options)
-    return analyze(given.pop("run"), **given)
+    run = given.pop("run")
+    if "weights" not in given and (run.partition("/")[0] not in LIBRARIES or Path(run).exists()):
+        return analyze(run, **given)
+    from stagecost.runs.inspection import inspect_model
+
+    if unheeded := sorted(given.keys() - {"weights", "data", "image_size", "device"}):
+        raise StageCostError(f"--{unheeded[0]} is about a run, and {run} is a model: leave it out")
+    return inspect_model(run, **given)
 
 
 def _prune(options: Options) -> "Result":
@@ -150,8 +158,18 @@ VERBS: dict[str, Verb] = {
     "analyze": Verb(
         "Show loss and accuracy over depth, and how many blocks are needed.",
         (
-            Flag("run", str, "folder of a run or of a saved network", positional=True, required=True),
+            Flag(
+                "run",
+                str,
+                "folder of a run or of a saved network; or a model",
+                positional=True,
+                required=True,
+            ),
             Flag("split", Split, "the images; choose depths on val, never on test", "val"),
+            Flag(
+                "weights", str, "of a model, such as timm/resnet18: what each block is worth untrained"
+            ),
+            Flag("image_size", int, "of a model: side in pixels"),
             *(TOLERANCE, MOVED, ALLOWED, CHECKPOINT, DEVICE),
         ),
         _analyze,

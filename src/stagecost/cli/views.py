@@ -12,12 +12,14 @@ from stagecost.runs.bound import Bound
 from stagecost.runs.certainty import Interval
 from stagecost.runs.demo import Demo
 from stagecost.runs.evaluation import Evaluation
+from stagecost.runs.inspection import Inspection
 from stagecost.runs.models import ModelList, ModelReport
 from stagecost.runs.prediction import Predictions
 from stagecost.runs.pruning import Pruning
 from stagecost.runs.reporting import Report
 from stagecost.runs.results import Result
 from stagecost.runs.training import TrainingResult
+from stagecost.text import format_indices
 from stagecost.train.display import sparkline
 
 CAVEAT = (
@@ -73,7 +75,9 @@ def _train(console: Console, result: TrainingResult) -> None:
     _line(console, f"next: stagecost analyze {result.run}")
 
 
-def _analyze(console: Console, result: Analysis) -> None:
+def _analyze(console: Console, result: Analysis | Inspection) -> None:
+    if isinstance(result, Inspection):
+        return _inspect(console, result)
     staged = len(result.stage_starts) > 1
     console.print(_depth_table(result, mark=None if staged else result.needed_blocks))
     if staged:
@@ -88,6 +92,31 @@ def _analyze(console: Console, result: Analysis) -> None:
     if result.target_norms:
         _line(console, f"with norms of their own: {', '.join(result.target_norms)}")
     _line(console, f"{blocks} are needed to stay within {result.tolerance:g} points of {whole}")
+    _warnings(console, result.warnings)
+    return None
+
+
+def _inspect(console: Console, result: Inspection) -> None:
+    table = Table(title="without block k, and a linear head on x_k", title_justify="left")
+    for name in ("k", "block", "accuracy", "loss", "", "MACs", "head"):
+        table.add_column(name, justify="left" if name in ("", "block") else "right", no_wrap=True)
+    top = max(1e-9, *(block.removal_cost for block in result.blocks))
+    for depth in result.depths:
+        head = f"{depth.accuracy:.2f} %"
+        if depth.depth == result.num_blocks:
+            table.add_row(str(depth.depth), "", "", "", "", "", head)
+            continue
+        block = result.blocks[depth.depth]
+        bar = "█" * round(8 * max(0.0, block.removal_cost) / top)
+        worth = (f"{block.accuracy:.2f} %", f"{block.removal_cost:+.4f}", bar)
+        table.add_row(str(depth.depth), block.path, *worth, f"-{block.macs / result.macs:.1%}", head)
+    console.print(table)
+    whole = accuracy_text(result.accuracy, result.interval, result.num_images)
+    head = "its own head" if result.head == "own" else f"a head fitted to {result.num_train:,} images"
+    _line(console, f"the whole network with {head}: {whole}, {result.macs:,} MACs an image")
+    idle = [block.block for block in result.blocks if block.removal_cost <= 0]
+    if idle:
+        _line(console, f"the loss does not rise without any one of the blocks {format_indices(idle)}")
     _warnings(console, result.warnings)
 
 

@@ -16,6 +16,10 @@ class DataConfig:
         data: 'digits', 'mnist', 'fashion-mnist', 'cifar10', 'cifar100', a Hugging Face dataset id,
             or a local folder (class directories, parquet or IDX files).
         image_size: side in pixels; images are resized (short side) and centre-cropped to it.
+        mean: of each channel, for pixels in [0, 1], one number for grey images and three for colours; by
+            default those of the training images, or of the network that training starts from.
+        std: the same of the standard deviations.
+        interpolation: by which images are resized; bicubic if neither this nor the network says.
         val_fraction: part of the training images held out for validation, in [0, 1); unused where
             the data set brings its own validation split.
         limit_train: at most this many training images, drawn at random with the seed before the
@@ -33,6 +37,9 @@ class DataConfig:
 
     data: str | None = None
     image_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: Literal["bicubic", "bilinear"] | None = None
     val_fraction: float = 0.1
     limit_train: int | None = None
     limit_test: int | None = None

@@ -65,13 +65,15 @@ class _Shape:
     channels: int | None
     size: int | None
     levels: Levels | None
+    interpolation: str
 
     def filled(self, seen: "_Seen") -> "_Shape":
         """Return it with what the images that were seen make necessary where it is None."""
         first = next(iter(seen.sizes), (1, 1))
         size = first[0] if seen.sizes <= {(first[0], first[0])} else MIXED_SIZE
         channels = 3 if seen.colour else 1
-        return _Shape(self.channels or channels, self.size or size, self.levels or seen.levels())
+        levels = self.levels or seen.levels()
+        return _Shape(self.channels or channels, self.size or size, levels, self.interpolation)
 
     def suits(self, picture: "Image", asked: "_Shape") -> bool:
         """Whether a picture may be decoded into this shape, which no further image changes."""
@@ -132,6 +134,7 @@ def read_pixels(
     channels: int | None = None,
     size: int | None = None,
     levels: Levels | None = None,
+    interpolation: str = "bicubic",
 ) -> Pixels:
     """Decode the images at `rows`.
 
@@ -142,6 +145,7 @@ def read_pixels(
         size: side in pixels, to which images are resized by their short side and centre-cropped;
             None: their own, if all have the same square size, else `MIXED_SIZE`.
         levels: the values of more than 8 bits that become 0 and 255; None: by those of these images.
+        interpolation: by which they are resized: bicubic or bilinear.
 
     Raises:
         StageCostError: the images take more memory than there is, or have colours of 16 bits of which
@@ -151,7 +155,7 @@ def read_pixels(
         height, width = images.array.shape[1:]
         if height == width == (size or width):
             return Pixels(images.array[rows][:, None], np.arange(len(rows)), None)
-    asked = _Shape(channels, size, levels)
+    asked = _Shape(channels, size, levels, interpolation)
     with _quiet():
         first = _first(images, rows)
         large = any(max(sides) >= THREADS_FROM for sides in first.sizes)
@@ -231,7 +235,7 @@ def _fill(
             picture = _upright(open_record(record))
             seen.note(picture)
             if shape.suits(picture, asked):
-                out[place] = _to_array(picture, out.shape[1], out.shape[2], shape.levels)
+                out[place] = _to_array(picture, out.shape[1], out.shape[2], shape)
             else:
                 seen.postponed = True
         except Exception as error:
@@ -256,7 +260,7 @@ def _is_deep(picture: "Image") -> bool:
     return picture.mode in ("I", "F") or picture.mode.startswith("I;16")
 
 
-def _to_array(picture: "Image", channels: int, size: int, levels: Levels | None) -> ByteArray:
+def _to_array(picture: "Image", channels: int, size: int, shape: _Shape) -> ByteArray:
     """Return one picture as bytes of shape (channels, size, size)."""
     from PIL import Image, ImageOps
 
@@ -265,13 +269,13 @@ def _to_array(picture: "Image", channels: int, size: int, levels: Levels | None)
         # JPEG can be decoded at 1/2, 1/4, 1/8 of its size; twice the wanted size keeps it sharp.
         picture.draft(None, (2 * size, 2 * size))
     if _is_deep(picture):
-        picture = _eight_bits(picture, levels)
+        picture = _eight_bits(picture, shape.levels)
     elif picture.has_transparency_data:
         picture = _on_background(picture)
     if picture.mode != mode:
         picture = picture.convert(mode)
     if picture.size != side:
-        picture = ImageOps.fit(picture, side, method=Image.Resampling.BICUBIC)
+        picture = ImageOps.fit(picture, side, method=Image.Resampling[shape.interpolation.upper()])
     array: ByteArray = np.asarray(picture)
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
 

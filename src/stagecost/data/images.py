@@ -12,6 +12,7 @@ from stagecost.errors import StageCostError
 from stagecost.records import read_typed
 
 LARGEST = 4096  # side of images, in pixels
+INTERPOLATIONS = ("bicubic", "bilinear")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class ImageFormat:
         class_names: the name of each class, in the order of the targets.
         levels: the values of pixels of more than 8 bits that became 0 and 255 in the training images;
             None if there were none.
+        interpolation: by which images are resized: bicubic or bilinear.
     """
 
     channels: int
@@ -34,6 +36,7 @@ class ImageFormat:
     std: tuple[float, ...]
     class_names: tuple[str, ...]
     levels: tuple[float, float] | None = None
+    interpolation: str = "bicubic"
 
     def to_json(self) -> dict[str, Any]:
         """Return the format as a dictionary of plain numbers, strings and lists."""
@@ -51,8 +54,9 @@ class ImageFormat:
         """
         try:
             hints = get_type_hints(cls)
-            given = {name: content[name] for name in hints if name != "levels"}
+            given = {name: content[name] for name in hints if name not in ("levels", "interpolation")}
             given["levels"] = content.get("levels")
+            given["interpolation"] = content.get("interpolation", cls.interpolation)
             result = cls(**{name: read_typed(hints[name], v, name) for name, v in given.items()})
         except KeyError as error:
             raise StageCostError(
@@ -76,6 +80,10 @@ class ImageFormat:
             ),
             (f"the means {result.mean}", not all(map(math.isfinite, result.mean))),
             (f"the standard deviations {result.std}", not all(0 < s < math.inf for s in result.std)),
+            (
+                f"the interpolation {result.interpolation!r}",
+                result.interpolation not in INTERPOLATIONS,
+            ),
             (f"the levels {result.levels}", result.levels is not None and not _is_range(*result.levels)),
         ):
             if wrong:

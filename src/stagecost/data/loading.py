@@ -5,6 +5,7 @@ has, and the augmentation that is usual for them.
 """
 
 import logging
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -154,6 +155,7 @@ def _check(config: DataConfig, seed: int, splits: Collection[str] | None) -> Non
             raise StageCostError(f"{flag} {value} is less than 1: give at least 1, or leave it out")
     if (config.image_size or 1) > LARGEST:
         raise StageCostError(f"--image-size {config.image_size} is above {LARGEST}: give fewer pixels")
+    _check_statistics(config.mean, config.std)
     if config.augment not in ("auto", "none"):
         raise StageCostError(f"--augment '{config.augment}' is unknown: give 'auto' or 'none'")
     if seed < 0:
@@ -161,6 +163,17 @@ def _check(config: DataConfig, seed: int, splits: Collection[str] | None) -> Non
     unknown = sorted(set(splits or ()) - {*SPLITS, ALL})
     if unknown:
         raise StageCostError(f"split '{unknown[0]}' is unknown: ask for {', '.join(SPLITS)} or {ALL}")
+
+
+def _check_statistics(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
+    if mean is None and std is None:
+        return
+    good = mean and std and len(mean) == len(std) in (1, 3)
+    if not (good and all(map(math.isfinite, mean or ())) and all(0 < s < math.inf for s in std or ())):
+        raise StageCostError(
+            f"--mean {mean} and --std {std} do not go together: give both, one number each for grey "
+            "images or three for colours, deviations above 0"
+        )
 
 
 def _wanted(splits: Collection[str] | None, rows: Mapping[str, Rows], config: DataConfig) -> list[str]:

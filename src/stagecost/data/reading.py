@@ -70,10 +70,19 @@ class Reader:
         part = self.rows[splits[0]].part
         index = np.sort(np.concatenate([self.rows[split].index for split in splits]))
         if image_format is None:
-            pixels = read_pixels(part.images, index, size=self.config.image_size)
+            pixels = read_pixels(
+                part.images,
+                index,
+                channels=len(self.config.mean) if self.config.mean else None,
+                size=self.config.image_size,
+                interpolation=self.config.interpolation or ImageFormat.interpolation,
+            )
         else:
             channels, size, levels = image_format.channels, image_format.size, image_format.levels
-            pixels = read_pixels(part.images, index, channels=channels, size=size, levels=levels)
+            way = image_format.interpolation
+            pixels = read_pixels(
+                part.images, index, channels=channels, size=size, levels=levels, interpolation=way
+            )
             if levels is None and pixels.levels is not None:
                 self.warnings.append(
                     f"{splits[0]} has images of more than 8 bits, and the training images had none: "
@@ -131,7 +140,11 @@ class Reader:
         published = facts and facts.statistics
         if published and np.allclose(statistics, published, rtol=0, atol=SAME_STATISTICS):
             statistics = published
-        return ImageFormat(channels, size, *statistics, self.source.class_names, pixels.levels)
+        if self.config.mean and self.config.std:
+            statistics = self.config.mean, self.config.std
+        way = self.config.interpolation or ImageFormat.interpolation
+        names = self.source.class_names
+        return ImageFormat(channels, size, *statistics, names, pixels.levels, way)
 
 
 def resembling(source: Source) -> str | None:

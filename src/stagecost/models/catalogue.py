@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,6 +20,9 @@ from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, NetworkDescription, Res
 from stagecost.records import read_typed
 from stagecost.storage import read_json, read_tensors
 from stagecost.text import one_line
+
+if TYPE_CHECKING:
+    from stagecost.models.adapters.libraries import LibraryBuilder
 
 # Of a saved network; its pruning is a record of these weights, and another training may follow.
 NO_DETAILS = {"format", "name", "arguments", "kept_blocks", "pruning"}
@@ -42,19 +45,59 @@ def create_model(name: str, *, weights: str | Path | None = None, **arguments: A
 
     Args:
         name: one of `list_models()`, or of another library, such as "timm/resnet18".
-        weights: a file of safetensors or of `torch.save`; "pretrained" for those of the library's hub.
+        weights: a file of safetensors or of `torch.save`; the folder of a saved network, whose
+            arguments and cut are taken over; "pretrained" for those of the library's hub. A classifier
+            of other classes stays random.
         arguments: the builder's keyword arguments, such as `num_blocks`, `width`, `num_classes`.
 
     Raises:
         StageCostError: the name or an argument is unknown, a size is impossible, or the weights do not
             fit.
     """
+    if weights is None:
+        return _build(name, arguments)
+    return pretrained_model(name, weights, **arguments)[0]
+
+
+def pretrained_model(
+    name: str, weights: str | Path, **arguments: Any
+) -> tuple[ResidualNetwork, tuple[str, ...]]:
+    """Build a network with given weights; the arguments are those of `create_model`.
+
+    Returns:
+        The network, and the names of its classifier's tensors if that stayed random.
+
+    Raises:
+        StageCostError: as of `create_model`.
+    """
+    kept_blocks = None
+    if weights == "pretrained":
+        tensors = _pretrained(name, arguments)
+    elif Path(weights).is_dir():
+        saved, tensors = _saved(Path(weights), name)
+        arguments, kept_blocks = {**saved.arguments, **arguments}, saved.kept_blocks
+    else:
+        tensors = read_weights(weights)
     network = _build(name, arguments)
     assert network.description is not None
-    if weights is not None:
-        tensors = _pretrained(name, arguments) if weights == "pretrained" else read_weights(weights)
-        load_matching(network, tensors, network.description.arguments.get("num_classes"))
-    return network
+    if kept_blocks is not None:
+        network.remove_all_but(_cut_to(network, kept_blocks))
+    if "/" in name and kept_blocks is None:
+        tensors = _library(name).fitted(network.get_submodule("model"), tensors)
+    classes = network.description.arguments.get("num_classes")
+    return network, load_matching(network, tensors, classes)
+
+
+def _saved(folder: Path, name: str) -> tuple[NetworkDescription, dict[str, torch.Tensor]]:
+    """Read a saved network that others are to start from.
+
+    Raises:
+        StageCostError: it is another network.
+    """
+    saved = read_description(read_config(folder), folder / CONFIG_FILE)
+    if saved.name != name:
+        raise StageCostError(f"{folder} holds a network {saved.name!r}: give it as --model")
+    return saved, read_tensors(folder / WEIGHTS_FILE)[0]
 
 
 def _build(name: str, arguments: Mapping[str, Any]) -> ResidualNetwork:
@@ -72,9 +115,13 @@ def _build(name: str, arguments: Mapping[str, Any]) -> ResidualNetwork:
 def _pretrained(name: str, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     if "/" not in name:
         raise StageCostError(f"model {name!r} has no pretrained weights: give a file")
+    return _library(name).pretrained(**arguments)
+
+
+def _library(name: str) -> "LibraryBuilder":
     from stagecost.models.adapters.libraries import LibraryBuilder
 
-    return LibraryBuilder(name).pretrained(**arguments)
+    return LibraryBuilder(name)
 
 
 def _complete(builder: Builder, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,12 +246,7 @@ def load(folder: str | Path) -> ResidualNetwork:
             finite number.
     """
     folder = Path(folder)
-    if not (folder / CONFIG_FILE).is_file():
-        raise StageCostError(
-            f"{folder} holds no saved network ({CONFIG_FILE} is missing): give a folder that "
-            "`stagecost prune` or save_pretrained wrote"
-        )
-    config = read_json(folder / CONFIG_FILE)
+    config = read_config(folder)
     tensors, metadata = read_tensors(folder / WEIGHTS_FILE)
     description = read_description(config, folder / CONFIG_FILE)
     if metadata.get("description", description.to_json()) != description.to_json():
@@ -214,6 +256,20 @@ def load(folder: str | Path) -> ResidualNetwork:
     network = restore(description, tensors, source=folder / WEIGHTS_FILE)
     network.details |= {key: value for key, value in config.items() if key not in NO_DETAILS}
     return network.eval()
+
+
+def read_config(folder: Path) -> Any:
+    """Read the JSON that describes a saved network.
+
+    Raises:
+        StageCostError: the folder holds none.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        raise StageCostError(
+            f"{folder} holds no saved network ({CONFIG_FILE} is missing): give a folder that "
+            "`stagecost prune` or save_pretrained wrote"
+        )
+    return read_json(folder / CONFIG_FILE)
 
 
 def read_description(content: Any, source: Path) -> NetworkDescription:

@@ -1,12 +1,13 @@
-"""Weights that others trained, put into a network: from a file, by name or by order."""
+"""Weights that others trained, put into a network by the names of its tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stagecost.errors import StageCostError
+from stagecost.network import ResidualNetwork
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -35,41 +36,43 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_matching(
-    network: nn.Module, tensors: Mapping[str, Tensor], num_classes: int | None
-) -> list[str]:
-    """Load weights by name; by order where no name agrees and every shape does.
+    network: ResidualNetwork, tensors: Mapping[str, Tensor], num_classes: int | None
+) -> tuple[str, ...]:
+    """Load weights by name; all but a classifier of other classes must fit.
 
     Args:
         network: is changed.
-        tensors: of the same network, maybe with a head for other classes.
-        num_classes: of the network: a tensor whose first size it is, and whose other sizes agree, may
-            stand in the file with another number of classes.
+        tensors: of the same network, maybe with a classifier for other classes, or without one.
+        num_classes: of the network: what in its head has so many rows is its classifier.
 
     Returns:
-        The names of the tensors of that head, which stay as they are.
+        The names of the classifier's tensors, if it stays as it is.
 
     Raises:
-        StageCostError: the tensors are those of another network.
+        StageCostError: the tensors are those of another network; the message names them.
     """
-    wanted = dict(network.state_dict())
-    given = dict(tensors)
-    if not wanted.keys() & given.keys() and len(wanted) == len(given):
-        given = dict(zip(wanted, given.values(), strict=True))
+    wanted = network.state_dict(keep_vars=True)
+    head = {id(parameter) for parameter in network.head.parameters()}
+    classifier = {n for n, t in wanted.items() if id(t) in head and t.shape[:1] == (num_classes,)}
+    absent = wanted.keys() - tensors.keys()
+    others = {n for n in wanted.keys() & tensors.keys() if tensors[n].shape != wanted[n].shape}
+    resized = {n for n in others & classifier if tensors[n].shape[1:] == wanted[n].shape[1:]}
+    fresh = classifier if resized or classifier & absent else set()
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}
-    if missing := sorted(wanted.keys() - given.keys() - counters):
-        raise StageCostError(f"the weights are of another network: {missing[0]} is missing")
-    head = []
-    for name, tensor in wanted.items():
-        other = given.setdefault(name, tensor)
-        if other.shape == tensor.shape:
-            continue
-        if not (tensor.shape[:1] == (num_classes,) and tensor.shape[1:] == other.shape[1:]):
-            raise StageCostError(
-                f"the weights are of another network: {name} has shape {tuple(other.shape)}, not "
-                f"{tuple(tensor.shape)}"
-            )
-        head.append(name)
-    network.load_state_dict(
-        {name: tensor if name in head else given[name] for name, tensor in wanted.items()}
-    )
-    return head
+    wrong = {
+        "missing": absent - fresh - counters,
+        "unknown": tensors.keys() - wanted.keys(),
+        "of another shape": others - resized,
+    }
+    if any(wrong.values()):
+        said = "; ".join(f"{_some(names)} {what}" for what, names in wrong.items() if names)
+        raise StageCostError(f"the weights are of another network: {said}")
+    stays = fresh | absent
+    network.load_state_dict({n: t if n in stays else tensors[n] for n, t in wanted.items()})
+    return tuple(sorted(fresh))
+
+
+def _some(names: Collection[str]) -> str:
+    shown = ", ".join(sorted(names)[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{shown}{more} {'is' if len(names) == 1 else 'are'}"

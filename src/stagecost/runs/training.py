@@ -27,7 +27,7 @@ from stagecost.train.interruption import StoppedError, interruption
 from stagecost.train.loop import Epoch, OnStep, Step, check_weights, fit
 from stagecost.train.recipe import Moment
 from stagecost.train.settings import RunSettings
-from stagecost.train.setup import Setup, prepare
+from stagecost.train.setup import Setup, create_network, data_config, prepare
 from stagecost.train.stage_cost import StageCostRule, after_cuts, terminal_only
 from stagecost.train.state import State
 from stagecost.train.trackers import open_trackers
@@ -152,9 +152,14 @@ def _claimed(
 
 def _prepare(run: RunFolder, settings: RunSettings) -> Setup:
     splits = ("train", "val") if settings.data.val_fraction > 0 else ("train",)
-    data = load_data(settings.data, seed=settings.training.seed, splits=splits)
+    data = load_data(data_config(settings), seed=settings.training.seed, splits=splits)
+    network = None
+    if run.last.is_file() and settings.model.weights and not Path(settings.model.weights).is_dir():
+        # What it began with is in the checkpoint by now.
+        afresh = replace(settings, model=replace(settings.model, weights=None))
+        network = create_network(afresh, data)
     loggers = open_trackers(settings.training.trackers, run.path, settings.to_flat())
-    return prepare(settings, data, loggers=loggers)
+    return prepare(settings, data, network=network, loggers=loggers)
 
 
 def _check_images(run: RunFolder, setup: Setup) -> None:

@@ -198,6 +198,7 @@ def _check_optimizer_tensors(tensors: Mapping[str, Tensor], state: State, path: 
     shapes = {
         f"{name}/{slot}": torch.Size([]) if slot == "step" else parameter.shape
         for name, parameter in state.network.named_parameters()
+        if parameter.requires_grad
         for slot in slots
     }
     wrong = [key for key, value in tensors.items() if value.shape != shapes.get(key)]

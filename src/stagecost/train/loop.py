@@ -19,7 +19,7 @@ from stagecost.train.drop_path import draw_branch_scales, drop_rates
 from stagecost.train.history import Sums
 from stagecost.train.recipe import Batches, Moment, Recipe
 from stagecost.train.stage_cost import StageCostRule, acting_gamma, after_cuts
-from stagecost.train.state import State
+from stagecost.train.state import State, freeze_stem
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,8 @@ def fit(
     state.start_clock()
     while progress.epoch < recipe.epochs:
         state.network.train()
+        if recipe.freeze_stem:
+            freeze_stem(state.network)
         for images, targets in batches.epoch(progress.epoch, progress.batch):
             moment = Moment(progress.epoch, progress.batch, len(batches), recipe.epochs)
             step = train_step(state, batches, rule, recipe, moment, images, targets)
@@ -123,7 +125,7 @@ def train_step(
         StageCostError: the objective is not finite; the weights are those before the step.
     """
     for group in state.optimizer.param_groups:
-        group["lr"] = recipe.learning_rate(moment)
+        group["lr"] = recipe.learning_rate(moment) * group.get("lr_scale", 1.0)
     stage_cost = after_cuts(rule(moment), state.stages, state.left)
     visited = _sampled(stage_cost, recipe, moment)
     scales = _branch_scales(state, recipe, moment, batches.batch_size)

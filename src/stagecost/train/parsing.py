@@ -95,7 +95,9 @@ def read_value(name: str, kind: Any, value: object) -> Any:
         shown = "null" if value is None else repr(value)
         shown = shown if len(shown) <= 80 else shown[:79] + "…"
         if get_origin(kind) is tuple:
-            wanted = "numbers like 16,32,64" if int in get_args(kind) else "texts like 4,8"
+            wanted = {int: "numbers like 16,32,64", float: "numbers like 0.5,0.5,0.5"}.get(
+                get_args(kind)[0], "texts like 4,8"
+            )
         choices = ", ".join(map(repr, get_args(kind)))
         raise StageCostError(f"{name} is {shown}: give {wanted or f'one of {choices}'}") from None
 

@@ -65,6 +65,7 @@ class Recipe:
         equilibrium: gradients are means of the losses behind a block, not sums.
         gate: what comes back from beyond a cut that bears the stage cost is multiplied by it.
         drop_path: rate of the last branch; 0 leaves none out.
+        freeze_stem: leave the stem as it is.
         seed: of what is drawn in a step.
         how: a pass through the network is done.
     """
@@ -78,6 +79,7 @@ class Recipe:
     equilibrium: bool = False
     gate: float = 1.0
     drop_path: float = 0.0
+    freeze_stem: bool = False
     seed: int = 0
     how: Pass = LITERALLY
 
@@ -95,6 +97,7 @@ class Recipe:
             equilibrium=settings.stage.equilibrium,
             gate=settings.stage.gate,
             drop_path=settings.stage.drop_path,
+            freeze_stem=training.freeze_stem,
             seed=training.seed,
             how=Pass(checkpointing=training.activation_checkpointing, collapsed=True),
         )

@@ -30,6 +30,7 @@ class ModelSettings:
         stem_stride: stride of the first convolution of a homogeneous or staged network; 1 if not given.
         projection: of a staged network: strided (1×1 convolution with a stride, as in the paper; if not
             given) or average (pooling first, so that no pixel is dropped).
+        weights: that training starts from: a file, the folder of a saved network, or pretrained.
     """
 
     model: str = "homogeneous"
@@ -39,11 +40,13 @@ class ModelSettings:
     widths: tuple[int, ...] | None = None
     stem_stride: int | None = None
     projection: Literal["strided", "average"] | None = None
+    weights: str | None = None
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments for `create_model` that were given."""
         given = {key: value for key, value in asdict(self).items() if value is not None}
-        given.pop("model")
+        for name in ("model", "weights"):
+            given.pop(name, None)
         return {key: list(v) if isinstance(v, tuple) else v for key, v in given.items()}
 
 
@@ -60,6 +63,8 @@ class TrainingSettings:
         batch_size: images a step, over all processes together.
         optimizer: sgd (momentum 0.9, Nesterov) or adamw.
         lr: the highest learning rate; 0.1 for sgd and 0.002 for adamw if not given.
+        layer_decay: each layer before the head learns at this part of the rate of the one behind it.
+        freeze_stem: leave the stem as it is, its running statistics too.
         warmup_epochs: epochs of linear warm-up, before the cosine to zero; may be a fraction.
         clip_norm: largest norm of the gradient; 0 does not clip.
         ema_decay: decay of an exponential moving average of the weights; 0 keeps none.
@@ -85,6 +90,8 @@ class TrainingSettings:
     batch_size: int = 128
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float | None = None
+    layer_decay: float = 1.0
+    freeze_stem: bool = False
     warmup_epochs: float = 1.0
     clip_norm: float = 0.0
     ema_decay: float = 0.0
@@ -130,6 +137,10 @@ class TrainingSettings:
                 raise StageCostError(f"{flag(name)} is {value}: give a number above 0")
         if unknown := set(self.tracker).difference(TRACKERS):
             raise StageCostError(f"--tracker is {min(unknown)!r}: give some of {', '.join(TRACKERS)}")
+        if not 0 < self.layer_decay <= 1:
+            raise StageCostError(
+                f"--layer-decay is {self.layer_decay}: give a number above 0, at most 1"
+            )
         if self.batch_size % self.num_processes:
             raise StageCostError(
                 f"--batch-size {self.batch_size} cannot be shared by {self.num_processes} processes: "

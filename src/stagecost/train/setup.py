@@ -1,16 +1,19 @@
 """What a training is made of, built from its settings and its images."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from stagecost.data.batches import check_shares, eval_batches, sample_batches
+from stagecost.data.config import DataConfig
+from stagecost.data.images import INTERPOLATIONS
 from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
 from stagecost.fast.reading import check_compiler
-from stagecost.models.catalogue import create_model
+from stagecost.models.catalogue import create_model, read_config
 from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost
 from stagecost.train.checkpoint import Checkpoint, restore_state
@@ -149,8 +152,42 @@ def prepare(
 
 def create_network(settings: RunSettings, data: DataBundle) -> ResidualNetwork:
     """Build the network that the settings name for these images."""
+    given = network_arguments(settings, data)
+    return create_model(settings.model.model, weights=settings.model.weights, **given)
+
+
+def network_arguments(settings: RunSettings, data: DataBundle) -> dict[str, Any]:
+    """Return the arguments of the builder that the settings name, for these images."""
     arguments = settings.model.arguments()
     arguments |= {"num_classes": data.num_classes, "in_channels": data.format.channels}
     if "/" in settings.model.model:  # views of other libraries' models are made for one size
         arguments["image_size"] = data.format.size
-    return create_model(settings.model.model, **arguments)
+    return arguments
+
+
+def data_config(settings: RunSettings) -> DataConfig:
+    """Return which images to use, prepared as the weights want them where the settings leave it open.
+
+    Raises:
+        StageCostError: a folder of weights that holds no saved network.
+    """
+    data, weights, name = settings.data, settings.model.weights, settings.model.model
+    wanted: Mapping[str, Any] = {}
+    if weights is not None and "/" in name:
+        from stagecost.models.adapters.libraries import preprocessing
+
+        wanted = preprocessing(name).to_json()
+    if weights is not None and Path(weights).is_dir():
+        saved = read_config(Path(weights))
+        size = dict(saved.get("arguments", {})).get("image_size")
+        wanted = {**wanted, **({"size": size} if size else {}), **saved.get("image_format", {})}
+    if not wanted:
+        return data
+    way = wanted.get("interpolation")
+    return replace(
+        data,
+        image_size=data.image_size or wanted.get("size"),
+        mean=data.mean or tuple(wanted["mean"]),
+        std=data.std or tuple(wanted["std"]),
+        interpolation=data.interpolation or (way if way in INTERPOLATIONS else None),
+    )

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +125,8 @@ def start(
         network.remove_all_but(Cut(tuple(k for k, index in enumerate(indices) if index in kept_blocks)))
     # On CPUs, too, convolutions of few channels are much faster with channels last.
     network.to(memory_format=torch.channels_last)
+    if training.freeze_stem:
+        freeze_stem(network)
     if training.compile:  # when it first meets a shape; parameters keep their names
         network.compile(dynamic=False)
     asked, model, optimizer = wrap(fabric, network, make_optimizer(network, training, weight_decay))
@@ -139,10 +141,45 @@ def make_optimizer(
     network: ResidualNetwork, training: TrainingSettings, weight_decay: float
 ) -> Optimizer:
     """Build the optimiser; lambda goes to the residual branches alone (see `parameter_groups`)."""
-    groups = parameter_groups(network, weight_decay)
+    groups = by_layer(network, parameter_groups(network, weight_decay), training.layer_decay)
     if training.optimizer == "sgd":
         return SGD(groups, lr=training.peak_lr, momentum=0.9, nesterov=True)
     return AdamW(groups, lr=training.peak_lr)
+
+
+def by_layer(
+    network: ResidualNetwork, groups: list[dict[str, Any]], decay: float
+) -> list[dict[str, Any]]:
+    """Split groups of parameters by layer, each with its part of the learning rate, `lr_scale`.
+
+    Layers are the stem, each block, and the head: the head learns at the full rate, the last block at
+    `decay` of it, the one before at decay², and so on.
+    """
+    if decay == 1:
+        return groups
+    behind = {id(p): 0 for p in network.head.parameters()}
+    for count, block in enumerate(list(network.blocks.values())[::-1], start=1):
+        behind = {id(p): count for p in block.parameters()} | behind
+    layers: dict[tuple[int, int], list[nn.Parameter]] = {}
+    for number, group in enumerate(groups):
+        for parameter in group["params"]:
+            layer = behind.get(id(parameter), network.num_blocks + 1)
+            layers.setdefault((number, layer), []).append(parameter)
+    return [
+        {**groups[number], "params": parameters, "lr_scale": decay**layer}
+        for (number, layer), parameters in layers.items()
+    ]
+
+
+def freeze_stem(network: ResidualNetwork) -> None:
+    """Leave the stem out of the training: its weights, and its running statistics, which act.
+
+    To be called again whenever the network was put into training mode.
+    """
+    for module in network.stem.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+    network.stem.requires_grad_(False)
 
 
 def wrap(

@@ -5,7 +5,7 @@ view of timm's model with random weights.
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from stagecost.errors import StageCostError
 from stagecost.models.adapters.view import AdaptedNetwork, adapt
+from stagecost.text import one_line
 
 SIZE_ARGUMENTS = {"timm": "img_size", "torchvision": "image_size"}
 
@@ -187,6 +188,26 @@ class LibraryBuilder:
             reason = " ".join(str(error).split())[:200]
             raise StageCostError(
                 f"no pretrained weights of {self.name} ({reason}): give a file of weights"
+            ) from None
+
+    def fitted(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights as timm itself would rename and resize them, such as tables of positions.
+
+        Args:
+            model: that they are for.
+            tensors: by the names of the library, or of whoever trained them.
+
+        Raises:
+            StageCostError: they are of another network.
+        """
+        rule = getattr(import_module(type(model).__module__), "checkpoint_filter_fn", None)
+        if rule is None or self.library != "timm":
+            return dict(tensors)
+        try:
+            return dict(rule(dict(tensors), model))
+        except (AttributeError, LookupError, RuntimeError, ValueError) as error:
+            raise StageCostError(
+                f"the weights are of another network than {self.name}: {one_line(error)}"
             ) from None
 
     def _build(

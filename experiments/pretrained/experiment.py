@@ -1,0 +1,357 @@
+"""Networks that others trained, made shallower on new images: one training for both, or two?
+
+Command     python -m experiments run pretrained --weights DIR [--dataset flowers-1500-lite0] …
+Machine     cpu: one core, one thread
+Runtime     lite0: two minutes a run on an idle core; vit: five; resnet32: five
+Seeds       0, 1, 2
+
+`python -m experiments.pretrained.files DIR` fetches the weights. Every arm starts from the pretrained
+network with a linear head fitted to the training images, and learns for the same number of epochs:
+
+linear      not trained at all: the head alone is fitted
+whole       plain fine-tuning; its cut is made afterwards, without training
+joint       the whole network, and a target cut that learns from it (half labels, half distillation)
+cut_first   the same cut made first, its head fitted, then plain fine-tuning
+
+The cut is chosen before any training on validation images of the first seed: of those with at least a
+third fewer MACs that the search finds, the one with the least loss.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from experiments.pretrained import cifar_resnet  # noqa: F401 (its model enters the catalogue)
+from experiments.recipes import Settings
+from experiments.records import Record, Row
+from experiments.runner import Context, Experiment, Tier
+from experiments.tables import Columns, accuracy, rows_of, table
+from experiments.trainings import Run, Training, cut_from, trained_run
+from stagecost.cut import Cut
+from stagecost.data.batches import eval_batches, num_batches
+from stagecost.data.loading import DataBundle, load_data
+from stagecost.errors import StageCostError
+from stagecost.latency import measure_latency
+from stagecost.macs import count_macs, count_parameters
+from stagecost.network import ResidualNetwork
+from stagecost.probes import fit_classifier
+from stagecost.runs.certainty import Z
+from stagecost.runs.pruning import right_answers
+from stagecost.runs.trained import Trained
+from stagecost.search import search_cuts
+from stagecost.storage import write_json
+from stagecost.text import format_indices
+from stagecost.train.parsing import parse_settings
+from stagecost.train.setup import create_network, data_config
+
+LARGEST_PART = 0.67
+"""Of the whole network's MACs, that a cut may have."""
+SEARCH_IMAGES = 128
+BASE: Settings = {"device": "cpu", "batch_size": 32, "warmup_epochs": 0.25, "gamma": 0.0}
+IMAGENET: Settings = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+MODELS: dict[str, Settings] = {
+    "lite0": {
+        "model": "timm/tf_efficientnet_lite0",
+        "weights": "efficientnet_lite0.safetensors",
+        "image_size": 96,
+        "freeze_stem": True,
+        "lr": 0.01,
+        "layer_decay": 0.9,
+        "epochs": 2,
+    },
+    "vit": {
+        "model": "timm/vit_small_patch14_dinov2",
+        "weights": "vit_small.safetensors",
+        "image_size": 84,
+        "optimizer": "adamw",
+        "weight_decay": 0.01,
+        "lr": 1e-4,
+        "layer_decay": 0.8,
+        "epochs": 2,
+    },
+    "resnet32": {
+        **IMAGENET,
+        "model": "cifar_resnet",
+        "weights": "resnet32-cifar10.safetensors",
+        "lr": 0.02,
+        "batch_size": 128,
+        "limit_train": 20_000,
+        "epochs": 3,
+    },
+}
+NAMES = {
+    "cpu": (
+        "flowers-1500-lite0",
+        "trashnet-112-lite0",
+        "flowers-1500-vit",
+        "trashnet-112-vit",
+        "cifar10-resnet32",
+    ),
+}
+TEXT = """\
+Networks that others trained, fine-tuned on new images: plainly (`whole`), with a target cut that learns
+from the whole network (`joint`), and cut first (`cut_first`), each for the same number of epochs.
+`linear` is not trained but for its head. The cut, any blocks, was chosen by the loss on validation
+images, with at least a third fewer MACs. The last columns are the difference to the plainly fine-tuned
+whole network on the same test images, over all seeds, and its 95 % interval."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pretrained network on a data set: what its arms have in common.
+
+    Attributes:
+        context: of the run.
+        settings: of plain fine-tuning, with the file of weights.
+    """
+
+    context: Context
+    settings: Settings
+    bundles: dict[int, DataBundle] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, context: Context) -> "Case":
+        """Return the case of a name such as "flowers-1500-lite0".
+
+        Raises:
+            StageCostError: the file of weights is not there.
+        """
+        settings = {**BASE, **MODELS[context.dataset.rpartition("-")[2]]}
+        folder = Path(context.options.get("weights", context.work.parent / "weights"))
+        file = folder / settings["weights"]
+        if not file.is_file():
+            raise StageCostError(
+                f"{file} is not there: make it by `python -m experiments.pretrained.files {folder}`, or "
+                "name its folder by --weights"
+            )
+        return cls(context, {**settings, "weights": str(file)})
+
+    @property
+    def data(self) -> str:
+        """What a training's `data` names."""
+        return self.context.images(self.context.dataset.rpartition("-")[0])
+
+    def bundle(self, seed: int) -> DataBundle:
+        """Return the images of a seed."""
+        if seed not in self.bundles:
+            config = data_config(parse_settings({**self.settings, "data": self.data}))
+            self.bundles[seed] = load_data(config, seed=seed, splits=("train", "val", "test"))
+        return self.bundles[seed]
+
+    def fitted(self, seed: int, cut: Cut | None = None) -> Path:
+        """Return the folder of the pretrained network, or of a cut of it, with a fitted head."""
+        name = "whole" if cut is None else format_indices(cut.blocks).replace(", ", "_")
+        folder, bundle = self.context.work / f"linear-{name}-seed{seed}", self.bundle(seed)
+        if (folder / "config.json").is_file():
+            return folder
+        self.context.report(f"{self.context.dataset}: head of {name}, seed {seed}")
+        torch.manual_seed(seed)
+        network = create_network(parse_settings({**self.settings, "data": self.data}), bundle).eval()
+        small = network if cut is None else network.keep(cut)
+        batches = eval_batches(bundle.splits["train"], bundle.format, batch_size=64)
+        if "cifar10" not in self.context.dataset:  # there the head is the author's
+            fit_classifier(small, batches, bundle.num_classes)
+        small.save_pretrained(folder, image_format=bundle.format.to_json())
+        return folder
+
+    @cached_property
+    def cut(self) -> Cut:
+        """The cut that is a target, chosen on validation images before any training."""
+        file, seed = self.context.work / "cut.json", self.context.seeds[0]
+        if file.is_file():
+            return Cut(tuple(json.loads(file.read_text())["blocks"]))
+        network, bundle = self.network(self.fitted(seed)), self.bundle(seed)
+        shape = (bundle.format.channels, bundle.format.size, bundle.format.size)
+        self.context.report(f"{self.context.dataset}: search for a cut")
+        batches = eval_batches(bundle.splits["val"].first(SEARCH_IMAGES), bundle.format, batch_size=64)
+        whole = count_macs(network, shape)
+        scores = [(s, count_macs(network, shape, s.cut) / whole) for s in search_cuts(network, batches)]
+        chosen = min((s for s, part in scores if part <= LARGEST_PART), key=lambda s: s.loss)
+        tried = [
+            {"blocks": s.cut.to_json(), "loss": s.loss, "accuracy": s.accuracy, "macs": round(part, 4)}
+            for s, part in scores
+        ]
+        write_json(file, {"blocks": chosen.cut.to_json(), "tried": tried})
+        return chosen.cut
+
+    def network(self, folder: Path) -> ResidualNetwork:
+        """Load a network."""
+        from stagecost.models.catalogue import load
+
+        return load(folder).to(memory_format=torch.channels_last)
+
+    def training(self, arm: str, seed: int) -> Training:
+        """Return the training of an arm."""
+        start = {"weights": str(self.fitted(seed, self.cut if arm == "cut_first" else None))}
+        plain = {**self.settings, **start}
+        if arm != "joint":
+            return Training(plain)
+        target = f"[{' '.join(map(str, self.cut.blocks))}]"
+        return Training({**plain, "targets": [target], "stage_loss": "distilled", "gamma": 1.0})
+
+    def run(self, arm: str, seed: int) -> Run:
+        """Train, go on, or find what is finished."""
+        return trained_run(self.context, arm, self.training(arm, seed), seed, self.data)
+
+
+ARMS = ("whole", "joint", "cut_first")
+
+
+def run(context: Context) -> Row:
+    """Train every arm with every seed, then read the test images."""
+    case = Case.of(context)
+    runs = {seed: {arm: case.run(arm, seed) for arm in ARMS} for seed in context.seeds}
+    right: dict[tuple[str, str], list[Tensor]] = {}
+    for seed in context.seeds:
+        for key, network in networks(case, seed, runs[seed]).items():
+            right.setdefault(key, []).append(_right(case, seed, network))
+    rows = [_row(case, arm, cut, answers, right, runs) for (arm, cut), answers in right.items()]
+    bundle = case.bundle(context.seeds[0])
+    return {
+        "rows": rows,
+        "search": json.loads((context.work / "cut.json").read_text())["tried"],
+        "num_train": len(bundle.splits["train"]),
+        "num_val": len(bundle.splits["val"]),
+    }
+
+
+def networks(case: Case, seed: int, runs: dict[str, Run]) -> dict[tuple[str, str], ResidualNetwork]:
+    """Return what is judged, by arm and cut."""
+    opened: dict[str, Trained] = {arm: run.open() for arm, run in runs.items()}
+    cut, name = case.cut, "cut"
+    linear = case.network(case.fitted(seed))
+    return {
+        ("linear", "whole"): linear,
+        ("linear", name): case.network(case.fitted(seed, cut)),
+        ("whole", "whole"): opened["whole"].network,
+        ("whole", name): cut_from(opened["whole"], cut),
+        ("joint", "whole"): opened["joint"].network,
+        ("joint", name): cut_from(opened["joint"], cut),
+        ("cut_first", name): opened["cut_first"].network,
+    }
+
+
+def _right(case: Case, seed: int, network: ResidualNetwork) -> Tensor:
+    bundle = case.bundle(seed)
+    return right_answers(network, eval_batches(bundle.splits["test"], bundle.format))
+
+
+def _row(
+    case: Case,
+    arm: str,
+    cut: str,
+    answers: Sequence[Tensor],
+    right: dict[tuple[str, str], list[Tensor]],
+    runs: dict[int, dict[str, Run]],
+) -> Row:
+    context, seed = case.context, case.context.seeds[0]
+    accuracies = [100 * float(each.double().mean()) for each in answers]
+    network = networks(case, seed, runs[seed])[arm, cut]
+    bundle = case.bundle(seed)
+    shape = (bundle.format.channels, bundle.format.size, bundle.format.size)
+    difference, interval = paired_difference(answers, right["whole", "whole"])
+    return {
+        "dataset": context.dataset.rpartition("-")[0],
+        "model": case.settings["model"],
+        "arm": arm,
+        "cut": "whole" if cut == "whole" else format_indices(case.cut.blocks),
+        "num_blocks": network.num_blocks,
+        "seeds": list(context.seeds),
+        "test_accuracies": accuracies,
+        "mean": statistics.mean(accuracies),
+        "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        "difference_to_whole": difference,
+        "interval": interval,
+        "macs": count_macs(network, shape),
+        "parameters": count_parameters(network),
+        "latency_ms": latency(case, arm, cut, runs),
+        "training_macs": 0 if arm == "linear" else training_macs(case, arm),
+        "num_test": len(answers[0]),
+    }
+
+
+def paired_difference(
+    answers: Sequence[Tensor], others: Sequence[Tensor]
+) -> tuple[float, tuple[float, float]]:
+    """Return by how many points of accuracy answers are above others on the same images, and 95 % of it.
+
+    Args:
+        answers: which images are right, (n,), for each seed.
+        others: the same.
+    """
+    each = torch.stack(list(answers)).double().mean(dim=0) - torch.stack(list(others)).double().mean(
+        dim=0
+    )
+    mean, half = float(each.mean()), Z * float(each.std()) / len(each) ** 0.5
+    return 100 * mean, (100 * (mean - half), 100 * (mean + half))
+
+
+def latency(case: Case, arm: str, cut: str, runs: dict[int, dict[str, Run]]) -> float:
+    """Return the median time of one image, in milliseconds, beside the whole network in turns."""
+    seed = case.context.seeds[0]
+    judged = networks(case, seed, runs[seed])
+    size = case.bundle(seed).format.size
+    timed = {"whole": judged["whole", "whole"], "this": judged[arm, cut]}
+    return measure_latency(timed, torch.randn(1, 3, size, size))["this"].p50_ms
+
+
+def training_macs(case: Case, arm: str) -> int:
+    """Count the MACs of all passes of a training: three for an image; shared beginnings count once."""
+    bundle, seed = case.bundle(case.context.seeds[0]), case.context.seeds[0]
+    shape = (bundle.format.channels, bundle.format.size, bundle.format.size)
+    network, cuts = (
+        case.network(case.fitted(seed)),
+        {
+            "whole": [Cut.whole()],
+            "joint": [case.cut, Cut.whole()],
+            "cut_first": [case.cut],
+        },
+    )
+    images, settings = len(bundle.splits["train"]), case.settings
+    seen = settings["batch_size"] * num_batches(images, settings["batch_size"])
+    epochs: int = settings["epochs"]
+    return 3 * seen * epochs * count_macs(network, shape, cuts[arm])
+
+
+def section(records: Sequence[Record]) -> list[str]:
+    """Return the table."""
+
+    def interval(row: Row) -> str:
+        low, high = row["interval"]
+        return f"{row['difference_to_whole']:+.2f} ({low:+.2f} to {high:+.2f})"
+
+    columns: Columns = {
+        "data": "{dataset}",
+        "model": "{model}",
+        "arm": "{arm}",
+        "cut": "{cut}",
+        "test accuracy": accuracy,
+        "above whole, points": interval,
+        "MACs": "{macs:,}",
+        "ms an image": "{latency_ms:.1f}",
+        "MACs of training": "{training_macs:.3g}",
+        "test images": "{num_test}",
+    }
+    return [TEXT, table(rows_of(records), columns)]
+
+
+def trainings(tier: Tier, dataset: str) -> dict[str, Training]:
+    """Return plain fine-tuning, for the record."""
+    return {"whole": Training({**BASE, **MODELS[dataset.rpartition("-")[2]]})}
+
+
+PRETRAINED = Experiment(
+    name="pretrained",
+    title="Networks that others trained",
+    datasets=NAMES,
+    run=run,
+    section=section,
+    trainings=trainings,
+    options=frozenset({"weights"}),
+)

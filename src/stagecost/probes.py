@@ -1,0 +1,142 @@
+"""Linear heads: what a linear map can read off a state, and a head for other classes without training.
+
+A head is fitted by logistic regression with a small penalty on features that are pooled over places, so
+it takes seconds. On x_k it tells how much of the answer is there after k blocks, whatever the rest of
+the network makes of it (Alain and Bengio 2016, "linear classifier probes").
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stagecost.cut import Cut
+from stagecost.errors import StageCostError
+from stagecost.network import ResidualNetwork
+from stagecost.trajectory import Loader, Score, device_of, evaluation_mode, to_device
+
+PENALTY = 1e-2  # on the weights, for features of variance 1
+STEPS = 60
+
+
+def linear_probes(network: ResidualNetwork, train: Loader, loader: Loader) -> list[Score]:
+    """Fit a linear head on each state x_0 … x_N, in eval mode, and measure it on other data.
+
+    Args:
+        network: is left as it is.
+        train: batches of (images, class numbers), to fit the heads on.
+        loader: batches to measure them on.
+
+    Returns:
+        The score of each, by the cut `Cut.first(k)`.
+
+    Raises:
+        StageCostError: a loader gives no batch.
+    """
+    features, targets = state_features(network, train)
+    others, truth = state_features(network, loader)
+    scores = []
+    for k, (seen, unseen) in enumerate(zip(features, others, strict=True)):
+        output = fit_linear(seen, targets)(unseen)
+        loss = float(F.cross_entropy(output, truth))
+        right = 100 * float((output.argmax(dim=1) == truth).double().mean())
+        scores.append(Score(Cut.first(k), loss, right, len(truth)))
+    return scores
+
+
+def state_features(network: ResidualNetwork, loader: Loader) -> tuple[list[Tensor], Tensor]:
+    """Return x_0 … x_N of a data set, pooled, (n, F_k) each, and the targets, (n,), on the CPU.
+
+    Raises:
+        StageCostError: the loader gives no batch.
+    """
+    states: list[list[Tensor]] = [[] for _ in range(network.num_blocks + 1)]
+    targets: list[Tensor] = []
+
+    def note(k: int, state: Tensor, following: Tensor) -> None:
+        if k == 0:
+            states[0].append(pooled(state))
+        states[k + 1].append(pooled(following))
+
+    with evaluation_mode(network):
+        for images, classes in loader:
+            network(to_device(images, device_of(network)), observe=note)
+            targets.append(classes.cpu())
+    if not targets:
+        raise StageCostError("the data set is empty: give at least one image")
+    return [torch.cat(each) for each in states], torch.cat(targets)
+
+
+def pooled(state: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Return the mean of a state over its places, (B, channels), on the CPU.
+
+    States are (B, C, H, W), (B, H, W, C) or (B, tokens, C); of a tuple the first counts.
+    """
+    first = state if isinstance(state, Tensor) else state[0]
+    channels_last = first.dim() == 3 or (
+        first.dim() == 4 and first.shape[1] == first.shape[2] != first.shape[3]
+    )
+    places = range(1, first.dim() - 1) if channels_last else range(2, first.dim())
+    return (first.mean(dim=tuple(places)) if len(places) else first).float().cpu()
+
+
+def fit_classifier(network: ResidualNetwork, loader: Loader, num_classes: int) -> None:
+    """Fit the last linear layer of a network to data, in eval mode; all else stays as it is.
+
+    Args:
+        network: its classifier is changed.
+        loader: batches of (images, class numbers), to fit it on.
+        num_classes: rows of its classifier.
+
+    Raises:
+        StageCostError: it has no linear classifier of so many classes, or the loader gives no batch.
+    """
+    linear = [m for m in network.head.modules() if isinstance(m, nn.Linear)]
+    linear = [m for m in linear if m.out_features == num_classes]
+    if not linear:
+        raise StageCostError(f"the network has no linear classifier of {num_classes} classes: train it")
+    given: list[Tensor] = []
+    targets: list[Tensor] = []
+    handle = linear[-1].register_forward_pre_hook(lambda _, args: given.append(args[0].float().cpu()))
+    try:
+        with evaluation_mode(network):
+            for images, classes in loader:
+                network(to_device(images, device_of(network)))
+                targets.append(classes.cpu())
+    finally:
+        handle.remove()
+    if not targets:
+        raise StageCostError("the data set is empty: give at least one image")
+    linear[-1].load_state_dict(
+        fit_linear(torch.cat(given), torch.cat(targets), num_classes).state_dict()
+    )
+
+
+def fit_linear(features: Tensor, targets: Tensor, num_classes: int | None = None) -> nn.Linear:
+    """Fit a linear map to classes by logistic regression, the same one every time.
+
+    Args:
+        features: (n, F); they are standardised for the fit, and the map takes them as they are.
+        targets: (n,), class numbers.
+        num_classes: as many as the targets have if not given.
+    """
+    classes = int(targets.max()) + 1 if num_classes is None else num_classes
+    mean, std = features.mean(dim=0), features.std(dim=0, correction=0).clamp_min(1e-6)
+    standard = (features - mean) / std
+    weight, bias = torch.zeros(classes, features.shape[1]), torch.zeros(classes)
+    parameters = weight.requires_grad_(), bias.requires_grad_()
+    solver = torch.optim.LBFGS(parameters, max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        solver.zero_grad()
+        loss = F.cross_entropy(F.linear(standard, weight, bias), targets)
+        total = loss + PENALTY / 2 * weight.square().sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    with torch.enable_grad():
+        solver.step(objective)  # type: ignore[no-untyped-call]
+    fitted = nn.Linear(features.shape[1], classes)
+    with torch.no_grad():
+        fitted.weight.copy_(weight / std)
+        fitted.bias.copy_(bias - fitted.weight @ mean)
+    return fitted.requires_grad_(False)

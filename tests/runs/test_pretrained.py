@@ -1,0 +1,185 @@
+"""Trainings that start from weights that others trained."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.helpers import contents
+from torch import nn
+
+import stagecost as sc
+from stagecost.cli.main import main
+from stagecost.cut import Cut
+from stagecost.data.config import DataConfig
+from stagecost.data.loading import load_data
+from stagecost.errors import StageCostError
+from stagecost.models.adapters.libraries import library_model, preprocessing
+from stagecost.objective import parameter_groups
+from stagecost.probes import fit_classifier, fit_linear
+from stagecost.runs.evaluation import evaluate
+from stagecost.runs.trained import open_trained
+from stagecost.runs.training import train
+from stagecost.train.loop import Step
+from stagecost.train.state import State, by_layer
+from stagecost.trajectory import evaluate_cuts
+
+NAME = "timm/test_resnet"
+SETTINGS = {
+    "data": "digits",
+    "model": NAME,
+    "image_size": 32,
+    "limit_train": 120,
+    "limit_test": 60,
+    "batch_size": 32,
+    "epochs": 2,
+    "lr": 0.02,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(3)
+    file = tmp_path_factory.mktemp("weights") / "resnet.pth"
+    torch.save(library_model(NAME).state_dict(), file)
+    return file
+
+
+def test_a_run_starts_from_weights_and_goes_on_without_them(weights: Path, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "weights": str(weights), "layer_decay": 0.5}
+    train(settings, tmp_path / "whole")
+
+    class StopError(Exception):
+        pass
+
+    def stop(state: State, step: Step) -> None:
+        if state.progress.epoch == 1:
+            raise StopError
+
+    file = tmp_path / "copy.pth"
+    file.write_bytes(weights.read_bytes())
+    settings["weights"] = str(file)
+    with pytest.raises(StopError):
+        train(settings, tmp_path / "stopped", on_step=stop)
+    file.unlink()
+    train(settings, tmp_path / "stopped", resume=True)
+    whole, stopped = (open_trained(tmp_path / name).network for name in ("whole", "stopped"))
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, stopped.state_dict()[name]), name
+    trained = open_trained(tmp_path / "whole")
+    prepared = preprocessing(NAME)
+    assert trained.image_format.mean == prepared.mean
+    assert trained.image_format.channels == 3  # the digits are grey, the network is not
+    assert evaluate(tmp_path / "whole").num_images == 60
+
+
+def test_the_user_says_otherwise_how_images_are_prepared(weights: Path, tmp_path: Path) -> None:
+    given = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5], "interpolation": "bilinear", "epochs": 1}
+    train({**SETTINGS, **given, "weights": str(weights)}, tmp_path / "run")
+    image_format = open_trained(tmp_path / "run").image_format
+    assert image_format.mean == (0.1, 0.2, 0.3)
+    assert image_format.interpolation == "bilinear"
+    with pytest.raises(StageCostError, match="go together"):
+        train({**SETTINGS, "mean": [0.1, 0.2, 0.3]}, tmp_path / "other")
+    assert not contents(tmp_path / "other")
+
+
+def test_a_frozen_stem_stays_as_it_was(weights: Path, tmp_path: Path) -> None:
+    train({**SETTINGS, "weights": str(weights), "freeze_stem": True}, tmp_path / "run")
+    network = open_trained(tmp_path / "run").network
+    start = torch.load(weights, weights_only=True)
+    names = {id(t): name for name, t in network.state_dict(keep_vars=True).items()}
+    stem = {names[id(t)] for t in (*network.stem.parameters(), *network.stem.buffers())}
+    assert len(stem) > 5
+    moved = {n for n, t in network.state_dict().items() if n in start and t.shape == start[n].shape}
+    moved = {n for n in moved if not torch.equal(network.state_dict()[n], start[n])}
+    assert not moved & stem
+    assert {"layer4.0.conv1.weight", "layer4.0.bn1.running_mean"} <= moved
+
+
+def test_layers_learn_at_rates_that_fall_towards_the_stem() -> None:
+    network = sc.create_model("homogeneous", num_blocks=3, width=4)
+    groups = parameter_groups(network, 0.1)
+    split = by_layer(network, groups, 0.5)
+    scale = {id(p): group["lr_scale"] for group in split for p in group["params"]}
+    decay = {id(p): group["weight_decay"] for group in split for p in group["params"]}
+    assert len(scale) == len(list(network.parameters()))
+    for parts, expected in (
+        (network.head, 1.0),
+        (network.blocks["2"], 0.5),
+        (network.blocks["0"], 0.125),
+        (network.stem, 0.0625),
+    ):
+        assert isinstance(parts, nn.Module)
+        assert {scale[id(p)] for p in parts.parameters()} == {expected}
+    assert {decay[id(p)] for p in network.blocks["1"].parameters()} == {0.1}
+    assert by_layer(network, groups, 1.0) is groups
+
+
+def test_a_run_starts_from_a_saved_cut_of_a_run(weights: Path, tmp_path: Path) -> None:
+    train({**SETTINGS, "weights": str(weights), "epochs": 1}, tmp_path / "run")
+    trained = open_trained(tmp_path / "run")
+    small = trained.network.keep(Cut.without(1))
+    small.save_pretrained(tmp_path / "small", **trained.details())
+    result = train({**SETTINGS, "weights": str(tmp_path / "small"), "epochs": 1}, tmp_path / "second")
+    assert result.kept_blocks == small.block_indices
+    again = open_trained(tmp_path / "second")
+    assert again.image_format == trained.image_format
+    assert again.network.block_indices == small.block_indices
+
+
+def test_a_model_is_looked_at_without_training(
+    weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["analyze", NAME, "--weights", str(weights), "--data", "digits", "--image-size", "32"]
+    main([*arguments, "--json", "--device", "cpu"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["head"] == "fitted"
+    assert told["num_images"] > 100
+    bundle = load_data(
+        DataConfig(data="digits", image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3),
+        seed=0,
+        splits=("val",),
+    )
+    assert told["num_images"] == len(bundle.splits["val"])
+    assert [block["block"] for block in told["blocks"]] == list(range(told["num_blocks"]))
+    assert all(b["macs"] > 0 and b["path"].startswith("layer") for b in told["blocks"])
+    for block in told["blocks"]:
+        assert block["removal_cost"] == pytest.approx(block["loss"] - told["loss"], abs=1e-6)
+    assert len(told["depths"]) == told["num_blocks"] + 1
+    assert told["depths"][-1]["accuracy"] > 50  # of ten digits, by random weights
+    main([*arguments, "--device", "cpu"])
+    assert "a head fitted to" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*arguments, "--tolerance", "1"])
+    assert "about a run" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["analyze", NAME, "--data", "digits"])
+    assert "give --weights" in capsys.readouterr().err
+
+
+def test_removal_costs_are_those_of_the_objective() -> None:
+    network = sc.create_model(NAME, num_classes=3, image_size=32).eval()
+    loader = [(torch.randn(8, 3, 32, 32), torch.randint(3, (8,)))]
+    cuts = [Cut.whole(), *map(Cut.without, range(network.num_blocks))]
+    whole, *without = evaluate_cuts(network, loader, cuts)
+    costs = sc.removal_cost(network, loader, gamma=0.0)
+    assert [s.loss - whole.loss for s in without] == pytest.approx(costs, abs=1e-5)
+
+
+def test_a_fitted_head_reads_what_is_there_and_nothing_else() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(300, 6, generator=generator) * torch.tensor([1.0, 1, 1, 1, 1, 50]) + 3
+    targets = (features[:, 5] > 3).long() + 2 * (features[:, 2] > 3).long()
+    fitted = fit_linear(features, targets)
+    assert float((fitted(features).argmax(dim=1) == targets).float().mean()) > 0.9
+    shuffled = targets[torch.randperm(300, generator=generator)]
+    blind = fit_linear(features[:150], shuffled[:150])(features[150:]).argmax(dim=1)
+    assert float((blind == shuffled[150:]).float().mean()) < 0.6
+    network = sc.create_model(NAME, num_classes=3, image_size=32).eval()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    fit_classifier(network, [(torch.randn(9, 3, 32, 32), torch.arange(9) % 3)], 3)
+    after = network.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"fc.weight", "fc.bias"}
