@@ -314,7 +314,7 @@ def training_macs(case: Case, arm: str) -> int:
         },
     )
     images, settings = len(bundle.splits["train"]), case.settings
-    seen = settings["batch_size"] * num_batches(images, settings["batch_size"])
+    seen: int = settings["batch_size"] * num_batches(images, settings["batch_size"])
     epochs: int = settings["epochs"]
     return 3 * seen * epochs * count_macs(network, shape, cuts[arm])
 

@@ -137,11 +137,7 @@ def test_a_model_is_looked_at_without_training(
     told = json.loads(capsys.readouterr().out)
     assert told["head"] == "fitted"
     assert told["num_images"] > 100
-    bundle = load_data(
-        DataConfig(data="digits", image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3),
-        seed=0,
-        splits=("val",),
-    )
+    bundle = load_data(DataConfig(data="digits"), seed=0, splits=("val",))
     assert told["num_images"] == len(bundle.splits["val"])
     assert [block["block"] for block in told["blocks"]] == list(range(told["num_blocks"]))
     assert all(b["macs"] > 0 and b["path"].startswith("layer") for b in told["blocks"])

@@ -158,8 +158,10 @@ def by_layer(
     if decay == 1:
         return groups
     behind = {id(p): 0 for p in network.head.parameters()}
-    for count, block in enumerate(list(network.blocks.values())[::-1], start=1):
-        behind = {id(p): count for p in block.parameters()} | behind
+    for count, (name, block) in enumerate(list(network.blocks.items())[::-1], start=1):
+        own = [p for path, p in network.norms.named_parameters() if f".blocks.{name}." in path]
+        behind = {id(p): count for p in (*block.parameters(), *own)} | behind
+    behind |= {id(p): 0 for path, p in network.norms.named_parameters() if ".head." in path}
     layers: dict[tuple[int, int], list[nn.Parameter]] = {}
     for number, group in enumerate(groups):
         for parameter in group["params"]:
