@@ -23,6 +23,7 @@ VERBS = (
     "pruning",
     "evaluation",
     "prediction",
+    "exiting",
     "bound",
     "reporting",
     "models",

@@ -23,7 +23,7 @@ from processes import CommandLine
 from stagecost.cli import verbs as command_line
 from stagecost.models.native import homogeneous, staged
 
-VERBS = ("demo", "train", "analyze", "prune", "evaluate", "bound", "report", "models")
+VERBS = ("demo", "train", "analyze", "prune", "evaluate", "exit", "bound", "report", "models")
 ANALYZE_LISTS = {"losses": 4, "accuracies": 4, "residual_ratios": 3, "weight_norms": 3}
 SIZES = {"parameters_before", "parameters_after", "macs_before", "macs_after"}
 PRUNE_KEYS = SIZES | {"kept_blocks", "accuracy_before", "accuracy_predicted", "accuracy_after", "path"}
@@ -125,6 +125,7 @@ def test_a_verb_in_a_process_of_a_users_own(verb: str, runs: Runs, tmp_path: Pat
         "analyze": (runs.three,),
         "prune": (runs.three, "--keep-blocks", 1, "--output", new),
         "evaluate": (runs.saved, "--split", "val"),
+        "exit": (runs.two, "--max-drop", 5, "--batch", 16),
         "bound": (runs.three, "--sub", runs.two),
         "report": (runs.staged,),
         "models": ("*resnet*",),

@@ -28,6 +28,7 @@ from stagecost.runs import demo as demonstration
 from stagecost.runs.analysis import analyze
 from stagecost.runs.bound import bound
 from stagecost.runs.evaluation import evaluate
+from stagecost.runs.exiting import exit_early
 from stagecost.runs.models import models
 from stagecost.runs.prediction import predict_files
 from stagecost.runs.pruning import prune
@@ -357,6 +358,7 @@ def test_keys_and_files_are_those_documented(folder: Path) -> None:
         "prune": prune("deep", "small", keep=2),
         "evaluate": evaluate("small"),
         "predict": predict_files("small", [folder / "photos" / "cat"]),
+        "exit": exit_early("deep", max_drop=5, batch=(8,)),
         "bound": bound("deep", ["shallow"]),
         "report": report("deep"),
         "models": models(),

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from stagecost.calibration import calibrate_outputs, recalibrate
     from stagecost.cut import Cut
     from stagecost.dynamics import Pass, ResidualBlock
+    from stagecost.exits.curve import ExitCurve, exit_curve
+    from stagecost.exits.engine import EarlyExit, run_with_exits
+    from stagecost.exits.policy import ExitPolicy
     from stagecost.head import OutputHead
     from stagecost.importance import block_importance, removal_cost
     from stagecost.latency import Latency, measure_latency
@@ -32,6 +35,9 @@ _HOMES = {
     "AdaptedNetwork": "models.adapters.view",
     "Cut": "cut",
     "Latency": "latency",
+    "EarlyExit": "exits.engine",
+    "ExitCurve": "exits.curve",
+    "ExitPolicy": "exits.policy",
     "OutputHead": "head",
     "Pass": "dynamics",
     "PruningPlan": "prune",
@@ -47,6 +53,7 @@ _HOMES = {
     "count_parameters": "macs",
     "create_model": "models.catalogue",
     "cut_model": "models.adapters.view",
+    "exit_curve": "exits.curve",
     "list_models": "models.catalogue",
     "load": "models.catalogue",
     "loss_trajectory": "trajectory",
@@ -58,12 +65,16 @@ _HOMES = {
     "recalibrate": "calibration",
     "register_model": "models.registry",
     "removal_cost": "importance",
+    "run_with_exits": "exits.engine",
     "search_cuts": "search",
 }
 
 __all__ = [
     "AdaptedNetwork",
     "Cut",
+    "EarlyExit",
+    "ExitCurve",
+    "ExitPolicy",
     "Latency",
     "OutputHead",
     "Pass",
@@ -82,6 +93,7 @@ __all__ = [
     "count_parameters",
     "create_model",
     "cut_model",
+    "exit_curve",
     "list_models",
     "load",
     "loss_trajectory",
@@ -93,6 +105,7 @@ __all__ = [
     "recalibrate",
     "register_model",
     "removal_cost",
+    "run_with_exits",
     "search_cuts",
 ]
 

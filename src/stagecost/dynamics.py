@@ -320,6 +320,20 @@ class Rollout:
             read(end)
         return [outputs[number] for number in range(len(cuts))]
 
+    def advance(self, state: Tensor, k: int, stop: int) -> Tensor:
+        """Go on from x_k to x_stop along the whole network: for states that are asked for one at a time.
+
+        Rows of a state, (B, …), may leave on the way: what is left of a batch goes on alone.
+        """
+        for position in range(k, stop):
+            state = self._step(position, state, whole=True)
+        return state
+
+    def read(self, state: Tensor, k: int) -> Tensor:
+        """Return y_k of x_k: through the skip connections that are left, and the head."""
+        output: Tensor = self.head(self.tail(state, k), k)
+        return output
+
     def _segments(self, path: Path) -> Iterator[tuple[int, int]]:
         """Cut a path into runs of blocks: one, or about √N of them with checkpointing."""
         length = max(1, len(path.acts))

@@ -137,6 +137,15 @@ class ResidualNetwork(nn.Module):
         single = isinstance(cuts, Cut) or (cuts is None and (depths is None or isinstance(depths, int)))
         return outputs[0] if single else torch.stack(outputs)
 
+    def rollout(self, how: Pass = LITERALLY) -> Rollout:
+        """Return the roll-out of the whole network, which begins at `stem(images)`.
+
+        Its states can be asked for one at a time. All cuts share them here: norms of their own are those
+        of a pass of their own. It holds on to the weights: make it anew after they have changed.
+        """
+        blocks = list(self.blocks.values())
+        return Rollout(blocks, self.head, self._tail(blocks, how), training=self.training)
+
     def _pass(
         self,
         x_0: Tensor,

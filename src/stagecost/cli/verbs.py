@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Options = Mapping[str, Any]
 Split = Literal["val", "test", "train", "all"]
 
+EXIT_CRITERIA = Literal["max-probability", "margin", "patience", "all"]
+
 CHECKPOINT = Flag("checkpoint", Literal["last", "best"], "which checkpoint of a run", "last")
 DEVICE = Flag("device", str, "auto, cpu, cuda or mps", "auto")
 TOLERANCE = Flag("tolerance", float, "points of accuracy that may be missing to the full depth", 0.5)
@@ -125,6 +127,13 @@ def _demo(options: Options) -> "Result":
     return demo(given.pop("output", "stagecost-demo"), **given)
 
 
+def _exit(options: Options) -> "Result":
+    from stagecost.runs.exiting import exit_early
+
+    given = dict(options)
+    return exit_early(given.pop("run"), **given)
+
+
 def _models(options: Options) -> "Result":
     from stagecost.runs.models import models
 
@@ -219,6 +228,20 @@ VERBS: dict[str, Verb] = {
             *(CHECKPOINT, DEVICE),
         ),
         _predict,
+    ),
+    "exit": Verb(
+        "Choose where easy images may leave the network, and measure what that saves.",
+        (
+            Flag("run", str, "folder of a run or of a saved network", positional=True, required=True),
+            Flag("max_drop", float, "points of validation accuracy that may be lost"),
+            Flag("max_macs", float, "part of the whole network's MACs that may be spent, such as 0.5"),
+            Flag("max_time", float, "part of the whole network's time that may be spent"),
+            Flag("criterion", EXIT_CRITERIA, "how an image is found to be sure", "max-probability"),
+            Flag("combine", bool, "let the depths asked answer together"),
+            Flag("batch", tuple[int, ...], "batch sizes to measure", (1, 256)),
+            *(MOVED, ALLOWED, CHECKPOINT, DEVICE),
+        ),
+        _exit,
     ),
     "bound": Verb(
         "Compare the objective of a run with the bound of Theorem 3.1 from shallower runs.",

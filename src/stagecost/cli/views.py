@@ -12,6 +12,7 @@ from stagecost.runs.bound import Bound
 from stagecost.runs.certainty import Interval
 from stagecost.runs.demo import Demo
 from stagecost.runs.evaluation import Evaluation
+from stagecost.runs.exiting import Exits
 from stagecost.runs.inspection import Inspection
 from stagecost.runs.models import ModelList, ModelReport
 from stagecost.runs.prediction import Predictions
@@ -208,6 +209,35 @@ def _bound(console: Console, result: Bound) -> None:
     _line(console, CAVEAT)
 
 
+def _exit(console: Console, result: Exits) -> None:
+    table = Table("leaves at", "test images", "", title="early exit", title_justify="left")
+    for depth, share in zip(result.depths, result.leaving, strict=True):
+        table.add_row(f"depth {depth}", f"{share:.1%}", "█" * round(24 * share), style="")
+    console.print(table)
+    if result.threshold is not None:
+        together = ", answered by all depths asked" if result.combined else ""
+        _line(console, f"{result.criterion} of at least {result.threshold:.4g}{together}")
+    for name, accuracy, interval in (
+        ("whole network", result.accuracy_full, result.interval_full),
+        ("with exits", result.accuracy_exit, result.interval_exit),
+    ):
+        _line(console, f"{name:<14} {accuracy_text(accuracy, interval, result.num_images)}")
+    low, high = result.drop_interval
+    drop = result.accuracy_full - result.accuracy_exit
+    _line(console, f"{'drop':<14} {drop:.2f} points ({low:.2f} to {high:.2f}, the same images)")
+    _line(
+        console,
+        f"{'MACs':<14} {result.mean_macs_ratio:.3f}×, {result.mean_blocks:.2f} blocks on average",
+    )
+    for timing in result.timings:
+        low, high = timing.interval
+        seconds = f"{1e3 * timing.seconds_full:.3g} → {1e3 * timing.seconds_exit:.3g} ms an image"
+        spread = f"{timing.ratio:.3f}× ({low:.3f} to {high:.3f})"
+        _line(console, f"{'time':<14} {spread}, {seconds}, batch size {timing.batch_size}")
+    _warnings(console, result.warnings)
+    _line(console, f"saved: {result.run}, exit_policy.json and exit.json")
+
+
 def _report(console: Console, result: Report) -> None:
     _line(console, f"wrote {result.report}")
 
@@ -249,6 +279,7 @@ VIEWS: dict[str, Callable[[Console, Any], None]] = {
     "evaluate": _evaluate,
     "predict": _predict,
     "bound": _bound,
+    "exit": _exit,
     "report": _report,
     "demo": _demo,
     "models": _models,

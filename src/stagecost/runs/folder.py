@@ -58,6 +58,11 @@ class RunFolder:
         return self.path / "pruning.json"
 
     @property
+    def exits(self) -> Path:
+        """What early exit brings; the policy is beside it."""
+        return self.path / "exit.json"
+
+    @property
     def report(self) -> Path:
         """The report."""
         return self.path / "report.html"

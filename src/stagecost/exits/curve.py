@@ -1,0 +1,314 @@
+"""The curve of early exit: how accurate for how much, and the policy for a budget.
+
+Outputs of all depths are computed once; every policy is then tried on them without the network. A fixed
+cut is a policy, too: it asks at one depth alone. So on the images that policies are chosen on, the curve
+is never below the cuts.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from stagecost.cut import Cut
+from stagecost.errors import StageCostError
+from stagecost.exits.costs import Costs, mac_costs
+from stagecost.exits.policy import CRITERIA, Criterion, ExitPolicy, votes_at
+from stagecost.network import ResidualNetwork
+from stagecost.trajectory import COLLAPSED, Loader, device_of, evaluation_mode, to_device
+
+MOST_EXITS = 4
+"""Depths at which a policy asks, at most: each costs the head."""
+MOST_DEPTHS = 17
+"""Depths that are tried, at most: 0, N, and others evenly between them."""
+NUM_THRESHOLDS = 40
+BEAM = 8
+"""Sets of depths that grow by one more, at most: those with the most points on the curve."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What every depth says of some images.
+
+    Attributes:
+        logits: (N+1, n, classes), y_0 … y_N, on the CPU.
+        targets: (n,), class labels.
+    """
+
+    logits: Tensor
+    targets: Tensor
+
+    @property
+    def num_blocks(self) -> int:
+        """N."""
+        return len(self.logits) - 1
+
+    @property
+    def right(self) -> Tensor:
+        """Whether each depth is right, (N+1, n)."""
+        return self.logits.argmax(dim=2) == self.targets
+
+
+def all_outputs(network: ResidualNetwork, loader: Loader) -> Outputs:
+    """Compute y_0 … y_N of a data set.
+
+    Raises:
+        StageCostError: it is empty, or its targets are no class labels.
+    """
+    logits, targets = [], []
+    cuts = [Cut.first(k) for k in range(network.num_blocks + 1)]
+    with evaluation_mode(network):
+        rollout = network.rollout(COLLAPSED)
+        for images, labels in loader:
+            x_0 = network.stem(to_device(images, device_of(network)))
+            logits.append(torch.stack(rollout.outputs(x_0, cuts)).float().cpu())
+            targets.append(labels.cpu())
+    if not targets:
+        raise StageCostError("there are no images to choose exits on: give at least one")
+    outputs, labels = torch.cat(logits, dim=1), torch.cat(targets)
+    if labels.dim() != 1 or labels.is_floating_point() or outputs.dim() != 3 or outputs.shape[2] < 2:
+        raise StageCostError("exits are chosen by accuracy: the targets must be class labels")
+    return Outputs(outputs, labels)
+
+
+@dataclass(frozen=True)
+class ExitPoint:
+    """A policy and what it brings on the images that policies are chosen on.
+
+    Attributes:
+        policy: where images leave.
+        accuracy: percent.
+        mean_blocks: that an image goes through.
+        macs_ratio: of the whole network's MACs.
+        time_ratio: expected part of the whole network's time, from the measured times of its parts; that
+            of the batch size with the larger part. Without times, that of the MACs.
+    """
+
+    policy: ExitPolicy
+    accuracy: float
+    mean_blocks: float
+    macs_ratio: float
+    time_ratio: float
+
+
+@dataclass(frozen=True)
+class ExitCurve:
+    """The policies that no other one beats in both accuracy and time, the cheapest first.
+
+    Attributes:
+        points: the policies.
+        cuts: all leave at depth 0, 1, …, N.
+        accuracy_full: percent, of the whole network.
+        num_images: that both rest on.
+    """
+
+    points: tuple[ExitPoint, ...]
+    cuts: tuple[ExitPoint, ...]
+    accuracy_full: float
+    num_images: int
+
+    def choose(
+        self,
+        *,
+        max_drop: float | None = None,
+        max_macs: float | None = None,
+        max_time: float | None = None,
+    ) -> ExitPoint:
+        """Choose the cheapest policy within a drop; without one, the most accurate within the budget.
+
+        Args:
+            max_drop: points of accuracy that may be lost against the whole network.
+            max_macs: part of the whole network's MACs that may be spent on average, above 0.
+            max_time: the same of the expected time.
+
+        Raises:
+            StageCostError: impossible limits, or no policy within them.
+        """
+        if max_drop is not None and not 0 <= max_drop < math.inf:
+            raise StageCostError(f"max_drop is {max_drop}: give points of accuracy, at least 0")
+        for name, budget in (("max_macs", max_macs), ("max_time", max_time)):
+            if budget is not None and not 0 < budget < math.inf:
+                raise StageCostError(f"{name} is {budget}: give a part of the whole, such as 0.5")
+        if max_drop is max_macs is max_time is None:
+            raise StageCostError("say what may be lost or spent: give max_drop, max_macs or max_time")
+        cheap = [
+            p
+            for p in self.points
+            if p.macs_ratio <= (max_macs or math.inf) and p.time_ratio <= (max_time or math.inf)
+        ]
+        if not cheap:
+            least = min(self.points, key=lambda p: p.macs_ratio if max_macs else p.time_ratio)
+            raise StageCostError(
+                f"no exits cost as little as {max_macs or max_time:g} of the whole; the least is "
+                f"{least.macs_ratio:.3f} of the MACs, {least.time_ratio:.3f} of the time: allow more"
+            )
+        if max_drop is None:
+            return max(cheap, key=lambda p: (p.accuracy, -p.time_ratio))
+        floor = self.accuracy_full - max_drop - 1e-9
+        good = [p for p in cheap if p.accuracy >= floor]
+        if not good:
+            best = max(p.accuracy for p in cheap)
+            raise StageCostError(
+                f"no threshold keeps within {max_drop:g} points of {self.accuracy_full:.2f} % in that "
+                f"budget, {best:.2f} % at best: allow a larger drop or a larger budget"
+            )
+        return min(good, key=lambda p: p.time_ratio)
+
+
+def exit_curve(
+    network: ResidualNetwork,
+    loader: Loader,
+    image_shape: Sequence[int],
+    *,
+    criteria: Sequence[Criterion] = CRITERIA,
+    combine: bool = False,
+    times: Sequence[Costs] = (),
+) -> ExitCurve:
+    """Try early exit at all depths of a network.
+
+    Args:
+        network: trained so that its outputs at smaller depths are good.
+        loader: validation images and labels.
+        image_shape: (C, H, W).
+        criteria: how an image is found to be sure.
+        combine: answer by all depths asked.
+        times: measured for some batch sizes (`stagecost.exits.costs.time_costs`).
+
+    Raises:
+        StageCostError: there are no images, or no class labels.
+    """
+    outputs = all_outputs(network, loader)
+    return curve_of(outputs, mac_costs(network, image_shape), times, criteria=criteria, combine=combine)
+
+
+def curve_of(
+    outputs: Outputs,
+    macs: Costs,
+    times: Sequence[Costs] = (),
+    *,
+    criteria: Sequence[Criterion] = CRITERIA,
+    combine: bool = False,
+) -> ExitCurve:
+    """Make the curve from outputs; see `exit_curve`.
+
+    Sets of depths grow by one at a time, from those that no other policy beats.
+    """
+    depths = tried_depths(outputs.num_blocks)
+    cuts = [p for k in range(outputs.num_blocks + 1) for p in tried(outputs, macs, times, (k,))]
+    front = frontier(cuts)
+    for criterion in criteria:
+        seen, found = set[tuple[int, ...]](), frontier(cuts)
+        # Depths that agree are told from three depths on: patience begins with evenly spaced ones.
+        new = list(_progressions(depths)) if criterion == "patience" else []
+        for _ in range(MOST_EXITS):
+            more = (tried(outputs, macs, times, s, criterion, combine) for s in new if s not in seen)
+            found = frontier([*found, *(point for points in more for point in points)])
+            seen.update(new)
+            counts = Counter(p.policy.depths for p in found if len(p.policy.depths) < MOST_EXITS)
+            sets = [each for each, _ in counts.most_common(BEAM)]
+            new = [tuple(sorted({*each, k})) for each in sets for k in depths if k not in each]
+        front = frontier([*front, *found])
+    return ExitCurve(tuple(front), tuple(cuts), cuts[-1].accuracy, len(outputs.targets))
+
+
+def tried_depths(num_blocks: int) -> list[int]:
+    """Return the depths at which images may leave: all, or as many as can be tried."""
+    count = min(num_blocks + 1, MOST_DEPTHS)
+    return sorted({round(k * num_blocks / (count - 1)) for k in range(count)})
+
+
+def _progressions(depths: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    for stride in (1, 2, 3, 4):
+        for start, count in product(range(len(depths)), range(3, MOST_EXITS + 3)):
+            if start + stride * (count - 1) < len(depths):
+                yield tuple(depths[start : start + stride * (count - 1) + 1 : stride])
+
+
+def tried(
+    outputs: Outputs,
+    macs: Costs,
+    times: Sequence[Costs],
+    depths: tuple[int, ...],
+    criterion: Criterion = "max-probability",
+    combine: bool = False,
+    thresholds: Sequence[float] | None = None,
+) -> list[ExitPoint]:
+    """Try policies that ask at some depths, each with one threshold for all of them.
+
+    Args:
+        outputs: of every depth.
+        macs: of the parts of the network.
+        times: of the same, for some batch sizes.
+        depths: k_1 < … < k_m.
+        criterion: what the score is.
+        combine: see `ExitPolicy`.
+        thresholds: to try; chosen from the scores if not given.
+    """
+    labels, scores = votes_at(outputs.logits, depths, criterion, combine=combine)
+    grid = _grid(scores[:-1], criterion) if thresholds is None else torch.tensor(thresholds)
+    staying = torch.ones(len(grid), len(outputs.targets), dtype=torch.bool)
+    numbers, right = [], torch.zeros(len(grid), dtype=torch.float64)
+    for place, (answers, score) in enumerate(zip(labels, scores, strict=True)):
+        leaving = staying if place == len(depths) - 1 else staying & (score >= grid[:, None])
+        numbers.append(leaving.sum(dim=1))
+        right += (leaving & (answers == outputs.targets)).sum(dim=1)
+        staying = staying & ~leaving
+    shares = torch.stack(numbers, dim=1).double() / len(outputs.targets)  # (T, m)
+
+    def mean(values: Sequence[float]) -> Tensor:
+        return shares @ torch.tensor(values, dtype=torch.float64)
+
+    by_macs = mean(macs.leaving(depths)) / macs.whole
+    by_time = [mean(each.leaving(depths)) / each.whole for each in times] or [by_macs]
+    rows = zip(
+        grid.tolist(),
+        (100 * right / len(outputs.targets)).tolist(),
+        mean(depths).tolist(),
+        by_macs.tolist(),
+        torch.stack(by_time).amax(dim=0).tolist(),
+        strict=True,
+    )
+    repeated = len(depths) - 1
+    return [ExitPoint(ExitPolicy(depths, (t,) * repeated, criterion, combine), *row) for t, *row in rows]
+
+
+def _grid(scores: Tensor, criterion: Criterion) -> Tensor:
+    """Return thresholds worth trying, (T,), from the scores at the depths that let images leave."""
+    if not len(scores):  # a fixed cut
+        return torch.zeros(1)
+    if criterion == "patience":
+        return torch.arange(2.0, len(scores) + 1)
+    places = torch.linspace(0, scores.numel() - 1, NUM_THRESHOLDS).round().long()
+    return torch.unique(scores.flatten().sort().values[places])
+
+
+def frontier(points: Iterable[ExitPoint]) -> list[ExitPoint]:
+    """Return the points that no other one beats in both accuracy and time, the cheapest first."""
+    best, front = -math.inf, []
+    for point in sorted(points, key=lambda p: (p.time_ratio, -p.accuracy, len(p.policy.depths))):
+        if point.accuracy > best:
+            best = point.accuracy
+            front.append(point)
+    return front
+
+
+def oracle_curve(outputs: Outputs, macs: Costs) -> list[tuple[float, float]]:
+    """Return what knowing the labels would bring: each image leaves at the first depth that is right.
+
+    Returns:
+        Part of the MACs and accuracy in percent if it leaves at 0, 1, …, N at the latest. It asks once.
+    """
+    right, n = outputs.right, outputs.num_blocks
+    first = torch.where(right.any(dim=0), right.long().argmax(dim=0), n)
+    costs = torch.tensor([macs.leaving((k,))[0] for k in range(n + 1)], dtype=torch.float64)
+    return [
+        (
+            float(costs[first.clamp_max(last)].mean()) / macs.whole,
+            100 * float(right[: last + 1].any(dim=0).double().mean()),
+        )
+        for last in range(n + 1)
+    ]

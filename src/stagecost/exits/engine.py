@@ -1,0 +1,143 @@
+"""The engine of early exit: states one at a time, and batches that really get smaller.
+
+Whoever is sure leaves; the rows that are left are put together, so that the blocks behind work on fewer
+images. The states come from the network's own roll-out.
+"""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stagecost.errors import StageCostError
+from stagecost.exits.policy import ExitPolicy, Votes
+from stagecost.network import ResidualNetwork
+from stagecost.trajectory import COLLAPSED, device_of, evaluation_mode, to_device
+
+
+class Answers(NamedTuple):
+    """What images were called, and where they left.
+
+    Attributes:
+        labels: (B,), int64.
+        depths: (B,), int64, k of the output that answered.
+    """
+
+    labels: Tensor
+    depths: Tensor
+
+
+class EarlyExit:
+    """A network with a policy, ready to answer batches; its weights must stay as they are.
+
+    Made once, called often: `exits = EarlyExit(network.eval(), policy); exits(images).labels`.
+    """
+
+    def __init__(self, network: ResidualNetwork, policy: ExitPolicy) -> None:
+        """Take a network in eval mode.
+
+        Raises:
+            StageCostError: it is in training mode, or not as deep as the policy.
+        """
+        policy.check(network.num_blocks)
+        if network.training:
+            raise StageCostError("a network in training mode lets nobody leave: call network.eval()")
+        self.network, self.policy = network, policy
+        self.rollout = network.rollout(COLLAPSED)
+        thresholds = (*policy.thresholds, None)
+        self.stretches = list(zip(pairwise((0, *policy.depths)), thresholds, strict=True))
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Answers:
+        """Answer a batch.
+
+        Args:
+            images: (B, C, H, W), or what else the network takes.
+
+        Raises:
+            StageCostError: the network's states do not have a row for each image.
+        """
+        state = self.network.stem(images)
+        votes, left = Votes(self.policy.criterion, combine=self.policy.combine), Remaining()
+        for (k, stop), threshold in self.stretches:
+            state = self.rollout.advance(state, k, stop)
+            labels, scores = votes.add(self.rollout.read(state, stop))
+            if threshold is None:
+                break
+            staying = scores < threshold
+            count = int(staying.sum())
+            if count == 0:
+                break
+            if count < len(labels):
+                rows = staying.nonzero().flatten()
+                left.leave(labels, ~staying, stop)
+                left.keep(rows)
+                votes.keep(rows)
+                state = rows_of(state, rows, len(labels))
+        return left.answers(labels, stop)
+
+
+class Remaining:
+    """The rows of a batch that are undecided, and the answers of those that have left."""
+
+    def __init__(self) -> None:
+        """Begin with all rows."""
+        self.rows: Tensor | None = None
+        self.labels = self.depths = torch.empty(0)
+
+    def leave(self, labels: Tensor, leaving: Tensor, depth: int) -> None:
+        """Note the answers of the rows that leave, among those that are left."""
+        if self.rows is None:
+            self.rows = torch.arange(len(labels), device=labels.device)
+            self.labels, self.depths = labels.clone(), torch.full_like(labels, depth)
+            return
+        gone = self.rows[leaving]
+        self.labels[gone], self.depths[gone] = labels[leaving], depth
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these of the rows that are left."""
+        assert self.rows is not None
+        self.rows = self.rows[rows]
+
+    def answers(self, labels: Tensor, depth: int) -> Answers:
+        """Give the rest its answers."""
+        if self.rows is None:
+            return Answers(labels, torch.full_like(labels, depth))
+        self.labels[self.rows], self.depths[self.rows] = labels, depth
+        return Answers(self.labels, self.depths)
+
+
+def rows_of(state: Tensor | tuple[Tensor, ...], rows: Tensor, count: int) -> Tensor:
+    """Return some rows of a state; of a tuple, of all tensors that have a row for each image.
+
+    Raises:
+        StageCostError: there is none.
+    """
+    parts = (state,) if isinstance(state, Tensor) else state
+    of_images = [part.dim() > 0 and len(part) == count for part in parts]
+    if not of_images[0]:
+        raise StageCostError(
+            f"states of shape {tuple(parts[0].shape)} have no row for each of {count} images: exits "
+            "need the batch first"
+        )
+    chosen = tuple(p[rows] if own else p for p, own in zip(parts, of_images, strict=True))
+    return chosen[0] if isinstance(state, Tensor) else chosen  # type: ignore[return-value]
+
+
+def run_with_exits(network: ResidualNetwork, images: Tensor, policy: ExitPolicy) -> Answers:
+    """Answer a batch, and let each image leave where a policy says; the network keeps its mode.
+
+    Args:
+        network: homogeneous, staged or adapted.
+        images: (B, C, H, W), moved to the network's device.
+        policy: where to ask, and when to leave.
+
+    Returns:
+        `labels` and `depths`, (B,) each, on the network's device.
+
+    Raises:
+        StageCostError: the policy is for a deeper network.
+    """
+    with evaluation_mode(network):
+        return EarlyExit(network, policy)(to_device(images, device_of(network)))

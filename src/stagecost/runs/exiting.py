@@ -1,0 +1,316 @@
+"""`stagecost exit`: thresholds for a drop or a budget from validation images, then the test images."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from stagecost.data.batches import sample_batches
+from stagecost.data.loading import DataBundle
+from stagecost.errors import StageCostError
+from stagecost.exits.costs import Costs, Timing, mac_costs, measure_ratio, time_costs
+from stagecost.exits.curve import (
+    ExitCurve,
+    ExitPoint,
+    Outputs,
+    all_outputs,
+    curve_of,
+    oracle_curve,
+    tried,
+)
+from stagecost.exits.engine import EarlyExit
+from stagecost.exits.policy import CRITERIA, Criterion, ExitPolicy
+from stagecost.runs.certainty import Interval, check_points, paired_drop, warnings_on, wilson
+from stagecost.runs.folder import RunFolder
+from stagecost.runs.results import Result
+from stagecost.runs.trained import CheckpointName, Judged, Trained, open_trained
+from stagecost.storage import write_json
+
+TIMED_IMAGES = 256
+"""Test images that are answered one by one, or four batches of them, to measure the time."""
+LOG = logging.getLogger("stagecost")
+
+
+@dataclass(frozen=True)
+class ExitRow:
+    """A point of a curve on the test images.
+
+    Attributes:
+        depths: at which the head is asked; one alone is a fixed cut.
+        threshold: at which an image leaves before the last of them; None for a fixed cut.
+        criterion: what is compared with it.
+        accuracy: percent.
+        val_accuracy: percent, on the validation images that chose it.
+        mean_blocks: that an image goes through.
+        mean_macs_ratio: of the whole network's MACs.
+        expected_time_ratio: of its time, from the measured times of its parts.
+    """
+
+    depths: tuple[int, ...]
+    threshold: float | None
+    criterion: Criterion
+    accuracy: float
+    val_accuracy: float
+    mean_blocks: float
+    mean_macs_ratio: float
+    expected_time_ratio: float
+
+
+@dataclass(frozen=True)
+class OracleRow:
+    """What could be had by knowing the labels: each image leaves at the first depth that is right.
+
+    Attributes:
+        last: the depth at which the others leave.
+        accuracy: percent.
+        mean_macs_ratio: of the whole network's MACs, the head being asked once.
+    """
+
+    last: int
+    accuracy: float
+    mean_macs_ratio: float
+
+
+@dataclass(frozen=True)
+class Exits(Result):
+    """Early exit of a network.
+
+    Attributes:
+        run: folder that the policy was saved in.
+        criterion: how an image is found to be sure.
+        threshold: at which it leaves; None if all leave at one depth.
+        depths: at which the head is asked.
+        combined: whether the depths asked answer together.
+        accuracy_full: percent of the test images, of the whole network.
+        accuracy_exit: the same with exits.
+        interval_full: Wilson's, of the first.
+        interval_exit: of the second.
+        drop_interval: of the drop, in points, from the same images.
+        num_images: test images.
+        val_accuracy_full: percent of the validation images, of the whole network.
+        val_accuracy_exit: with exits.
+        num_val_images: validation images.
+        mean_blocks: that a test image goes through.
+        mean_macs_ratio: of the whole network's MACs, all heads that are asked included.
+        measured_time_ratio: of the whole network's time; the largest of `timings`.
+        expected_time_ratio: the same as it was expected from validation images.
+        timings: measured on test images, for each batch size.
+        leaving: part of the test images that leaves at each of `depths`.
+        curve: policies that no other one beat on validation images, the cheapest first.
+        cuts: all leave at depth 0, 1, …, N.
+        oracle: the bound that knows the labels.
+        warnings: what makes the choice doubtful.
+    """
+
+    run: str
+    criterion: Criterion
+    threshold: float | None
+    depths: tuple[int, ...]
+    combined: bool
+    accuracy_full: float
+    accuracy_exit: float
+    interval_full: Interval | None
+    interval_exit: Interval | None
+    drop_interval: Interval
+    num_images: int
+    val_accuracy_full: float
+    val_accuracy_exit: float
+    num_val_images: int
+    mean_blocks: float
+    mean_macs_ratio: float
+    measured_time_ratio: float
+    expected_time_ratio: float
+    timings: tuple[Timing, ...]
+    leaving: tuple[float, ...]
+    curve: tuple[ExitRow, ...]
+    cuts: tuple[ExitRow, ...]
+    oracle: tuple[OracleRow, ...]
+    warnings: tuple[str, ...]
+
+
+def exit_early(
+    run: str | Path,
+    *,
+    max_drop: float | None = None,
+    max_macs: float | None = None,
+    max_time: float | None = None,
+    criterion: Criterion | Literal["all"] = "max-probability",
+    combine: bool = False,
+    batch: Sequence[int] = (1, 256),
+    checkpoint: CheckpointName = "last",
+    device: str = "auto",
+    data: str | None = None,
+    allow_trained: bool = False,
+) -> Exits:
+    """Choose where images may leave a network, save the policy beside it, and measure it.
+
+    Args:
+        run: folder of a run or a saved network.
+        max_drop: points of validation accuracy that may be lost; the fastest such policy is taken.
+        max_macs: part of the whole network's MACs that may be spent on average.
+        max_time: part of its time; of the batch size that gains less.
+        criterion: how an image is found to be sure, or all ways, of which the best is taken.
+        combine: let the depths asked answer together.
+        batch: batch sizes to measure; at most the number of test images is taken.
+        checkpoint: of a run.
+        device: where to compute.
+        data: where the images of the training are now, if they moved.
+        allow_trained: go on where images of these splits were trained on.
+
+    Raises:
+        StageCostError: impossible limits or none, no policy within them, or images that are not there;
+            nothing is saved then.
+    """
+    _check(max_drop, max_macs, max_time, batch)
+    trained = open_trained(run, checkpoint=checkpoint, device=device)
+    bundle = _loaded(trained, "val", data)
+    val = trained.judged_on(bundle, "val", other=data is not None, allow_trained=allow_trained)
+    times = [_times(trained, bundle, size) for size in batch]
+    LOG.info("choosing exits on %s validation images", f"{val.num_images:,}")
+    outputs, macs = (
+        all_outputs(trained.network, val.batches),
+        mac_costs(trained.network, trained.image_shape),
+    )
+    criteria = CRITERIA if criterion == "all" else (criterion,)
+    curve = curve_of(outputs, macs, times, criteria=criteria, combine=combine)
+    chosen = curve.choose(max_drop=max_drop, max_macs=max_macs, max_time=max_time)
+    LOG.info("reading the test images")
+    tests = _loaded(trained, "test", data)
+    judged = trained.judged_on(tests, "test", other=data is not None, allow_trained=allow_trained)
+    result = _measured(trained, curve, chosen, macs, times, judged)
+    timings = tuple(_timing(trained, tests, chosen.policy, size) for size in batch)
+    result = replace(
+        result,
+        timings=timings,
+        measured_time_ratio=max(timing.ratio for timing in timings),
+        warnings=(
+            *val.warnings,
+            *judged.warnings,
+            *warnings_on(curve.accuracy_full, curve.num_images, val.chance, max_drop),
+        ),
+    )
+    chosen.policy.save(trained.path)
+    write_json(RunFolder(trained.path).exits, result.to_json())
+    return result
+
+
+def _check(
+    max_drop: float | None, max_macs: float | None, max_time: float | None, batch: Sequence[int]
+) -> None:
+    if max_drop is not None:
+        check_points("--max-drop", max_drop)
+    for name, budget in (("--max-macs", max_macs), ("--max-time", max_time)):
+        if budget is not None and not 0 < budget <= 1:
+            raise StageCostError(f"{name} is {budget}: give a part of the whole, up to 1")
+    if max_drop is max_macs is max_time is None:
+        raise StageCostError("say what may be lost or spent: give --max-drop, --max-macs or --max-time")
+    if not batch or min(batch) < 1:
+        written = ",".join(map(str, batch))
+        raise StageCostError(f"--batch is '{written}': give batch sizes of at least 1, such as 1,256")
+
+
+def _loaded(trained: Trained, split: Literal["val", "test"], data: str | None) -> DataBundle:
+    try:
+        return trained.load(split, data=data)
+    except StageCostError:
+        if split == "val" and trained.settings.data.val_fraction == 0:
+            raise StageCostError(
+                f"{trained.path} was trained without validation images, which choose thresholds: train "
+                "with --val-fraction 0.1"
+            ) from None
+        raise
+
+
+def _sample(trained: Trained, bundle: DataBundle, split: str, batch_size: int) -> Tensor:
+    """Draw images to measure on: whole batches, in random order."""
+    images = bundle.splits[split]
+    size = min(batch_size, len(images))
+    count = min(len(images), max(TIMED_IMAGES, 4 * size)) // size * size
+    batches = sample_batches(
+        images, trained.image_format, count=count, seed=0, batch_size=count, device=trained.device
+    )
+    return torch.cat([each for each, _ in batches])
+
+
+def _times(trained: Trained, bundle: DataBundle, batch_size: int) -> Costs:
+    LOG.info("measuring the parts of the network at batch size %d", batch_size)
+    return time_costs(trained.network, _sample(trained, bundle, "val", batch_size)[:batch_size])
+
+
+def _timing(trained: Trained, bundle: DataBundle, policy: ExitPolicy, batch_size: int) -> Timing:
+    LOG.info("measuring early exit at batch size %d", batch_size)
+    images = _sample(trained, bundle, "test", batch_size)
+    return measure_ratio(trained.network, images, policy, min(batch_size, len(images)))
+
+
+def _measured(
+    trained: Trained,
+    curve: ExitCurve,
+    chosen: ExitPoint,
+    macs: Costs,
+    times: Sequence[Costs],
+    judged: Judged,
+) -> Exits:
+    """Read the test images: the curve from the outputs of all depths, the policy by the engine."""
+    outputs = all_outputs(trained.network, judged.batches)
+    early, policy = EarlyExit(trained.network, chosen.policy), chosen.policy
+    answers = [early(images.to(trained.device)) for images, _ in judged.batches]
+    right = torch.cat([a.labels for a in answers]).cpu() == outputs.targets
+    depths, before = torch.cat([a.depths for a in answers]).cpu(), outputs.right[-1]
+    shares = [float((depths == k).double().mean()) for k in policy.depths]
+    full, exits = (100 * float(each.double().mean()) for each in (before, right))
+    count = len(right)
+
+    def rows(points: Sequence[ExitPoint]) -> tuple[ExitRow, ...]:
+        return tuple(_row(outputs, macs, times, point) for point in points)
+
+    return Exits(
+        run=str(trained.path),
+        criterion=policy.criterion,
+        threshold=policy.thresholds[0] if policy.thresholds else None,
+        depths=policy.depths,
+        combined=policy.combine,
+        accuracy_full=full,
+        accuracy_exit=exits,
+        interval_full=wilson(full, count),
+        interval_exit=wilson(exits, count),
+        drop_interval=paired_drop(int((before & ~right).sum()), int((right & ~before).sum()), count),
+        num_images=count,
+        val_accuracy_full=curve.accuracy_full,
+        val_accuracy_exit=chosen.accuracy,
+        num_val_images=curve.num_images,
+        mean_blocks=float(depths.double().mean()),
+        mean_macs_ratio=sum(s * c for s, c in zip(shares, macs.leaving(policy.depths), strict=True))
+        / macs.whole,
+        measured_time_ratio=1.0,
+        expected_time_ratio=chosen.time_ratio,
+        timings=(),
+        leaving=tuple(shares),
+        curve=rows(curve.points),
+        cuts=rows(curve.cuts),
+        oracle=tuple(
+            OracleRow(last, accuracy, ratio)
+            for last, (ratio, accuracy) in enumerate(oracle_curve(outputs, macs))
+        ),
+        warnings=(),
+    )
+
+
+def _row(outputs: Outputs, macs: Costs, times: Sequence[Costs], point: ExitPoint) -> ExitRow:
+    policy, threshold = point.policy, point.policy.thresholds[0] if point.policy.thresholds else None
+    ways = (policy.depths, policy.criterion, policy.combine)
+    (test,) = tried(outputs, macs, times, *ways, thresholds=(threshold or 0.0,))
+    return ExitRow(
+        depths=policy.depths,
+        threshold=threshold,
+        criterion=policy.criterion,
+        accuracy=test.accuracy,
+        val_accuracy=point.accuracy,
+        mean_blocks=test.mean_blocks,
+        mean_macs_ratio=test.macs_ratio,
+        expected_time_ratio=test.time_ratio,
+    )

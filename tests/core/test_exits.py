@@ -1,0 +1,290 @@
+"""Early exit: decisions against a literal loop over all outputs, costs by hand, curves."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import stagecost as sc
+from helpers import BUILDERS, build, images, loader
+from stagecost.cut import Cut
+from stagecost.errors import StageCostError
+from stagecost.exits.costs import Costs, mac_costs, measure_ratio, time_costs
+from stagecost.exits.curve import (
+    Outputs,
+    all_outputs,
+    curve_of,
+    oracle_curve,
+    tried,
+    tried_depths,
+)
+from stagecost.exits.policy import CRITERIA, Criterion, votes_at
+from stagecost.macs import count_macs, macs_by_part
+from stagecost.network import ResidualNetwork
+
+EVEN = Costs(stem=1, blocks=(2.0, 2.0, 2.0), reads=(1.0,) * 4)
+
+
+class Foreign(nn.Module):
+    """A network of another make, seen through `adapt`; its second block changes the width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.inner = nn.ModuleList([nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)])
+        self.shortcut, self.wider = nn.Conv2d(4, 6, 1), nn.Conv2d(4, 6, 3, padding=1)
+        self.linear = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for conv in self.inner[:2]:
+            x = x + conv(x.relu())
+        x = self.shortcut(x) + self.wider(x.relu())
+        return self.linear(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+def every_network() -> dict[str, ResidualNetwork]:
+    torch.manual_seed(0)
+    foreign = sc.adapt(Foreign().eval(), torch.zeros(1, 3, 16, 16))
+    return {**{name: build(name).eval() for name in list(BUILDERS)[:3]}, "adapted": foreign.eval()}
+
+
+NETWORKS = every_network()
+
+
+def literally(outputs: Tensor, policy: sc.ExitPolicy) -> tuple[list[int], list[int]]:
+    """Decide for each image by itself, from the outputs of all depths."""
+    labels, depths = [], []
+    for i in range(outputs.shape[1]):
+        seen: list[Tensor] = []
+        agreeing, last = 0, -1
+        for place, k in enumerate(policy.depths):
+            seen.append(outputs[k, i].log_softmax(0))
+            voting = torch.stack(seen).mean(0).softmax(0) if policy.combine else seen[-1].exp()
+            best = voting.topk(2)
+            answer = int(best.indices[0])
+            agreeing, last = agreeing + 1 if answer == last else 1, answer
+            score = {
+                "max-probability": float(best.values[0]),
+                "margin": float(best.values[0] - best.values[1]),
+                "patience": float(agreeing),
+            }[policy.criterion]
+            if place == len(policy.depths) - 1 or score >= policy.thresholds[place]:
+                labels.append(answer)
+                depths.append(k)
+                break
+    return labels, depths
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("combine", [False, True])
+def test_every_image_leaves_where_a_literal_loop_says(
+    name: str, criterion: Criterion, combine: bool
+) -> None:
+    network, x = NETWORKS[name], images(24)
+    n = network.num_blocks
+    depths = tuple(sorted({0, 1, n // 2, n}))
+    with torch.no_grad():
+        outputs = network(x, depths="all")
+    _, scores = votes_at(outputs, depths, criterion, combine=combine)
+    middle = 2.0 if criterion == "patience" else float(scores[:-1].median()) + 1e-5
+    for threshold in (-1.0, middle, 99.0):
+        policy = sc.ExitPolicy(depths, (threshold,) * (len(depths) - 1), criterion, combine)
+        answers = sc.run_with_exits(network, x, policy)
+        assert (answers.labels.tolist(), answers.depths.tolist()) == literally(outputs, policy)
+    assert set(sc.run_with_exits(network, x[:1], policy).depths.tolist()) == {n}
+
+
+def test_blocks_behind_an_exit_see_those_alone_that_are_left() -> None:
+    network, x = build("homogeneous").eval(), images(24)
+    with torch.no_grad():
+        _, scores = votes_at(network(x, depths="all"), (1, 3), "max-probability")
+    policy = sc.ExitPolicy((1, 3, 4), (float(scores[0].median()), float(scores[1].median())))
+    assert float(scores[1][scores[0] < scores[0].median()].max()) > float(scores[1].median())
+    seen: dict[int, int] = {}
+    for k, block in enumerate(network.blocks.values()):
+        block.register_forward_pre_hook(lambda m, inputs, k=k: seen.update({k: len(inputs[0])}))
+    left = sc.run_with_exits(network, x, policy).depths
+    assert seen[0] == 24
+    assert seen[1] == seen[2] == int((left > 1).sum()) == 11
+    assert 0 < seen[3] == int((left > 3).sum()) < 11
+    assert not network.training
+
+
+def test_a_fixed_cut_is_a_policy() -> None:
+    for network in NETWORKS.values():
+        x = images(5)
+        for k in range(network.num_blocks + 1):
+            answers = sc.run_with_exits(network, x, sc.ExitPolicy((k,)))
+            assert answers.labels.tolist() == network(x, Cut.first(k)).argmax(1).tolist()
+            assert answers.depths.tolist() == [k] * 5
+
+
+def test_a_network_keeps_its_mode_and_an_engine_refuses_training() -> None:
+    network = build("homogeneous").train()
+    sc.run_with_exits(network, images(), sc.ExitPolicy((1, 4), (0.5,)))
+    assert network.training
+    with pytest.raises(StageCostError, match="training mode"):
+        sc.EarlyExit(network, sc.ExitPolicy((4,)))
+    with pytest.raises(StageCostError, match="depth 5 is impossible with 4 blocks"):
+        sc.run_with_exits(network, images(), sc.ExitPolicy((5,)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (((),), "exits at depths []"),
+        (((3, 2), (0.5,)), "exits at depths [3, 2]"),
+        (((True,),), "ascending numbers"),
+        (((2, 4),), "a number for each depth but the last"),
+        (((2, 4), (float("nan"),)), "thresholds [nan]"),
+        (((4,), (), "entropy"), "criterion 'entropy' is unknown: choose from max-probability"),
+    ],
+)
+def test_what_is_no_policy(arguments: tuple[object, ...], words: str) -> None:
+    with pytest.raises(StageCostError) as caught:
+        sc.ExitPolicy(*arguments)  # type: ignore[arg-type]
+    assert words in str(caught.value)
+
+
+def test_a_policy_is_saved_beside_a_network_and_read_strictly(tmp_path: Path) -> None:
+    policy = sc.ExitPolicy((2, 4), (0.75,), "margin", combine=True)
+    policy.save(tmp_path)
+    file = tmp_path / "exit_policy.json"
+    assert [each.name for each in tmp_path.iterdir()] == [file.name]
+    assert sc.ExitPolicy.load(tmp_path) == policy
+    content = json.loads(file.read_text())
+    damages = {"depths": [4, 2], "thresholds": ["a"], "criterion": "x", "combine": 1, "more": 0}
+    for key, value in damages.items():
+        file.write_text(json.dumps({**content, key: value}))
+        with pytest.raises(StageCostError, match="exit"):
+            sc.ExitPolicy.load(tmp_path)
+    with pytest.raises(StageCostError, match="no exit policy"):
+        sc.ExitPolicy.load(tmp_path / "elsewhere")
+
+
+def test_what_leaving_costs_counts_every_head_that_was_asked() -> None:
+    assert EVEN.whole == 8
+    assert EVEN.leaving((1, 3)) == [1 + 2 + 1, 1 + 6 + 2]
+    assert Costs(1, (2.0, 2.0, 2.0), (1.0,) * 4, asking=0.5).leaving((1, 3)) == [4, 9.5]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_macs_are_those_of_the_one_counter(name: str) -> None:
+    network = NETWORKS[name]
+    costs, parts = mac_costs(network, (3, 16, 16)), macs_by_part(network, (3, 16, 16))
+    assert [costs.stem, *costs.blocks, costs.reads[-1]] == parts
+    assert costs.whole == count_macs(network, (3, 16, 16))
+    for k in (0, network.num_blocks // 2):
+        assert costs.leaving((k,))[0] == count_macs(network, (3, 16, 16), Cut.first(k))
+
+
+def made_outputs(seed: int = 0, blocks: int = 3) -> Outputs:
+    """Make outputs that are right the more often, the deeper they are, and surer when right."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(4, (400,), generator=generator)
+    right = nn.functional.one_hot(targets, 4).float()
+    noise = torch.randn(blocks + 1, 400, 4, generator=generator)
+    return Outputs(torch.linspace(0.2, 3, blocks + 1)[:, None, None] * right + noise, targets)
+
+
+@pytest.mark.parametrize("combine", [False, True])
+def test_the_curve_is_never_below_the_cuts(combine: bool) -> None:
+    outputs = made_outputs()
+    curve = curve_of(outputs, EVEN, combine=combine)
+    times, accuracies = [p.time_ratio for p in curve.points], [p.accuracy for p in curve.points]
+    assert times == sorted(set(times))
+    assert accuracies == sorted(set(accuracies))
+    for cut in curve.cuts:
+        assert max(p.accuracy for p in curve.points if p.time_ratio <= cut.time_ratio) >= cut.accuracy
+    assert curve.accuracy_full == 100 * float(outputs.right[-1].double().mean())
+    assert any(len(point.policy.depths) > 1 for point in curve.points)
+    for point in curve.points:
+        assert point == tried(outputs, EVEN, (), *_ways(point.policy))[0]
+
+
+def _ways(policy: sc.ExitPolicy) -> tuple[object, ...]:
+    return policy.depths, policy.criterion, policy.combine, policy.thresholds[:1] or (0.0,)
+
+
+def test_a_point_of_the_curve_is_what_leaving_brings() -> None:
+    outputs = made_outputs()
+    (point,) = tried(outputs, EVEN, [EVEN, Costs(0, (1.0, 0, 0), (1.0,) * 4)], (1, 3), thresholds=(0.6,))
+    sure = outputs.logits[1].softmax(1).amax(1) >= 0.6
+    right = torch.where(sure, outputs.right[1], outputs.right[3])
+    share = float(sure.double().mean())
+    assert 0.1 < share < 0.9
+    assert point.accuracy == pytest.approx(100 * float(right.double().mean()))
+    assert point.mean_blocks == pytest.approx(share + 3 * (1 - share))
+    assert point.macs_ratio == pytest.approx((4 * share + 9 * (1 - share)) / 8)
+    # Of two times the one counts of which the larger part is spent.
+    assert point.time_ratio == pytest.approx(max(point.macs_ratio, (2 * share + 3 * (1 - share)) / 2))
+
+
+def test_a_policy_is_chosen_for_a_drop_or_a_budget() -> None:
+    outputs = made_outputs()
+    curve = curve_of(outputs, EVEN)
+    within = curve.choose(max_drop=2)
+    assert within.accuracy >= curve.accuracy_full - 2 - 1e-9
+    cheaper = [p for p in curve.points if p.time_ratio < within.time_ratio]
+    assert cheaper
+    assert all(p.accuracy < curve.accuracy_full - 2 for p in cheaper)
+    for limit in ({"max_macs": 0.7}, {"max_time": 0.7}):
+        best = curve.choose(**limit)  # type: ignore[arg-type]
+        assert best.macs_ratio <= 0.7
+        assert best.accuracy == max(p.accuracy for p in curve.points if p.macs_ratio <= 0.7)
+    for limits, words in (
+        ({}, "max_drop, max_macs or max_time"),
+        ({"max_drop": -1.0}, "max_drop is -1.0"),
+        ({"max_macs": 0.0}, "max_macs is 0.0"),
+        ({"max_time": float("nan")}, "max_time is nan"),
+        ({"max_macs": 0.01}, "no exits cost as little as 0.01"),
+        ({"max_drop": 0.0, "max_macs": 0.3}, "no threshold keeps within 0 points"),
+    ):
+        with pytest.raises(StageCostError, match=words):
+            curve.choose(**limits)  # type: ignore[arg-type]
+
+
+def test_the_oracle_leaves_at_the_first_depth_that_is_right() -> None:
+    logits = torch.zeros(4, 3, 2)  # right at depths 1 and 3; never; at 2
+    logits[:, :, 1] = 1
+    logits[1, 0, 0] = logits[3, 0, 0] = logits[2, 2, 0] = 2
+    found = oracle_curve(Outputs(logits, torch.tensor([0, 0, 0])), EVEN)
+    assert [round(accuracy, 1) for _, accuracy in found] == [0, 33.3, 66.7, 66.7]
+    assert [ratio * 8 for ratio, _ in found] == pytest.approx([2, 4, (4 + 6 + 6) / 3, (4 + 8 + 6) / 3])
+
+
+def test_few_depths_of_a_deep_network_are_tried() -> None:
+    assert tried_depths(4) == [0, 1, 2, 3, 4]
+    many = tried_depths(200)
+    assert (many[0], many[-1], len(many)) == (0, 200, 17)
+
+
+def test_the_curve_of_a_network_and_images() -> None:
+    network = build("staged")
+    curve = sc.exit_curve(network, loader(), (3, 16, 16), criteria=("margin",))
+    assert curve.num_images == 13
+    assert curve.cuts[-1].policy.depths == (7,)
+    assert curve.cuts[-1].macs_ratio == 1
+    assert network.training
+    with pytest.raises(StageCostError, match="no images to choose exits on"):
+        sc.exit_curve(network, [], (3, 16, 16))
+    with pytest.raises(StageCostError, match="class labels"):
+        all_outputs(network, [(images(4), torch.zeros(4))])
+
+
+def test_leaving_early_takes_less_time() -> None:
+    network = sc.create_model("homogeneous", num_blocks=12, width=16).eval()
+    x = torch.randn(8, 3, 24, 24)
+    times = time_costs(network, x, rounds=3)
+    assert len(times.blocks) == 12
+    assert min(times.blocks) > 0
+    assert times.leaving((2,))[0] < 0.6 * times.whole
+    early = measure_ratio(network, x, sc.ExitPolicy((2,)), 4, rounds=3)
+    assert (early.batch_size, early.num_images) == (4, 8)
+    assert early.seconds_exit < early.seconds_full
+    assert early.interval[0] <= early.interval[1] < 0.8
+    assert early.ratio < 0.6

@@ -1,0 +1,98 @@
+"""`stagecost exit` on real runs: what it tells, what it saves, and what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import stagecost as sc
+from runs.conftest import TINY, Trained
+from stagecost.errors import StageCostError
+from stagecost.runs.evaluation import evaluate
+from stagecost.runs.exiting import Exits, exit_early
+from stagecost.runs.trained import open_trained
+from stagecost.runs.training import train
+
+
+@pytest.mark.parametrize("which", ["three", "staged", "saved"])
+def test_exit_chooses_measures_and_saves(trained: Trained, tmp_path: Path, which: str) -> None:
+    run = shutil.copytree(getattr(trained, which), tmp_path / which)
+    done = exit_early(run, max_drop=2, criterion="all", combine=True, batch=(20, 64), device="cpu")
+    content = json.loads((run / "exit.json").read_text())
+    assert content == done.to_json()
+    assert set(content) == set(Exits.__dataclass_fields__)
+    policy = sc.ExitPolicy.load(run)
+    assert (policy.depths, policy.criterion) == (done.depths, done.criterion)
+    assert done.accuracy_full == pytest.approx(evaluate(run).accuracy)
+    assert done.val_accuracy_exit >= done.val_accuracy_full - 2 - 1e-9
+    opened = open_trained(run, device="cpu")
+    batches = list(opened.batches("test"))
+    answers = [sc.run_with_exits(opened.network, images, policy) for images, _ in batches]
+    right = torch.cat([a.labels == y for a, (_, y) in zip(answers, batches, strict=True)])
+    assert done.accuracy_exit == pytest.approx(100 * float(right.double().mean()))
+    assert done.num_images == len(right) == 200
+    assert done.mean_blocks == pytest.approx(
+        sum(d * s for d, s in zip(done.depths, done.leaving, strict=True))
+    )
+    assert sum(done.leaving) == pytest.approx(1)
+    assert [(t.batch_size, t.num_images) for t in done.timings] == [(20, 200), (64, 192)]
+    assert done.measured_time_ratio == max(t.ratio for t in done.timings)
+    assert [row.depths for row in done.cuts] == [(k,) for k in range(opened.network.num_blocks + 1)]
+    assert done.cuts[-1].accuracy == pytest.approx(done.accuracy_full)
+    assert done.oracle[-1].accuracy >= max(row.accuracy for row in done.cuts)
+
+
+def test_a_budget_is_kept(trained: Trained, tmp_path: Path) -> None:
+    run = shutil.copytree(trained.three, tmp_path / "run")
+    done = exit_early(run, max_macs=0.7, batch=(32,), device="cpu")
+    assert done.mean_macs_ratio < 0.75  # on test images, chosen on validation images
+    assert done.expected_time_ratio > 0
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({}, "--max-drop, --max-macs or --max-time"),
+    ({"max_drop": -1.0}, "--max-drop is -1.0"),
+    ({"max_drop": float("nan")}, "--max-drop is nan"),
+    ({"max_macs": 0.0}, "--max-macs is 0.0"),
+    ({"max_time": 1.5}, "--max-time is 1.5"),
+    ({"max_drop": 1.0, "batch": (0,)}, "--batch is '0'"),
+    ({"max_drop": 1.0, "batch": ()}, "--batch is ''"),
+    ({"max_macs": 0.001, "batch": (8,)}, "no exits cost as little as 0.001"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), REFUSED, ids=str)
+def test_what_is_refused_changes_nothing(trained: Trained, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(StageCostError) as caught:
+        exit_early(trained.three, device="cpu", **options)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (trained.three / "exit.json").exists()
+
+
+def test_thresholds_need_validation_images(tmp_path: Path) -> None:
+    run = {**TINY, "epochs": 1, "num_blocks": 1, "width": 4, "val_fraction": 0.0}
+    train(run, tmp_path / "run")
+    with pytest.raises(StageCostError, match=r"without validation images.*--val-fraction"):
+        exit_early(tmp_path / "run", max_drop=1)
+
+
+def test_the_command_line(cli: Any, trained: Trained, tmp_path: Path) -> None:
+    run = shutil.copytree(trained.three, tmp_path / "run")
+    said = cli("exit", run, "--max-drop", 1, "--batch", "8,32", "--device", "cpu")
+    assert said.status == 0, said.stderr
+    for words in (
+        "leaves at",
+        "whole network",
+        "with exits",
+        "MACs",
+        "batch size 32",
+        "exit_policy.json",
+    ):
+        assert words in said.stdout
+    assert "choosing exits on 60 validation images" in said.stderr
+    assert cli("exit", run, "--max-drop", 1, "--criterion", "entropy").refusal
+    assert "--batch is '0'" in cli("exit", run, "--max-drop", 1, "--batch", 0, "--json").refusal
