@@ -11,20 +11,19 @@ import stagecost as sc
 from helpers import BUILDERS, build, images, loader
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
-from stagecost.exits.costs import Costs, mac_costs, measure_ratio, time_costs
+from stagecost.exits.costs import Costs, mac_costs, measure_ratio, time_costs, tried_depths
 from stagecost.exits.curve import (
     Outputs,
     all_outputs,
     curve_of,
     oracle_curve,
     tried,
-    tried_depths,
 )
 from stagecost.exits.policy import CRITERIA, Criterion, votes_at
 from stagecost.macs import count_macs, macs_by_part
 from stagecost.network import ResidualNetwork
 
-EVEN = Costs(stem=1, blocks=(2.0, 2.0, 2.0), reads=(1.0,) * 4)
+EVEN = Costs(cuts=(2.0, 4.0, 6.0, 8.0), asking=(1.0,) * 4)
 
 
 class Foreign(nn.Module):
@@ -168,18 +167,18 @@ def test_a_policy_is_saved_beside_a_network_and_read_strictly(tmp_path: Path) ->
 
 def test_what_leaving_costs_counts_every_head_that_was_asked() -> None:
     assert EVEN.whole == 8
-    assert EVEN.leaving((1, 3)) == [1 + 2 + 1, 1 + 6 + 2]
-    assert Costs(1, (2.0, 2.0, 2.0), (1.0,) * 4, asking=0.5).leaving((1, 3)) == [4, 9.5]
+    assert EVEN.leaving((1, 3)) == [4, 8 + 1]
+    assert Costs(EVEN.cuts, (0.5, 2.0, 3.0, 4.0)).leaving((0, 1, 3)) == [2, 4 + 0.5, 8 + 0.5 + 2]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_macs_are_those_of_the_one_counter(name: str) -> None:
     network = NETWORKS[name]
     costs, parts = mac_costs(network, (3, 16, 16)), macs_by_part(network, (3, 16, 16))
-    assert [costs.stem, *costs.blocks, costs.reads[-1]] == parts
-    assert costs.whole == count_macs(network, (3, 16, 16))
-    for k in (0, network.num_blocks // 2):
-        assert costs.leaving((k,))[0] == count_macs(network, (3, 16, 16), Cut.first(k))
+    assert costs.asking[-1] == parts[-1]
+    for k in (0, network.num_blocks // 2, network.num_blocks):
+        assert costs.cuts[k] == count_macs(network, (3, 16, 16), Cut.first(k))
+        assert costs.cuts[k] - costs.asking[k] == sum(parts[: k + 1])
 
 
 def made_outputs(seed: int = 0, blocks: int = 3) -> Outputs:
@@ -212,7 +211,7 @@ def _ways(policy: sc.ExitPolicy) -> tuple[object, ...]:
 
 def test_a_point_of_the_curve_is_what_leaving_brings() -> None:
     outputs = made_outputs()
-    (point,) = tried(outputs, EVEN, [EVEN, Costs(0, (1.0, 0, 0), (1.0,) * 4)], (1, 3), thresholds=(0.6,))
+    (point,) = tried(outputs, EVEN, [EVEN, Costs((1.0, 2, 2, 2), (1.0,) * 4)], (1, 3), thresholds=(0.6,))
     sure = outputs.logits[1].softmax(1).amax(1) >= 0.6
     right = torch.where(sure, outputs.right[1], outputs.right[3])
     share = float(sure.double().mean())
@@ -279,10 +278,10 @@ def test_the_curve_of_a_network_and_images() -> None:
 def test_leaving_early_takes_less_time() -> None:
     network = sc.create_model("homogeneous", num_blocks=12, width=16).eval()
     x = torch.randn(8, 3, 24, 24)
-    times = time_costs(network, x, rounds=3)
-    assert len(times.blocks) == 12
-    assert min(times.blocks) > 0
-    assert times.leaving((2,))[0] < 0.6 * times.whole
+    times = time_costs(network, x, 4, rounds=3)
+    assert len(times.cuts) == len(times.asking) == 13
+    assert 0 < times.cuts[2] < 0.6 * times.whole
+    assert 0 < times.asking[0] < times.cuts[3]
     early = measure_ratio(network, x, sc.ExitPolicy((2,)), 4, rounds=3)
     assert (early.batch_size, early.num_images) == (4, 8)
     assert early.seconds_exit < early.seconds_full

@@ -2,8 +2,9 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from statistics import median
 
 import torch
@@ -13,118 +14,116 @@ from torch.utils.flop_counter import FlopCounterMode
 from stagecost.exits.engine import EarlyExit
 from stagecost.exits.policy import ExitPolicy
 from stagecost.network import ResidualNetwork
-from stagecost.trajectory import COLLAPSED, evaluation_mode
+from stagecost.trajectory import evaluation_mode
+
+MOST_DEPTHS = 17
+"""Depths that are tried, at most: 0, N, and others evenly between them."""
+STREAM = 32
+"""Images that are answered between two looks at the clock, at least."""
+
+
+def tried_depths(num_blocks: int) -> list[int]:
+    """Return the depths at which images may leave: all, or as many as can be tried."""
+    count = min(num_blocks + 1, MOST_DEPTHS)
+    return sorted({round(k * num_blocks / (count - 1)) for k in range(count)})
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What the parts of a network cost an image, in one unit.
+    """What it costs an image to leave, in one unit.
 
     Attributes:
-        stem: from the image to x_0.
-        blocks: block k, k = 0 … N-1.
-        reads: y_k of x_k, k = 0 … N: the skip connections that are left, and the head.
-        asking: the decision who leaves, and putting the others together, at each depth but the last.
+        cuts: of leaving at depth k without being asked before, k = 0 … N.
+        asking: of being asked at depth k, and of going on.
     """
 
-    stem: float
-    blocks: tuple[float, ...]
-    reads: tuple[float, ...]
-    asking: float = 0.0
+    cuts: tuple[float, ...]
+    asking: tuple[float, ...]
 
     @property
     def whole(self) -> float:
         """The whole network."""
-        return self.stem + sum(self.blocks) + self.reads[-1]
+        return self.cuts[-1]
 
     def leaving(self, depths: Sequence[int]) -> list[float]:
         """Return what an image costs that leaves at each of the depths, asked at those before."""
-        asked = [self.reads[k] for k in depths]
-        return [
-            self.stem + sum(self.blocks[:k]) + sum(asked[: place + 1]) + self.asking * place
-            for place, k in enumerate(depths)
-        ]
+        asked = accumulate((self.asking[k] for k in depths[:-1]), initial=0.0)
+        return [self.cuts[k] + before for k, before in zip(depths, asked, strict=True)]
 
 
 def mac_costs(network: ResidualNetwork, image_shape: Sequence[int]) -> Costs:
-    """Count the MACs of the parts of a network for one image of shape (C, H, W), on meta tensors."""
+    """Count the MACs of leaving for one image of shape (C, H, W), on meta tensors."""
     twin = copy.deepcopy(network).to("meta").eval()
-    rollout = twin.rollout()
+    rollout, reached, reads = twin.rollout(), list[int](), list[int]()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-
-        def counted(compute: Callable[[], Tensor]) -> tuple[Tensor, float]:
+        state = twin.stem(twin.sample(image_shape))
+        for k in range(twin.num_blocks + 1):
+            state = rollout.advance(state, max(k - 1, 0), k)
             before = counter.get_total_flops()
-            value = compute()
-            return value, (counter.get_total_flops() - before) // 2
-
-        state, stem = counted(lambda: twin.stem(twin.sample(image_shape)))
-        blocks, reads = [], [counted(lambda: rollout.read(state, 0))[1]]
-        for k in range(twin.num_blocks):
-            state, macs = counted(lambda: rollout.advance(state, k, k + 1))  # noqa: B023
-            blocks.append(macs)
-            reads.append(counted(lambda: rollout.read(state, k + 1))[1])  # noqa: B023
-    return Costs(stem, tuple(blocks), tuple(reads))
+            rollout.read(state, k)
+            reached.append(before - 2 * sum(reads))
+            reads.append((counter.get_total_flops() - before) // 2)
+    return Costs(tuple(r // 2 + read for r, read in zip(reached, reads, strict=True)), tuple(reads))
 
 
-def time_costs(network: ResidualNetwork, images: Tensor, *, rounds: int = 7) -> Costs:
-    """Measure the seconds that the parts of a network take for an image, the median of rounds.
+def time_costs(network: ResidualNetwork, images: Tensor, batch_size: int, *, rounds: int = 5) -> Costs:
+    """Measure the seconds of leaving for an image, the median of rounds.
+
+    The engine itself is measured, at some fixed depths and being asked at all of them; what lies between
+    is interpolated.
 
     Args:
         network: is left in the mode it was in.
-        images: a batch where the network is; its size is that of the measurement.
-        rounds: how often each part is measured.
+        images: (n, …), where the network is; a part of them is measured.
+        batch_size: images answered together, at most n.
+        rounds: how often each is measured.
     """
-    n = network.num_blocks
-    with evaluation_mode(network), torch.inference_mode():
-        # Nobody is ever as sure as that: all are asked at every depth.
-        asked = EarlyExit(network, ExitPolicy(tuple(range(n + 1)), (2.0,) * n))
-        _parts(network, images)  # warm
-        rows = [(_seconds(asked, images), *_parts(network, images)) for _ in range(rounds)]
-    together, stem, *rest = (median(column) / len(images) for column in zip(*rows, strict=True))
-    return Costs(stem, tuple(rest[:n]), tuple(rest[n:]), max(0.0, together - stem - sum(rest)) / n)
+    n, depths = network.num_blocks, tried_depths(network.num_blocks)
+    # Nobody is ever as sure as that: all are asked at every depth.
+    policies = [
+        *(ExitPolicy((k,)) for k in depths),
+        ExitPolicy(tuple(depths), (2.0,) * (len(depths) - 1)),
+    ]
+    with evaluation_mode(network):
+        engines = [EarlyExit(network, policy) for policy in policies]
+        stream = _streams(images, batch_size)[0]
+        seconds = [[_seconds(engine, stream) for engine in engines] for _ in range(rounds + 1)][1:]
+    *cuts, asked = (median(each) / (len(stream) * batch_size) for each in zip(*seconds, strict=True))
+    asking = max(0.0, asked - cuts[-1]) / (len(depths) - 1)
+    return Costs(tuple(_between(depths, cuts, k) for k in range(n + 1)), (asking,) * (n + 1))
 
 
-def _parts(network: ResidualNetwork, images: Tensor) -> list[float]:
-    """Measure stem, blocks and reads once, in the order in which they follow each other."""
-    rollout, clock = network.rollout(COLLAPSED), Clock(images.device)
-    state = network.stem(images)
-    stem = clock.lap()
-    rollout.read(state, 0)
-    reads, blocks = [clock.lap()], []
-    for k in range(network.num_blocks):
-        state = rollout.advance(state, k, k + 1)
-        blocks.append(clock.lap())
-        rollout.read(state, k + 1)
-        reads.append(clock.lap())
-    return [stem, *blocks, *reads]
+def _between(depths: Sequence[int], values: Sequence[float], k: int) -> float:
+    """Interpolate values at depths."""
+    right = next(place for place, depth in enumerate(depths) if depth >= k)
+    if depths[right] == k:
+        return values[right]
+    share = (k - depths[right - 1]) / (depths[right] - depths[right - 1])
+    return values[right - 1] + share * (values[right] - values[right - 1])
 
 
-def _seconds(answer: Callable[[Tensor], object], images: Tensor) -> float:
-    clock = Clock(images.device)
-    answer(images)
-    return clock.lap()
+def _streams(images: Tensor, batch_size: int) -> list[list[Tensor]]:
+    """Return images as streams of whole batches, at least one."""
+    starts = range(0, len(images) - batch_size + 1, batch_size)
+    batches = [images[at : at + batch_size] for at in starts]
+    length = min(len(batches), -(-STREAM // batch_size))
+    return [batches[at : at + length] for at in range(0, len(batches) - length + 1, length)]
 
 
-class Clock:
-    """Seconds from one look at it to the next; what is asked of a device is done by then.
+def _seconds(engine: EarlyExit, stream: Sequence[Tensor]) -> float:
+    """Measure how long an engine takes for a stream of batches.
 
     One thread on a CPU is measured by the seconds that it had of its core, so that what else the machine
     does is left out: interruptions would make long passes look longer than they are.
     """
-
-    def __init__(self, device: torch.device) -> None:
-        """Start on a device."""
-        self.device = device
-        alone = device.type == "cpu" and torch.get_num_threads() == 1
-        self.now = time.thread_time if alone else time.perf_counter
-        self.last = self.now()
-
-    def lap(self) -> float:
-        """Return the seconds since the start or the last lap."""
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize()
-        before, self.last = self.last, self.now()
-        return self.last - before
+    alone = stream[0].device.type == "cpu" and torch.get_num_threads() == 1
+    now = time.thread_time if alone else time.perf_counter
+    start = now()
+    for batch in stream:
+        engine(batch)
+    if stream[0].device.type != "cpu":
+        torch.accelerator.synchronize()
+    return now() - start
 
 
 @dataclass(frozen=True)
@@ -151,9 +150,9 @@ class Timing:
 def measure_ratio(
     network: ResidualNetwork, images: Tensor, policy: ExitPolicy, batch_size: int, *, rounds: int = 5
 ) -> Timing:
-    """Measure a policy and the whole network in turns, batch by batch, by the same engine.
+    """Measure a policy and the whole network in turns, by the same engine.
 
-    The time of a batch is its least in the rounds: what interrupts a machine only ever adds.
+    Of each stream of batches the median of the rounds counts.
 
     Args:
         network: in eval mode.
@@ -162,19 +161,14 @@ def measure_ratio(
         batch_size: at most n.
         rounds: how often each batch is answered by both.
     """
-    whole_batches = range(0, len(images) - batch_size + 1, batch_size)
-    batches = [images[at : at + batch_size] for at in whole_batches]
-    whole = EarlyExit(network, ExitPolicy((network.num_blocks,)))
-    both = (whole, EarlyExit(network, policy))
-    times = torch.zeros(rounds, 2, len(batches), dtype=torch.float64)
-    for batch in batches[:3]:  # warm
-        for answer in both:
-            answer(batch)
-    for turn in range(rounds):
-        for place, batch in enumerate(batches):
+    streams = _streams(images, batch_size)
+    engines = (EarlyExit(network, ExitPolicy((network.num_blocks,))), EarlyExit(network, policy))
+    times = torch.zeros(rounds, 2, len(streams), dtype=torch.float64)
+    for turn in range(-1, rounds):  # the first is to warm up
+        for place, stream in enumerate(streams if turn >= 0 else streams[:1]):
             for which in (0, 1) if turn % 2 else (1, 0):
-                times[turn, which, place] = _seconds(both[which], batch)
-    count = len(batches) * batch_size
-    full, exits = (times.amin(dim=0).sum(dim=1) / count).tolist()
+                times[turn, which, place] = _seconds(engines[which], stream)
+    count = len(streams) * len(streams[0]) * batch_size
+    full, exits = (times.median(dim=0).values.sum(dim=1) / count).tolist()
     ratios = (times[:, 1].sum(dim=1) / times[:, 0].sum(dim=1)).tolist()
     return Timing(batch_size, count, full, exits, exits / full, (min(ratios), max(ratios)))

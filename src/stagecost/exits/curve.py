@@ -16,15 +16,13 @@ from torch import Tensor
 
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
-from stagecost.exits.costs import Costs, mac_costs
+from stagecost.exits.costs import Costs, mac_costs, tried_depths
 from stagecost.exits.policy import CRITERIA, Criterion, ExitPolicy, votes_at
 from stagecost.network import ResidualNetwork
 from stagecost.trajectory import COLLAPSED, Loader, device_of, evaluation_mode, to_device
 
 MOST_EXITS = 4
 """Depths at which a policy asks, at most: each costs the head."""
-MOST_DEPTHS = 17
-"""Depths that are tried, at most: 0, N, and others evenly between them."""
 NUM_THRESHOLDS = 40
 BEAM = 8
 """Sets of depths that grow by one more, at most: those with the most points on the curve."""
@@ -215,12 +213,6 @@ def curve_of(
     return ExitCurve(tuple(front), tuple(cuts), cuts[-1].accuracy, len(outputs.targets))
 
 
-def tried_depths(num_blocks: int) -> list[int]:
-    """Return the depths at which images may leave: all, or as many as can be tried."""
-    count = min(num_blocks + 1, MOST_DEPTHS)
-    return sorted({round(k * num_blocks / (count - 1)) for k in range(count)})
-
-
 def _progressions(depths: Sequence[int]) -> Iterator[tuple[int, ...]]:
     for stride in (1, 2, 3, 4):
         for start, count in product(range(len(depths)), range(3, MOST_EXITS + 3)):
@@ -283,7 +275,8 @@ def _grid(scores: Tensor, criterion: Criterion) -> Tensor:
     if criterion == "patience":
         return torch.arange(2.0, len(scores) + 1)
     places = torch.linspace(0, scores.numel() - 1, NUM_THRESHOLDS).round().long()
-    return torch.unique(scores.flatten().sort().values[places])
+    thresholds: Tensor = torch.unique(scores.flatten().sort().values[places])
+    return thresholds
 
 
 def frontier(points: Iterable[ExitPoint]) -> list[ExitPoint]:

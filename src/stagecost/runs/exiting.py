@@ -238,7 +238,8 @@ def _sample(trained: Trained, bundle: DataBundle, split: str, batch_size: int) -
 
 def _times(trained: Trained, bundle: DataBundle, batch_size: int) -> Costs:
     LOG.info("measuring the parts of the network at batch size %d", batch_size)
-    return time_costs(trained.network, _sample(trained, bundle, "val", batch_size)[:batch_size])
+    images = _sample(trained, bundle, "val", batch_size)
+    return time_costs(trained.network, images, min(batch_size, len(images)))
 
 
 def _timing(trained: Trained, bundle: DataBundle, policy: ExitPolicy, batch_size: int) -> Timing:
