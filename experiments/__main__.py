@@ -26,7 +26,7 @@ from experiments.tables import section
 from stagecost.errors import StageCostError
 from stagecost.storage import write_atomically
 
-OPTIONS = ("rounds", "trials", "set", "weights")
+OPTIONS = ("rounds", "trials", "set", "weights", "arms")
 """Flags that some experiments alone heed."""
 
 
@@ -75,6 +75,7 @@ def _add_flags(add: argparse.ArgumentParser) -> None:
     add.add_argument("--rounds", type=int, help="of a benchmark's measurements")
     add.add_argument("--trials", type=int, help="of a search")
     add.add_argument("--weights", type=Path, help="folder with weights that others trained")
+    add.add_argument("--arms", help="of a comparison, such as joint,alone; its usual ones if not given")
     add.add_argument("--set", action="append", metavar="NAME=VALUE", help="a setting of a search's runs")
 
 

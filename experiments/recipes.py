@@ -59,7 +59,7 @@ _RECIPES: dict[Tier, Settings] = {
 }
 _CPU_IMAGES = 12_000
 """Images of the CPU tier, a sixth of them for validation."""
-_MORE_CPU_IMAGES = {"cifar10": 24_000}
+_MORE_CPU_IMAGES = {"cifar10": 24_000, "cifar100": 24_000}
 """Where so few let the seeds differ by more than the arms of a comparison do."""
 
 

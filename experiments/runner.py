@@ -30,6 +30,7 @@ EXPERIMENTS = {
     "pretrained": "pretrained.experiment:PRETRAINED",
     "loss-trajectory": "loss_trajectory:LOSS_TRAJECTORY",
     "bound": "bound:BOUND",
+    "bound-training": "bound_training:BOUND_TRAINING",
     "peers": "peers.experiment:PEERS",
     "staged": "staged:STAGED",
     "benchmark": "benchmark.experiment:BENCHMARK",
@@ -219,6 +220,7 @@ def _content(experiment: Experiment, context: Context) -> Row:
     command = f"python -m experiments run {experiment.name} --tier {tier}"
     command += f" --dataset {dataset}" if dataset else ""
     command += f" --seeds {','.join(map(str, context.seeds))}"
+    command += f" --arms {context.options['arms']}" if "arms" in context.options else ""
     settings = {kind: each.to_json() for kind, each in experiment.trainings(tier, dataset).items()}
     about = {"name": dataset or tier, "experiment": experiment.name, "tier": tier, "dataset": dataset}
     about |= circumstances(command, context.seeds, gpu=tier == "gpu")

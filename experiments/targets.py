@@ -1,8 +1,8 @@
 """One training for several depths, beside one training for each: are both ends as good?
 
-Command     python -m experiments run targets --tier cpu [--data-root DIR]
+Command     python -m experiments run targets --tier cpu [--data-root DIR] [--arms joint,alone,...]
 Machine     cpu: one core, one thread; gpu: one GPU
-Runtime     cpu: one to six minutes a run, seven runs a data set and seed
+Runtime     cpu: one to six minutes a run, seven runs a data set and seed without further arms
 Seeds       0, 1, 2
 
 joint       the whole network and target cuts from one training; nothing is trained after a cut
@@ -10,59 +10,134 @@ alone       plain training of each network by itself
 plain_long  plain training of the whole network with all the compute of joint
 cut_first   plain training of a target's network with all the compute of joint
 
+Further arms, if asked for by --arms, for the same compute as joint:
+
+joint_norms        targets with norms of their own, each with a pass of its own, so fewer epochs
+joint_equilibrium  each block gets the mean of the losses behind it
+joint_gate         half of what comes back from beyond a target
+joint_distilled    targets learn half from the detached whole network
+
 joint gets as many block passes as all trainings of `alone` together, so its epochs are more than theirs.
+Its answers, `joint_answers`, are mean log-probabilities of its last target and the whole network.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.recipes import SUB_BLOCKS, base_recipe
+from experiments.recipes import SUB_BLOCKS, base_recipe, staged_recipe
 from experiments.records import Record, Row
 from experiments.runner import Context, Experiment, Tier
 from experiments.tables import Columns, accuracy, rows_of, table
-from experiments.trainings import Training, row_of_runs, runs_of
+from experiments.trainings import (
+    Run,
+    Training,
+    accuracy_of_answers,
+    accuracy_row,
+    macs_of_cuts,
+    row_of_runs,
+    runs_of,
+)
 from stagecost.cut import Cut
+from stagecost.errors import StageCostError
 
+ARMS = ("joint", "alone", "plain_long", "cut_first")
+"""Those of a record, if none are asked for."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "joint": {},
+    "joint_norms": {"target_norms": "own"},
+    "joint_equilibrium": {"equilibrium": True},
+    "joint_gate": {"gate": 0.5},
+    "joint_distilled": {"stage_loss": "distilled"},
+}
+SHAPE, WIDTHS, SHAPES = (9, 9, 9), [8, 16, 32], ("3+3+4", "5+5+6")
+"""Of the data sets "…-staged": blocks of each stage, their widths, targets."""
+LONGER = 30
+"""Epochs of alone in the data sets "…-long"."""
 TEXT = """\
-One training for several depths (`joint`) beside plain training of each network by itself (`alone`), and
-beside controls that get all the compute of `joint`: plain training of the whole network (`plain_long`),
-and of a target's network (`cut_first`). Nothing is trained after a cut. The last column is how far a
-cut of `joint` is above the same network trained alone."""
+One training for several depths (`joint` and its variants) beside plain training of each network by
+itself (`alone`), and beside controls that get all the compute of `joint`: plain training of the whole
+network (`plain_long`), and of a target's network (`cut_first`). `joint_answers` are mean
+log-probabilities of the last target and the whole network. Nothing is trained after a cut. The last
+column is how far a network of one training for several is above the same network trained alone."""
 
 
-def targets(tier: Tier, num_blocks: int) -> tuple[int, ...]:
-    """Return the depths beside the whole one: M, and one between M and N on the cpu tier."""
-    m = SUB_BLOCKS[tier]
-    return (m, 2 * num_blocks // 3) if tier == "cpu" else (m,)
+def parts_of(dataset: str) -> tuple[str, str]:
+    """Return the images of a data set of this experiment, and "staged", "long" or nothing."""
+    data, _, kind = dataset.rpartition("-")
+    return (data, kind) if kind in ("staged", "long") else (dataset, "")
+
+
+def shapes(tier: Tier, dataset: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return plain training at full depth, and what differs for each target, by its printed form."""
+    data, kind = parts_of(dataset)
+    if kind == "staged":
+        plain = staged_recipe(tier, data, {"blocks_per_stage": list(SHAPE), "widths": WIDTHS})
+        return plain, {cut: {"blocks_per_stage": list(Cut.parse(cut).per_stage)} for cut in SHAPES}
+    plain = base_recipe(tier, data) | ({"epochs": LONGER} if kind == "long" else {})
+    m, n = SUB_BLOCKS[tier], plain["num_blocks"]
+    depths = (m, 2 * n // 3) if tier == "cpu" else (m,)
+    return plain, {str(depth): {"num_blocks": depth} for depth in depths}
 
 
 def trainings(tier: Tier, dataset: str) -> dict[str, Training]:
-    """Return each kind of training, "arm" or "arm-M"."""
-    plain = base_recipe(tier, dataset)
-    n, cuts = plain["num_blocks"], targets(tier, plain["num_blocks"])
-    passes = (n + sum(cuts)) * plain["epochs"]
-    long = {**plain, "epochs": passes // n}
+    """Return each kind of training, "arm" or "arm-cut"."""
+    plain, targets = shapes(tier, dataset)
+    sizes = plain.get("blocks_per_stage") or [plain["num_blocks"]]
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    stages = [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+    cuts = [Cut.whole().among(stages), *(Cut.parse(cut).among(stages) for cut in targets)]
+    blocks = [len(cut.blocks) for cut in cuts]
+    passes, one_each = sum(blocks) * plain["epochs"], [0, *[1] * sum(sizes), 0]
+
+    def joint(variant: dict[str, Any]) -> Training:
+        own = variant.get("target_norms") == "own"
+        epochs = passes // (sum(blocks) if own else macs_of_cuts(one_each, cuts))
+        return Training({**plain, "epochs": epochs, "targets": list(targets), "gamma": 1.0, **variant})
+
+    gated = "blocks_per_stage" not in plain
     return {
-        "joint": Training({**long, "targets": [str(m) for m in cuts], "gamma": 1.0}),
+        **{arm: joint(variant) for arm, variant in VARIANTS.items() if gated or "gate" not in variant},
         "alone": Training(plain),
-        **{f"alone-{m}": Training({**plain, "num_blocks": m}) for m in cuts},
-        "plain_long": Training(long),
-        **{f"cut_first-{m}": Training({**plain, "num_blocks": m, "epochs": passes // m}) for m in cuts},
+        **{f"alone-{cut}": Training({**plain, **shape}) for cut, shape in targets.items()},
+        "plain_long": Training({**plain, "epochs": passes // blocks[0]}),
+        **{
+            f"cut_first-{cut}": Training({**plain, **shape, "epochs": passes // size})
+            for (cut, shape), size in zip(targets.items(), blocks[1:], strict=True)
+        },
     }
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Train every kind with every seed, then read the test images."""
-    runs = runs_of(context, trainings(context.tier, context.dataset))
+    """Train every kind of the arms with every seed, then read the test images."""
+    arms = str(context.options.get("arms", ",".join(ARMS))).split(",")
+    every = trainings(context.tier, context.dataset)
+    if unknown := sorted(set(arms) - {kind.partition("-")[0] for kind in every}):
+        raise StageCostError(
+            f"--arms has {unknown[0]!r}: choose from {', '.join((*VARIANTS, *ARMS[1:]))}"
+        )
+    chosen = {kind: each for kind, each in every.items() if kind.partition("-")[0] in arms}
     rows = []
-    for kind, done in runs.items():
+    data = context.images(parts_of(context.dataset)[0])
+    for kind, done in runs_of(context, chosen, data).items():
         arm, _, depth = kind.partition("-")
         test = len(done[0].open().load("test").splits["test"])
         cuts = [None, *done[0].training.settings.get("targets", [])]
         for cut in cuts:
             row = row_of_runs(context, arm, done, None if cut is None else Cut.parse(cut))
             rows.append({**row, "cut": cut or depth or "whole", "num_test": test})
-    return {"rows": rows}
+        if arm == "joint":
+            rows.append(_answers(context, done, rows[-len(cuts)]))
+    return {"rows": rows, "settings": {kind: each.to_json() for kind, each in chosen.items()}}
+
+
+def _answers(context: Context, runs: Sequence[Run], whole: Row) -> Row:
+    """Return the row of common answers of the last target and the whole network."""
+    last = str(runs[0].training.settings["targets"][-1])
+    opened, cuts = [run.open() for run in runs], [Cut.parse(last), Cut.whole()]
+    test = [accuracy_of_answers(trained, cuts) for trained in opened]
+    row = accuracy_row(context, "joint_answers", test)
+    val = [accuracy_of_answers(trained, cuts, "val") for trained in opened]
+    return {**whole, **row, "val_accuracies": val, "answers": [last, "whole"]}
 
 
 def section(records: Sequence[Record]) -> list[str]:
@@ -90,11 +165,15 @@ TARGETS = Experiment(
     name="targets",
     title="One training, several depths",
     datasets={
-        "cpu": ("mnist", "fashion-mnist", "cifar10"),
+        "cpu": (
+            *("mnist", "fashion-mnist", "cifar10", "cifar100"),
+            *("cifar10-long", "cifar10-staged"),
+        ),
         "gpu": ("mnist", "cifar10", "cifar100"),
         "quick": ("digits",),
     },
     run=run,
     section=section,
     trainings=trainings,
+    options=frozenset({"arms"}),
 )

@@ -18,13 +18,13 @@ from stagecost.dynamics import plan_paths
 from stagecost.macs import count_macs, count_parameters, macs_by_part
 from stagecost.models.catalogue import create_model
 from stagecost.network import ResidualNetwork
-from stagecost.objective import StageCost
+from stagecost.objective import StageCost, mean_log_probabilities
 from stagecost.runs.trained import Split, Trained, open_trained
 from stagecost.runs.training import TrainingResult, train
 from stagecost.train.loop import OnStep
 from stagecost.train.recipe import Moment
 from stagecost.train.validation import CALIBRATION_IMAGES
-from stagecost.trajectory import terminal_score
+from stagecost.trajectory import count_correct, evaluation_mode, terminal_score
 
 PAPER: dict[str, dict[str, float]] = {
     "mnist": {"plain_full": 99.64, "plain_sub": 99.63, "stage_full": 99.62, "stage_pruned": 99.54},
@@ -110,19 +110,22 @@ def trained_run(
     return Run(folder, result, training)
 
 
-def runs_of(context: Context, kinds: Mapping[str, Training]) -> dict[str, list[Run]]:
+def runs_of(
+    context: Context, kinds: Mapping[str, Training], data: str | None = None
+) -> dict[str, list[Run]]:
     """Train every kind with every seed, one seed of all kinds first."""
     runs: dict[str, list[Run]] = {kind: [] for kind in kinds}
     for seed in context.seeds:
         for kind, training in kinds.items():
-            runs[kind].append(trained_run(context, kind, training, seed))
+            runs[kind].append(trained_run(context, kind, training, seed, data))
     return runs
 
 
 def cut_from(trained: Trained, cut: Cut) -> ResidualNetwork:
-    """Return what a cut leaves; in a staged network BatchNorm statistics are estimated anew."""
+    """Return what a cut leaves; in a staged network statistics not of its own are estimated anew."""
     small = trained.network.keep(cut)
-    if not trained.network.is_homogeneous:
+    network = trained.network
+    if not network.is_homogeneous and network.resolve(cut) not in network.targets:
         recalibrate(small, trained.random_images(trained.load("train"), CALIBRATION_IMAGES))
     return small.eval()
 
@@ -149,9 +152,13 @@ def training_macs(run: Run) -> int:
     parts, targets = macs_by_part(whole, shape), [whole.resolve(cut) for cut in settings.stage.cuts()]
     images, validated = images_of_an_epoch(trained)
     total, left = 0, whole.resolve(Cut.whole())
+    own = settings.stage.target_norms == "own"  # and passes of their own from x_0 on
     for entry in run.result.history:
         cuts = [left, *(Cut(tuple(k for k in cut.blocks if left.acts(k))) for cut in targets)]
-        total += 3 * images * macs_of_cuts(parts, cuts) + validated * macs_of_cuts(parts, [left])
+        together = [[cut] for cut in cuts] if own else [cuts]
+        step = sum(macs_of_cuts(parts, each) for each in together)
+        step -= (len(together) - 1) * (parts[0] + parts[-1])
+        total += 3 * images * step + validated * macs_of_cuts(parts, [left])
         left = left if entry.cut is None else Cut(tuple(entry.cut.kept_blocks))
     return total
 
@@ -171,6 +178,17 @@ def macs_of_cuts(parts: Sequence[int], cuts: Sequence[Cut]) -> int:
 def accuracy_of(trained: Trained, split: Split = "test") -> float:
     """Return the accuracy of a trained network on a split, in percent."""
     return terminal_score(trained.network, trained.batches(split), loss=trained.loss).accuracy
+
+
+def accuracy_of_answers(trained: Trained, cuts: Sequence[Cut], split: Split = "test") -> float:
+    """Return the accuracy, in percent, of the mean log-probabilities of several cuts' outputs."""
+    correct, images = 0.0, 0
+    with evaluation_mode(trained.network):
+        for batch, targets in trained.batches(split):
+            answers = mean_log_probabilities(trained.network(batch, cuts))
+            correct += float(count_correct(answers[None], targets))
+            images += len(targets)
+    return 100 * correct / images
 
 
 def row_of_runs(

@@ -137,6 +137,7 @@ def test_targets(quick: Quick) -> None:
     assert arms == [
         ("joint", "whole", 4),
         ("joint", "2", 2),
+        ("joint_answers", "whole", 4),
         ("alone", "whole", 4),
         ("alone", "2", 2),
         ("plain_long", "whole", 4),
