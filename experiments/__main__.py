@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import torch
 
+from experiments import guide
 from experiments.records import RESULTS, Record
 from experiments.runner import (
     EXPERIMENTS,
@@ -49,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m experiments", description="Run or show what is recorded.")
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=_Parser)
     verbs.add_parser("list", help="name the experiments")
-    verbs.add_parser("tables", help="write results/README.md and the figures anew from the records")
+    verbs.add_parser(
+        "tables", help="write results/README.md, figures and the guide anew from the records"
+    )
     for verb, words in {
         "run": "measure what is missing, and record it",
         "show": "print records",
@@ -125,6 +128,7 @@ def _tables(given: argparse.Namespace) -> None:
         for record in experiment.records(RESULTS):
             draw(experiment, record)
     write_atomically(RESULTS / "README.md", render())
+    write_atomically(guide.PAGE, guide.page(guide.PAGE.read_text()))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ alone       plain training of each network by itself
 plain_long  plain training of the whole network with all the compute of joint
 cut_first   plain training of a target's network with all the compute of joint
 
-Further arms, if asked for by --arms, for the same compute as joint:
+Further arms, if asked for by --arms, for the same compute as joint (but the first):
 
+joint_short        joint for the epochs of alone alone, so in the time of one plain training
 joint_norms        targets with norms of their own, each with a pass of its own, so fewer epochs
 joint_equilibrium  each block gets the mean of the losses behind it
 joint_gate         half of what comes back from beyond a target
@@ -44,6 +45,7 @@ ARMS = ("joint", "alone", "plain_long", "cut_first")
 """Those of a record, if none are asked for."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "joint": {},
+    "joint_short": {},
     "joint_norms": {"target_norms": "own"},
     "joint_equilibrium": {"equilibrium": True},
     "joint_gate": {"gate": 0.5},
@@ -89,14 +91,17 @@ def trainings(tier: Tier, dataset: str) -> dict[str, Training]:
     blocks = [len(cut.blocks) for cut in cuts]
     passes, one_each = sum(blocks) * plain["epochs"], [0, *[1] * sum(sizes), 0]
 
-    def joint(variant: dict[str, Any]) -> Training:
+    def joint(arm: str) -> Training:
+        variant = VARIANTS[arm]
         own = variant.get("target_norms") == "own"
         epochs = passes // (sum(blocks) if own else macs_of_cuts(one_each, cuts))
-        return Training({**plain, "epochs": epochs, "targets": list(targets), "gamma": 1.0, **variant})
+        epochs = plain["epochs"] if arm == "joint_short" else epochs
+        settings = {**plain, "epochs": epochs, "targets": list(targets), "gamma": 1.0, **variant}
+        return Training({k: v for k, v in settings.items() if not (own and k == "compile")})
 
     gated = "blocks_per_stage" not in plain
     return {
-        **{arm: joint(variant) for arm, variant in VARIANTS.items() if gated or "gate" not in variant},
+        **{arm: joint(arm) for arm, variant in VARIANTS.items() if gated or "gate" not in variant},
         "alone": Training(plain),
         **{f"alone-{cut}": Training({**plain, **shape}) for cut, shape in targets.items()},
         "plain_long": Training({**plain, "epochs": passes // blocks[0]}),

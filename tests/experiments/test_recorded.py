@@ -13,6 +13,8 @@ from experiments.runner import EXPERIMENTS, find_experiment, render
 from experiments.tables import table
 from experiments.trainings import PAPER, paper_difference
 
+from experiments import guide
+
 CHECKS = {RESULTS / "models", RESULTS / "fuzz"}  # by `stagecost models --check` and `python -m fuzz`
 RECORDS = sorted(path for path in RESULTS.rglob("*.json") if path.parent not in CHECKS)
 
@@ -26,6 +28,13 @@ def content_of(record: Path) -> dict[str, Any]:
 def test_the_page_follows_from_the_records() -> None:
     """If not: `python -m experiments tables`."""
     assert (RESULTS / "README.md").read_text() == render()
+
+
+def test_the_guide_follows_from_the_records() -> None:
+    """If not: `python -m experiments tables`."""
+    text = guide.PAGE.read_text()
+    assert text == guide.page(text)
+    assert len(guide.guide().splitlines()) > 5
 
 
 def test_every_record_is_shown_by_a_command() -> None:

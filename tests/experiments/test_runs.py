@@ -131,6 +131,16 @@ def test_bound(quick: Quick) -> None:
     assert text.count("no, optimisation fell short") == sum(not row["holds"] for row in found["rows"])
 
 
+def test_a_warm_start_is_the_point_of_the_bound(quick: Quick) -> None:
+    found, records = quick("bound-training")
+    rows = {row["arm"]: row for row in found["rows"]}
+    assert list(rows) == ["standard", "longer", "more_decay", "zero_last", "warm_start"]
+    assert all(row["losses"] + row["decay"] == pytest.approx(row["objective"]) for row in rows.values())
+    assert rows["warm_start"]["idle_decay"] == 0 < rows["standard"]["idle_decay"]
+    assert rows["warm_start"]["tightness"] <= 1
+    assert "| quick, digits | warm_start | 2 of 4 |" in shown("bound-training", records)
+
+
 def test_targets(quick: Quick) -> None:
     found, records = quick("targets")
     arms = [(row["arm"], row["cut"], row["num_blocks"]) for row in found["rows"]]
