@@ -62,7 +62,7 @@ def trained(
     training = settings.training
     torch.manual_seed(training.seed)
     network = create_network(settings, data)
-    changes: dict[str, Any] = {
+    recipes: dict[str, dict[str, Any]] = {
         "longer": {"epochs": LONGER * training.epochs},
         "more_decay": {"weight_decay": MORE_DECAY * training.weight_decay},
         "warm_start": {
@@ -70,14 +70,14 @@ def trained(
             "lr": WARM_RATE * training.peak_lr,
             "warmup_epochs": 0.0,
         },
-    }.get(arm, {})
+    }
     if arm == "zero_last":
         for block in network.blocks.values():
             torch.nn.init.zeros_(list(block.get_submodule("residual").parameters())[-1])
     if arm == "warm_start":
         assert sub is not None
         network = zero_extend(sub, num_blocks=network.num_blocks)
-    setup = prepare(settings.with_training(**changes), data, network=network)
+    setup = prepare(settings.with_training(**recipes.get(arm, {})), data, network=network)
     return train_in_memory(setup, setup.start(), f"{arm} {training.seed}")
 
 

@@ -28,6 +28,7 @@ EXPERIMENTS = {
     "layer-pruning": "layer_pruning:LAYER_PRUNING",
     "targets": "targets:TARGETS",
     "pretrained": "pretrained.experiment:PRETRAINED",
+    "targets-trials": "contrib.targets_trials:TARGETS_TRIALS",
     "loss-trajectory": "loss_trajectory:LOSS_TRAJECTORY",
     "bound": "bound:BOUND",
     "bound-training": "bound_training:BOUND_TRAINING",
