@@ -1,44 +1,29 @@
-"""What is shown while a network trains, by name."""
-
-import math
-from pathlib import Path
+"""What a person reads while a network trains."""
 
 import pytest
-from test_loop import TINY
 
-from stagecost.runs.training import train
-from stagecost.train.display import sparkline
-
-
-def test_sparklines() -> None:
-    assert sparkline([0.0, 1.0]) == "▁█"
-    assert sparkline([1.0, 1.0, 1.0]) == "▁▁▁"
-    assert sparkline([0.0, math.nan, 1.0]) == "▁×█"
-    assert len(sparkline(list(range(1001)))) == 24
-    assert sparkline([math.inf]) == ""
+from stagecost.train.display import TrainingDisplay
+from stagecost.train.history import EpochRecord
 
 
-def test_an_epoch_is_a_line_that_names_what_it_shows(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("epochs", "estimate"), [(10, "  about 16 min left"), (2, "")])
+def test_a_line_an_epoch_names_its_numbers_and_estimates_the_run(
+    epochs: int, estimate: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = train({**TINY, "cut_at": "1:2"}, tmp_path / "run", label="try")
-    told = capsys.readouterr()
-    assert told.out == ""
-    lines = told.err.splitlines()
-    assert lines[0].startswith("digits: 10 classes (0, 1, 2")
-    assert lines[1].startswith("  train: 270 images (0 ")
-    lines = [line for line in lines if line.startswith("try")]
-    first, last = result.history
-    assert lines[0].startswith("try epoch 1/2  train loss ")
-    assert f"val loss {first.val_loss:.4f}  val accuracy {first.val_accuracy:.2f} %" in lines[0]
-    assert "val loss over depth" in lines[0]
-    assert lines[1].startswith("try cut from 3 blocks to 2  val loss ")
-    assert lines[2].startswith(f"try epoch 2/2  train loss {last.train_loss:.4f}")
-    assert len(lines) == 3
-
-
-def test_without_validation_nothing_is_said_of_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train({**TINY, "val_fraction": 0.0, "epochs": 1}, tmp_path / "run")
-    assert "val" not in capsys.readouterr().err.splitlines()[-1]
+    record = EpochRecord(
+        epoch=2,
+        num_blocks=2,
+        seconds=240.0,
+        learning_rate=0.1,
+        train_objective=1.5,
+        train_loss=0.75,
+        train_accuracy=70.0,
+        gamma=0.5,
+        val_loss=0.5,
+        val_accuracy=80.0,
+        val_losses=(1.0, 0.75, 0.5),
+        val_accuracies=(10.0, 60.0, 80.0),
+    )
+    TrainingDisplay("train", epochs).epoch_ends(record)
+    line = f"train epoch 2/{epochs}  train loss 0.7500  val loss 0.5000  val accuracy 80.00 %"
+    assert capsys.readouterr().err == f"{line}  val loss over depth █▅▁{estimate}\n"

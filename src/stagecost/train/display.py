@@ -90,6 +90,9 @@ class TrainingDisplay:
             text += f"  val loss {record.val_loss:.4f}  val accuracy {record.val_accuracy:.2f} %"
             if len(record.val_losses) > 2:
                 text += f"  val loss over depth {sparkline(record.val_losses)}"
+        left = record.seconds / record.epoch * (self.epochs - record.epoch)
+        if left >= 60:
+            text += f"  about {left / 60:.0f} min left"
         self.say(text)
         if record.cut is not None:
             self._cut(record.cut)
