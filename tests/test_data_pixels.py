@@ -278,6 +278,9 @@ BROKEN = {
     "NaN": encoded(Image.fromarray(np.full((6, 6), np.nan, np.float32)), "TIFF"),
     "infinite": encoded(Image.fromarray(np.full((6, 6), np.inf, np.float32)), "TIFF"),
     "a bomb": encoded(Image.new("1", (10000, 10000)), "TIFF", compression="group4"),
+    "a header of other sizes": png(np.zeros((6, 6), np.uint8)).replace(
+        struct.pack(">II", 6, 6), struct.pack(">II", 9400, 9300)
+    ),
     "another program's": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
 }
 

@@ -7,6 +7,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -314,6 +316,14 @@ def test_files_that_do_not_fit_together(tmp_path: Path, names: list[str], match:
         assert len(load(tmp_path, splits=["all"]).splits["all"]) == 60
 
 
+def test_columns_of_one_name(tmp_path: Path) -> None:
+    labels = pa.array([0, 1] * 6)
+    pictures = pa.array([{"bytes": png(np.full((6, 6), n, np.uint8)), "path": None} for n in range(12)])
+    names = ["image", "label", "label"]
+    pq.write_table(pa.table([pictures, labels, labels], names), tmp_path / "a.parquet")
+    refuse("a.parquet has two columns label", DataConfig(str(tmp_path)))
+
+
 def test_pictures_beside_parquet(tmp_path: Path) -> None:
     folder = animals(tmp_path / "train.parquet")
     fill(folder / "assets", 0, 2)
@@ -392,3 +402,5 @@ def test_metadata_beside_class_directories(tmp_path: Path) -> None:
     assert kinds == ("class 0", "class 1", "class 2")
     (tmp_path / "metadata.csv").write_text("file,kind\nx,1\n")
     refuse("no column file_name", DataConfig(str(tmp_path), label_column="kind"))
+    (tmp_path / "metadata.csv").write_text("file_name,file_name\nx,y\n")
+    refuse("two columns file_name: rename", DataConfig(str(tmp_path), label_column="kind"))

@@ -192,7 +192,9 @@ def _first(images: Images, rows: IntArray) -> _Seen:
     seen = _Seen()
     for row in rows.tolist():
         with suppress(Exception):
-            seen.note(_upright(open_record(images.read([row])[0])))
+            image = open_record(images.read([row])[0])
+            image.load()  # what its header says may not be true
+            seen.note(_upright(image))
             break
     return seen
 

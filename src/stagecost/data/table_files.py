@@ -13,7 +13,7 @@ import numpy as np
 from stagecost.data.class_names import counted, listed, shown
 from stagecost.data.encoded import Images, IntArray, file_images, file_size
 from stagecost.data.split_names import splits_in
-from stagecost.data.tables import Table, reading
+from stagecost.data.tables import Table, reading, refuse_doubled
 from stagecost.errors import StageCostError
 
 if TYPE_CHECKING:
@@ -174,6 +174,7 @@ def _metadata(path: Path) -> Table:
     with reading(shown(path)), path.open("rb") as file:
         table = csv.read_csv(file) if path.suffix == ".csv" else json.read_json(file)
         columns = table.column_names
+        refuse_doubled(shown(path), columns)
         files = table["file_name"].to_pylist() if "file_name" in columns else None
     if files is None:
         raise StageCostError(

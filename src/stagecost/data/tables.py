@@ -62,6 +62,17 @@ def reading(origin: str) -> Iterator[None]:
         ) from error
 
 
+def refuse_doubled(origin: str, columns: Sequence[str]) -> None:
+    """Refuse a table with two columns of one name.
+
+    Raises:
+        StageCostError: there are such columns.
+    """
+    doubled = sorted({name for name in columns if columns.count(name) > 1})
+    if doubled:
+        raise StageCostError(f"{origin} has two columns {listed(doubled)}: rename one of them")
+
+
 def read_tables(tables: Mapping[str, Sequence[Table]], config: DataConfig) -> dict[str, list[Part]]:
     """Read the labels of the tables of each split; `config` may name the columns.
 
@@ -72,6 +83,7 @@ def read_tables(tables: Mapping[str, Sequence[Table]], config: DataConfig) -> di
     for split, several in tables.items():
         parts[split] = []
         for table in several:
+            refuse_doubled(table.origin, table.schema.names)
             with reading(table.origin):
                 parts[split].append(_read(table, config))
     if "train" in parts:
