@@ -10,6 +10,7 @@ from stagecost.errors import StageCostError
 from stagecost.models.adapters.check import ModelCheck, check_models
 from stagecost.models.adapters.contract import violations
 from stagecost.models.adapters.libraries import library_model
+from stagecost.storage import read_json
 
 VIT = {"img_size": 32, "depth": 3, "embed_dim": 24, "num_heads": 2}
 SWIN = {
@@ -77,3 +78,13 @@ def test_a_check_goes_on_where_it_stopped(tmp_path: Path) -> None:
     table = outcome.to_markdown()
     assert "| 1 | 0 | 0 | 0 |" in table
     assert "torchvision/squeezenet1_1" in table
+
+
+def test_the_documents_show_what_is_recorded() -> None:
+    root = Path(__file__).parents[2]
+    recorded = ModelCheck.from_json(read_json(root / "results" / "models" / "cpu-timm.json"))
+    assert recorded.to_markdown() in (root / "docs" / "models.md").read_text()
+    ambiguous = [name for name, reason in recorded.refused.items() if "ambiguous" in reason]
+    with_sums = len(recorded.supported) + len(ambiguous)
+    assert not recorded.wrong
+    assert len(recorded.supported) >= 0.9 * with_sums

@@ -117,7 +117,7 @@ def check_models(
         )
     exists = path is not None and path.exists()
     outcome = ModelCheck.from_json(read_json(path)) if path is not None and exists else ModelCheck()
-    outcome.versions = {
+    outcome.versions |= {
         name: version(name) for name in ("torch", *{n.partition("/")[0] for n in wanted})
     }
     for name in wanted:
