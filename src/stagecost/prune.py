@@ -161,12 +161,17 @@ class Limits:
         """Refuse impossible limits.
 
         Raises:
-            StageCostError: a limit is negative or no number, or there are no accuracies to limit.
+            StageCostError: a limit is negative or no number, or there is nothing to limit by.
         """
         for name in ("max_drop", "max_loss_increase"):
             limit = getattr(self, name)
             if limit is not None and not 0 <= limit < math.inf:
                 raise StageCostError(f"{name} is {limit}: give a number of at least 0")
+        if self.max_loss_increase is not None and not math.isfinite(self.before.loss):
+            raise StageCostError(
+                f"the loss of the whole network is {self.before.loss}: look at the data and the loss, or "
+                "train anew with a lower learning rate"
+            )
         if self.max_drop is not None and math.isnan(self.before.accuracy):
             raise StageCostError(
                 "max_drop needs accuracies, and the targets are no class labels: give max_loss_increase"

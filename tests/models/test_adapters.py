@@ -392,6 +392,9 @@ def test_numbers_and_words_of_a_table_are_two_inputs() -> None:
     assert torch.equal(small.model(*inputs[0]), small(inputs[0]))
     with pytest.raises(StageCostError, match="max_drop needs accuracies"):
         sc.plan_pruning(view, trajectory, max_drop=1.0)
+    endless = sc.loss_trajectory(view, loader, loss=lambda output, _: output.sum() * float("nan"))
+    with pytest.raises(StageCostError, match="loss of the whole network is nan"):
+        sc.plan_pruning(view, endless, max_loss_increase=0.1)
     with pytest.raises(StageCostError, match=r"loss cannot be computed of an output \(8, 3\)"):
         sc.loss_trajectory(view, [(inputs[0], torch.rand(8))])
     with pytest.raises(StageCostError, match="inputs hold a list: give a tensor or a tuple"):
