@@ -169,8 +169,8 @@ class Limits:
                 raise StageCostError(f"{name} is {limit}: give a number of at least 0")
         if self.max_loss_increase is not None and not math.isfinite(self.before.loss):
             raise StageCostError(
-                f"the loss of the whole network is {self.before.loss}: look at the data and the loss, or "
-                "train anew with a lower learning rate"
+                f"the loss of the whole network is {self.before.loss}: look at data and loss, or train "
+                "anew with a lower learning rate"
             )
         if self.max_drop is not None and math.isnan(self.before.accuracy):
             raise StageCostError(
