@@ -114,7 +114,14 @@ def _read(path: Path, groups: Sequence[int], column: str) -> "pa.ChunkedArray":
     import pyarrow.parquet as pq
 
     with reading(shown(path)), path.open("rb") as file, pq.ParquetFile(file) as table:
-        return table.read_row_groups([*groups], columns=[column], use_threads=False).column(column)
+        content = table.read_row_groups([*groups], columns=[column], use_threads=False).column(column)
+        promised = sum(table.metadata.row_group(group).num_rows for group in groups)
+    if len(content) != promised:
+        raise StageCostError(
+            f"{shown(path)} promises {promised} rows and has {len(content)} in its column "
+            f"{shown(column)}: fetch the file again"
+        )
+    return content
 
 
 def _images(path: Path, column: str, starts: IntArray) -> Images:

@@ -56,7 +56,7 @@ def reading(origin: str) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, IndexError, OSError, OverflowError, UnicodeDecodeError) as error:
         raise StageCostError(
             f"{origin} cannot be read ({one_line(error)}): fetch the file again"
         ) from error
