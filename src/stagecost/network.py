@@ -19,6 +19,7 @@ from stagecost.cut import Cut, Depths, resolve_cuts, resolve_depths
 from stagecost.dynamics import Observer, Pass, Rollout, SkipChain, Tail, is_identity, skip_of
 from stagecost.errors import StageCostError
 from stagecost.norms import copies_of_norms, norms_in, with_norms
+from stagecost.records import JsonObject
 from stagecost.storage import write_json, write_tensors
 from stagecost.text import format_indices, html_table
 
@@ -47,7 +48,7 @@ class NetworkDescription:
     kept_blocks: tuple[int, ...] | None = None
     target_norms: tuple[tuple[int, ...], ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return plain types for JSON."""
         kept = None if self.kept_blocks is None else list(self.kept_blocks)
         content = {"name": self.name, "arguments": dict(self.arguments), "kept_blocks": kept}
@@ -93,7 +94,7 @@ class ResidualNetwork(nn.Module):
         self.head = head
         self.norms = nn.ModuleList()
         self.description = description
-        self.details: dict[str, Any] = {}
+        self.details: JsonObject = {}
         if len(self.blocks) == 0:
             raise StageCostError("a network needs at least one block, got 0: raise num_blocks")
 

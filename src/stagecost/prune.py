@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any
 
 import torch.nn.functional as F
 from torch.optim import Optimizer
@@ -21,6 +20,7 @@ from stagecost.errors import StageCostError
 from stagecost.macs import count_macs, count_parameters, macs_by_part
 from stagecost.network import ResidualNetwork
 from stagecost.objective import LossFunction, residual_parameters
+from stagecost.records import JsonObject
 from stagecost.text import format_indices, html_table
 from stagecost.trajectory import Loader, Score, Trajectory, evaluate_cuts
 
@@ -66,7 +66,7 @@ class PruningPlan:
         """Return a copy of the network without the blocks that go; the network itself stays whole."""
         return network.keep(self.cut)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return plain types for JSON; accuracies are None where there are none."""
         content = {**asdict(self), "cut": self.cut.to_json(), "kept_blocks": list(self.kept_blocks)}
         absent = [k for k, v in content.items() if isinstance(v, float) and math.isnan(v)]

@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 Kind = TypeVar("Kind")
 
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+JsonObject = dict[str, Any]
+"""Plain types by name, as JSON holds them: at the edge alone, where results are written."""
 LARGEST = 2.0**63  # in absolute value
 
 

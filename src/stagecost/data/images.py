@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stagecost.errors import StageCostError
-from stagecost.records import read_typed
+from stagecost.records import JsonObject, read_typed
 
 LARGEST = 4096  # side of images, in pixels
 INTERPOLATIONS = ("bicubic", "bilinear")
@@ -38,7 +38,7 @@ class ImageFormat:
     levels: tuple[float, float] | None = None
     interpolation: str = "bicubic"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the format as a dictionary of plain numbers, strings and lists."""
         return {
             key: list(value) if isinstance(value, tuple) else value

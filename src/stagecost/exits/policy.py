@@ -9,13 +9,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from stagecost.errors import StageCostError
-from stagecost.records import read_record
+from stagecost.records import JsonObject, read_record
 from stagecost.storage import read_json, write_json
 
 Criterion = Literal["max-probability", "margin", "patience"]
@@ -74,7 +74,7 @@ class ExitPolicy:
                 "thresholds anew with `stagecost exit`"
             )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return plain types for JSON."""
         lists = {"depths": list(self.depths), "thresholds": list(self.thresholds)}
         return {**asdict(self), **lists}

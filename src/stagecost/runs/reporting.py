@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from stagecost import __version__
 from stagecost.errors import StageCostError
 from stagecost.macs import macs_by_part
-from stagecost.records import read_record
+from stagecost.records import JsonObject, read_record
 from stagecost.report.data import ReportData
 from stagecost.report.page import write_report
 from stagecost.runs.analysis import Analysis, analysis_of
@@ -103,7 +102,7 @@ def write_run_report(
     return Report(str(run.path), str(run.report), analysis.needed_blocks)
 
 
-def _pruning(run: RunFolder) -> dict[str, Any] | None:
+def _pruning(run: RunFolder) -> JsonObject | None:
     """Read the outcome of the latest pruning of a run, if there is one."""
     if not run.pruning.is_file():
         return None

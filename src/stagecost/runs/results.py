@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, ClassVar
 
+from stagecost.records import JsonObject
+
 
 @dataclass(frozen=True)
 class Result:
@@ -16,7 +18,7 @@ class Result:
 
     aliases: ClassVar[Mapping[str, str]] = {}
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return plain types for JSON; a number that is not finite is null there."""
         values = {field.name: plain(getattr(self, field.name)) for field in fields(self)}
         return values | {key: values[name] for key, name in self.aliases.items()}

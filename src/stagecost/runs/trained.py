@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from stagecost.errors import StageCostError
 from stagecost.models.catalogue import load
 from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, ResidualNetwork
 from stagecost.objective import LossFunction
+from stagecost.records import JsonObject
 from stagecost.runs.certainty import chance_of
 from stagecost.runs.folder import FINGERPRINT_FILE, RunFolder, check_same, has_moved
 from stagecost.storage import read_json, read_metadata
@@ -151,7 +152,7 @@ class Trained:
         images, seed = bundle.splits["train"], self.settings.training.seed
         return sample_batches(images, self.image_format, count=count, seed=seed, device=self.device)
 
-    def details(self) -> dict[str, Any]:
+    def details(self) -> JsonObject:
         """Return what a saved network keeps beside its structure, as plain types."""
         return {"settings": self.settings.to_flat(), "image_format": self.image_format.to_json()}
 

@@ -13,6 +13,7 @@ from stagecost.data.fingerprint import check_fingerprint, fingerprint
 from stagecost.data.loading import load_data
 from stagecost.errors import StageCostError
 from stagecost.objective import StageCost
+from stagecost.records import JsonObject
 from stagecost.runs.certainty import Interval, wilson
 from stagecost.runs.folder import RunFolder, settings_for, write_config, write_metrics
 from stagecost.runs.lock import FolderLock, locked
@@ -71,7 +72,7 @@ class TrainingResult(Result):
     seconds: float
     history: tuple[EpochRecord, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return plain types for JSON."""
         return {key: value for key, value in super().to_json().items() if key != "history"}
 

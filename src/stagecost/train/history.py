@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from stagecost.records import read_record, writable
+from stagecost.records import JsonObject, read_record, writable
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class EpochRecord:
     val_accuracies: tuple[float, ...] | None = None
     cut: CutRecord | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return plain types for JSON."""
         return dict(writable(asdict(self)))
 
@@ -126,7 +126,7 @@ class Progress:
     history: list[EpochRecord] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return plain types for JSON."""
         return dict(writable(asdict(self)))
 

@@ -18,6 +18,7 @@ from torch import nn
 from stagecost.errors import StageCostError
 from stagecost.models.adapters.contract import UnknownBranchesError, violations
 from stagecost.models.adapters.libraries import family, library_model, library_names
+from stagecost.records import JsonObject
 from stagecost.storage import read_json, write_json
 
 SMALL = re.compile("atto|femto|pico|nano|tiny|xx?s|small|mini|lite|test|_[st](_|$)|_0[0-9]|1[048]|26")
@@ -59,7 +60,7 @@ class ModelCheck:
         """How many models were tried."""
         return len(self.supported) + len(self.refused) + len(self.wrong)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return plain types for JSON."""
         return {key: getattr(self, key) for key in self.__dataclass_fields__}
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from stagecost.errors import StageCostError
 from stagecost.models.adapters.view import AdaptedNetwork, adapt
+from stagecost.records import JsonObject
 from stagecost.text import one_line
 
 SIZE_ARGUMENTS = {"timm": "img_size", "torchvision": "image_size"}
@@ -41,7 +42,7 @@ class Preprocessing:
     interpolation: str
     crop: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return plain types for JSON."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
 

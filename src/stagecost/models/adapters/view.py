@@ -32,6 +32,7 @@ from stagecost.models.adapters.parts import (
 )
 from stagecost.models.adapters.program import Program
 from stagecost.network import NetworkDescription, ResidualNetwork
+from stagecost.records import JsonObject
 
 
 class AdaptedNetwork(ResidualNetwork):
@@ -47,7 +48,7 @@ class AdaptedNetwork(ResidualNetwork):
         nn.Module.__init__(self)
         self.model, self.example = model, example
         self.description: NetworkDescription | None = None
-        self.details: dict[str, Any] = {}
+        self.details: JsonObject = {}
         blocks = nn.ModuleDict({str(k): block for k, block in enumerate(parts.blocks)})
         # Not registered, so that every parameter has one name: the model's.
         self.__dict__ |= {"stem": parts.stem, "blocks": blocks, "head": parts.head}
