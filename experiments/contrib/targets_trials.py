@@ -32,11 +32,12 @@ TEXT = """\
 Ways to train the whole network and targets 4 and 8 at once, before `targets` was run: validation images,
 a seed of their own, images shrunk to 16×16. `joint_norms` has norms of its own for each target, and so
 half the epochs of the others for the same compute. `joint_gate` lets half of the gradient from beyond a
-target through, `joint_closed_gate` none."""
+target through, `joint_closed_gate` none. `plain_long` is plain training of the whole network, for as many
+epochs as `joint`."""
 
 
 def trainings(tier: Tier, dataset: str) -> dict[str, Training]:
-    """Return plain training at three depths, and each way to train them at once."""
+    """Return plain training at three depths and a longer one, and each way to train all at once."""
     plain = {**base_recipe(tier, dataset), "epochs": EPOCHS}
     if tier == "cpu":
         plain |= {"limit_train": 6000, "image_size": 16}
@@ -45,6 +46,7 @@ def trainings(tier: Tier, dataset: str) -> dict[str, Training]:
     return {
         "alone": Training(plain),
         **{f"alone-{m}": Training({**plain, "num_blocks": m}) for m in depths},
+        "plain_long": Training({**plain, "epochs": 2 * EPOCHS}),
         **{arm: Training({**joint, **variant}) for arm, variant in VARIANTS.items()},
     }
 
