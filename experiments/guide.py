@@ -135,6 +135,8 @@ def _line(advice: Advice) -> Row:
     one, other = advice.cost
     costs = [r[one]["training_macs"] / r[other]["training_macs"] for r in known]
     data = ", ".join(r["dataset"]["name"] for r in known)
+    seeds = min(len(r[one]["test_accuracies"]) for r in known)
+    data += f"; {seeds} seed{'s' * (seeds > 1)}"
     return {
         "have": advice.have,
         "use": advice.use,

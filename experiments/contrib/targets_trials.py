@@ -32,8 +32,8 @@ TEXT = """\
 Ways to train the whole network and targets 4 and 8 at once, before `targets` was run: validation images,
 a seed of their own, images shrunk to 16×16. `joint_norms` has norms of its own for each target, and so
 half the epochs of the others for the same compute. `joint_gate` lets half of the gradient from beyond a
-target through, `joint_closed_gate` none. `plain_long` is plain training of the whole network, for as many
-epochs as `joint`."""
+target through, `joint_closed_gate` none. `plain_long` is plain training of the whole network, with as
+many epochs as `joint`."""
 
 
 def trainings(tier: Tier, dataset: str) -> dict[str, Training]:
