@@ -51,6 +51,8 @@ def recalibrate(network: ResidualNetwork, loader: Loader) -> None:
         StageCostError: the loader gives no batch.
     """
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not norms:
+        return
     with evaluation_mode(network):
         for norm in norms:
             norm.train()

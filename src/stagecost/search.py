@@ -5,7 +5,7 @@ it removes the block whose removal costs least, and looks back after each remova
 gives a better cut of that size than the one known, it goes on from there.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch.nn.functional as F
 
@@ -17,7 +17,12 @@ from stagecost.trajectory import Loader, Score, evaluate_cuts
 
 
 def search_cuts(
-    network: ResidualNetwork, loader: Loader, *, loss: LossFunction = F.cross_entropy, least: int = 1
+    network: ResidualNetwork,
+    loader: Loader,
+    *,
+    loss: LossFunction = F.cross_entropy,
+    least: int = 1,
+    observe: Callable[[Score], None] = lambda score: None,
 ) -> list[Score]:
     """Search for the best cut of each number of blocks, by measured loss, in eval mode.
 
@@ -29,6 +34,7 @@ def search_cuts(
         loader: batches of (inputs, targets) of validation data; they are held in memory.
         loss: maps (output, target) to a mean loss or one loss a sample.
         least: number of blocks at which the search ends.
+        observe: is told each best cut of one block fewer.
 
     Returns:
         The score of the best cut known of N, N-1, … blocks, down to `least` or to the fewest with which
@@ -54,6 +60,7 @@ def search_cuts(
         if fewer is None:
             break
         current = _better(known, fewer)
+        observe(current)
         while (more := best(_with_one_more(current.cut, network.num_blocks))) is not None:
             if more.loss >= known[len(more.cut.blocks)].loss:
                 break

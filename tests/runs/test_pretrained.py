@@ -1,12 +1,14 @@
 """Trainings that start from weights that others trained."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tests.helpers import contents
-from torch import nn
+from torch import Tensor, nn
 
 import stagecost as sc
 from stagecost.cli.main import main
@@ -18,11 +20,13 @@ from stagecost.models.adapters.libraries import library_model, preprocessing
 from stagecost.objective import parameter_groups
 from stagecost.probes import fit_classifier, fit_linear
 from stagecost.runs.evaluation import evaluate
+from stagecost.runs.pruning import prune
 from stagecost.runs.trained import open_trained
 from stagecost.runs.training import train
 from stagecost.train.loop import Step
 from stagecost.train.state import State, by_layer
-from stagecost.trajectory import evaluate_cuts
+from stagecost.train.teacher import Taught
+from stagecost.trajectory import evaluate_cuts, terminal_score
 
 NAME = "timm/test_resnet"
 SETTINGS = {
@@ -179,3 +183,81 @@ def test_a_fitted_head_reads_what_is_there_and_nothing_else() -> None:
     after = network.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"fc.weight", "fc.bias"}
+
+
+@pytest.fixture(scope="module")
+def run(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    train({**SETTINGS, "weights": str(weights), "epochs": 1}, folder)
+    return folder
+
+
+def test_a_search_prunes_a_model_of_a_library(run: Path, tmp_path: Path) -> None:
+    pruning = prune(run, tmp_path / "small", max_loss_increase=0.5, search=True)
+    trained = open_trained(run)
+    val = trained.judged("val")
+    scores = [terminal_score(n, val.batches) for n in (trained.network, sc.load(tmp_path / "small"))]
+    assert pruning.loss_before == pytest.approx(scores[0].loss, abs=1e-5)
+    assert pruning.loss_after == pytest.approx(scores[1].loss, abs=1e-5)
+    assert pruning.loss_after - pruning.loss_before <= 0.5
+    assert pruning.macs_after < pruning.macs_before
+    assert pruning.latency_ms_before > 0 < pruning.latency_ms_after
+    assert evaluate(tmp_path / "small").num_blocks == len(pruning.kept_blocks)
+
+
+def test_given_blocks_are_kept_and_the_whole_network_teaches_the_rest(run: Path, tmp_path: Path) -> None:
+    kept = open_trained(run).network.block_indices
+    wanted = (kept[0], kept[2])
+    given = {"keep": wanted, "finetune_epochs": 1}
+    for name, teacher in (("alone", False), ("taught", True)):
+        pruning = prune(run, tmp_path / name, **given, teacher=teacher)
+        assert pruning.kept_blocks == wanted
+        assert pruning.finetune_epochs == 1
+    alone, taught = (sc.load(tmp_path / name).state_dict() for name in ("alone", "taught"))
+    assert alone.keys() == taught.keys()
+    assert not torch.equal(alone["fc.weight"], taught["fc.weight"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--keep", "0,99"], "choose some of"),
+        (["--keep", "0", "--search"], "leave it out"),
+        (["--keep", "0", "--keep-blocks", "2"], "exclude each other"),
+        (["--keep", "0", "--teacher"], "give --finetune-epochs"),
+        (["--max-loss-increase", "-1"], "at least 0"),
+        ([], "say how much"),
+    ],
+)
+def test_impossible_cuts_are_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["prune", str(run), "--output", str(tmp_path / "small"), *arguments])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "small" / "config.json").exists()
+
+
+def test_half_of_a_taught_loss_is_the_divergence_from_the_teacher() -> None:
+    teacher, images = nn.Linear(4, 3), torch.randn(6, 4)
+    targets = torch.randint(3, (6,))
+
+    class Batches:
+        batch_size = 6
+
+        def __len__(self) -> int:
+            return 1
+
+        def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+            yield images, targets
+
+    taught = Taught(Batches(), teacher, F.cross_entropy)
+    ((seen, _),) = taught.epoch(0)
+    output = torch.randn(6, 3)
+    said = teacher(seen).detach()
+    divergence = (said.softmax(1) * (said.log_softmax(1) - output.log_softmax(1))).sum(1).mean()
+    expected = 0.5 * F.cross_entropy(output, targets) + 0.5 * divergence
+    assert torch.allclose(taught.loss(output, targets), expected, atol=1e-6)

@@ -74,10 +74,13 @@ def _prune(options: Options) -> "Result":
     from stagecost.runs.pruning import prune
 
     given = dict(options)
-    blocks, stages = given.pop("keep_blocks", None), given.pop("keep_per_stage", None)
-    if blocks is not None and stages is not None:
-        raise StageCostError("--keep-blocks and --keep-per-stage exclude each other: give one of them")
-    keep = Cut.stages(*stages) if stages is not None else blocks
+    names = [name for name in ("keep", "keep_blocks", "keep_per_stage") if name in given]
+    if len(names) > 1:
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in names[:2])
+        raise StageCostError(f"{flags} exclude each other: give one of them")
+    keep: Any = given.pop(names[0]) if names else None
+    if names == ["keep_per_stage"]:
+        keep = Cut.stages(*keep)
     return prune(given.pop("run"), given.pop("output"), keep=keep, **given)
 
 
@@ -189,9 +192,13 @@ VERBS: dict[str, Verb] = {
             Flag("run", str, "folder of a run", positional=True, required=True),
             Flag("output", str, "folder of the small network", required=True),
             Flag("max_drop", float, "points of validation accuracy that may be lost"),
+            Flag("max_loss_increase", float, "by how much the validation loss may rise"),
+            Flag("search", bool, "look among cuts of any blocks, not only for the ends of stages"),
+            Flag("keep", tuple[int, ...], "which blocks to keep, by their k, such as 0,1,4,5"),
             Flag("keep_blocks", int, "how many blocks to keep"),
             Flag("keep_per_stage", tuple[int, ...], "how many to keep in each stage, such as 3,2,4"),
             Flag("finetune_epochs", int, "epochs of training after the cut, at a tenth of the rate", 0),
+            Flag("teacher", bool, "train after the cut with the whole network as teacher"),
             *(MOVED, ALLOWED, CHECKPOINT, DEVICE),
         ),
         _prune,

@@ -157,6 +157,8 @@ def _prune(console: Console, result: Pruning) -> None:
         ("MACs an image", (result.macs_before, result.macs_after)),
     ):
         table.add_row(name, *(f"{size:,}" for size in sizes), f"{sizes[1] / sizes[0]:.2f}×")
+    slow, fast = result.latency_ms_before, result.latency_ms_after
+    table.add_row("time an image", f"{slow:.2f} ms", f"{fast:.2f} ms", f"{fast / slow:.2f}×")
     console.print(table)
     low, high = result.drop_interval
     _line(console, f"drop: {before - after:.2f} points ({low:.2f} to {high:.2f}, the same images)")

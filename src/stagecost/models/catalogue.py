@@ -81,7 +81,7 @@ def pretrained_model(
     network = _build(name, arguments)
     assert network.description is not None
     if kept_blocks is not None:
-        network.remove_all_but(_cut_to(network, kept_blocks))
+        network.remove_all_but(cut_to(network, kept_blocks))
     if "/" in name and kept_blocks is None:
         tensors = _library(name).fitted(network.get_submodule("model"), tensors)
     classes = network.description.arguments.get("num_classes")
@@ -164,9 +164,9 @@ def rebuild(description: NetworkDescription, numbers: int) -> ResidualNetwork:
             "restore the files from a copy"
         ) from None
     if description.kept_blocks is not None:
-        network.remove_all_but(_cut_to(network, description.kept_blocks))
+        network.remove_all_but(cut_to(network, description.kept_blocks))
     if description.target_norms:
-        network.give_norms(*(_cut_to(network, kept) for kept in description.target_norms))
+        network.give_norms(*(cut_to(network, kept) for kept in description.target_norms))
     return network
 
 
@@ -222,7 +222,7 @@ def _at_most(numbers: int) -> Iterator[None]:
         handle.remove()
 
 
-def _cut_to(network: ResidualNetwork, kept_blocks: Sequence[int]) -> Cut:
+def cut_to(network: ResidualNetwork, kept_blocks: Sequence[int]) -> Cut:
     """Return the cut in which the blocks with these paper's indices act.
 
     Raises:

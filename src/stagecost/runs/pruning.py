@@ -1,6 +1,6 @@
 """`stagecost prune`: from a run to a small saved network, with everything that lies between."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -13,12 +13,13 @@ from stagecost.calibration import recalibrate
 from stagecost.cut import Cut
 from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
+from stagecost.latency import measure_latency
 from stagecost.network import CONFIG_FILE, ResidualNetwork
-from stagecost.prune import PruningPlan, carry_optimizer, plan_pruning
-from stagecost.runs.analysis import measure
-from stagecost.runs.certainty import Interval, check_points, paired_drop, warnings_on, wilson
+from stagecost.prune import PruningPlan, carry_optimizer
+from stagecost.runs.certainty import Interval, paired_drop, warnings_on, wilson
 from stagecost.runs.folder import FINGERPRINT_FILE, RunFolder
 from stagecost.runs.lock import locked
+from stagecost.runs.planning import Request
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Judged, Trained, open_trained
 from stagecost.storage import write_atomically, write_json
@@ -28,10 +29,12 @@ from stagecost.train.loop import Epoch, fit
 from stagecost.train.settings import RunSettings, StageCostSettings
 from stagecost.train.setup import Setup, prepare
 from stagecost.train.state import State, make_optimizer
+from stagecost.train.teacher import Taught
 from stagecost.trajectory import device_of, evaluation_mode, terminal_score
 
 RECALIBRATION_IMAGES = 8192
 FINETUNE_LR_FACTOR = 0.1
+LATENCY_SECONDS = 0.3  # for each network
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,10 @@ class Pruning(Result):
         interval: Wilson's, of the accuracy after it.
         drop_interval: of the drop, in points, from the same images before and after.
         warnings: what makes the choice doubtful.
+        loss_before: on validation images, of the whole network.
+        loss_after: of the network that is saved.
+        latency_ms_before: median time of one image on this machine, in turns with the small network.
+        latency_ms_after: the same of the network that is saved.
     """
 
     aliases: ClassVar[Mapping[str, str]] = {"network": "path"}
@@ -74,6 +81,10 @@ class Pruning(Result):
     interval: Interval | None
     drop_interval: Interval
     warnings: tuple[str, ...]
+    loss_before: float
+    loss_after: float
+    latency_ms_before: float
+    latency_ms_after: float
     accuracy_before_finetuning: float | None = None
 
 
@@ -82,8 +93,11 @@ def prune(
     output: str | Path,
     *,
     max_drop: float | None = None,
-    keep: Cut | int | None = None,
+    max_loss_increase: float | None = None,
+    keep: Cut | int | Sequence[int] | None = None,
+    search: bool = False,
     finetune_epochs: int = 0,
+    teacher: bool = False,
     checkpoint: CheckpointName = "last",
     device: str = "auto",
     data: str | None = None,
@@ -95,8 +109,12 @@ def prune(
         run: folder of the run.
         output: folder of the small network.
         max_drop: points of validation accuracy that may be lost; alone, the cheapest such cut is made.
-        keep: a cut, such as `Cut.stages(3, 2, 4)`, or how many blocks stay.
+        max_loss_increase: by how much the validation loss may rise; the same.
+        keep: a cut, such as `Cut.stages(3, 2, 4)`, or how many blocks stay, or the paper's indices k of
+            those that do.
+        search: among cuts of any blocks, not tails alone (`stagecost.search.search_cuts`).
         finetune_epochs: epochs of training after the cut, at a tenth of the learning rate.
+        teacher: half of the loss of this training is the divergence from the whole network.
         checkpoint: of the run.
         device: where to compute.
         data: where the images of the training are now, if they moved.
@@ -109,12 +127,10 @@ def prune(
     target = Path(output)
     if finetune_epochs < 0:
         raise StageCostError(f"--finetune-epochs is {finetune_epochs}: give a number of at least 0")
-    if max_drop is not None:
-        check_points("--max-drop", max_drop)
-    if max_drop is None and keep is None:
-        raise StageCostError(
-            "say how much to prune: give --max-drop, or how many blocks to keep (--keep-blocks)"
-        )
+    if teacher and not finetune_epochs:
+        raise StageCostError("--teacher is for training after the cut: give --finetune-epochs as well")
+    request = Request(max_drop, max_loss_increase, keep, search)
+    request.check()
     with locked(target, "is being written"):
         check_new_folder(target)
         trained = open_trained(run, checkpoint=checkpoint, device=device)
@@ -122,15 +138,15 @@ def prune(
             raise StageCostError(f"{run} is a saved network: give the run that it was pruned from")
         bundle = trained.load("train", "val", data=data)
         val = trained.judged_on(bundle, "val", allow_trained=allow_trained)
-        plan = _plan(trained, val, max_drop, keep)
+        plan = request.plan(trained, val, bundle)
         pruned = _recalibrated(trained, plan, bundle, val)
         right_after = None
         if finetune_epochs:
             right_after = terminal_score(pruned, val.batches, loss=trained.loss).accuracy
-            pruned = finetune(trained, pruned, bundle, finetune_epochs)
+            pruned = finetune(trained, pruned, bundle, finetune_epochs, teacher=teacher)
         pruning = _compare(trained, plan, pruned, val, target, finetune_epochs, max_drop)
         pruning = replace(pruning, accuracy_before_finetuning=right_after)
-        _check_drop(pruning, max_drop)
+        _check_limits(pruning, request)
         content = pruning.to_json()
         pruned.save_pretrained(target, **trained.details(), pruning=content)
         if trained.fingerprint is not None:
@@ -149,26 +165,15 @@ def check_new_folder(path: Path) -> None:
         raise StageCostError(f"{path} holds a network or a run already: give another --output")
 
 
-def _plan(trained: Trained, val: Judged, max_drop: float | None, keep: Cut | int | None) -> PruningPlan:
-    return plan_pruning(
-        trained.network,
-        measure(trained, val),
-        max_drop=max_drop,
-        keep=keep,
-        loader=val.batches,
-        loss=trained.loss,
-    )
-
-
 def _recalibrated(
     trained: Trained, plan: PruningPlan, bundle: DataBundle, val: Judged
 ) -> ResidualNetwork:
-    """Apply the plan; in a staged network, estimate BatchNorm anew if that helps on validation data.
+    """Apply the plan; estimate BatchNorm anew if that helps on validation data.
 
     Truncation changes no state that is left, so a homogeneous network needs no recalibration.
     """
     pruned = plan.apply(trained.network)
-    if len(trained.network.stages) == 1:
+    if len(trained.network.stages) == 1 and plan.cut.is_prefix:
         return pruned
     anew = plan.apply(trained.network)
     recalibrate(anew, trained.random_images(bundle, RECALIBRATION_IMAGES))
@@ -187,6 +192,10 @@ def _compare(
 ) -> Pruning:
     before, after = (right_answers(network, val.batches) for network in (trained.network, pruned))
     accuracy = 100 * float(after.double().mean())
+    scores = (terminal_score(net, val.batches, loss=trained.loss) for net in (trained.network, pruned))
+    loss_before, loss_after = (score.loss for score in scores)
+    image = next(iter(val.batches))[0][:1]
+    times = measure_latency({"before": trained.network, "after": pruned}, image, seconds=LATENCY_SECONDS)
     lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
     return Pruning(
         kept_blocks=plan.kept_blocks,
@@ -207,6 +216,10 @@ def _compare(
             *val.warnings,
             *warnings_on(plan.accuracy_before, val.num_images, val.chance, max_drop),
         ),
+        loss_before=loss_before,
+        loss_after=loss_after,
+        latency_ms_before=times["before"].p50_ms,
+        latency_ms_after=times["after"].p50_ms,
     )
 
 
@@ -221,32 +234,49 @@ def right_answers(network: ResidualNetwork, batches: Iterable[tuple[Tensor, Tens
     return torch.cat(answers)
 
 
-def _check_drop(pruning: Pruning, max_drop: float | None) -> None:
-    before, after = pruning.accuracy_before, pruning.accuracy_after
+def _check_limits(pruning: Pruning, request: Request) -> None:
+    """Refuse a network that lost more than was allowed, after all that was done to it."""
+    before, after, max_drop = pruning.accuracy_before, pruning.accuracy_after, request.max_drop
     if max_drop is not None and before - after > max_drop + 1e-9:
         raise StageCostError(
             f"the pruned network has {after:.2f} % on validation data, more than --max-drop {max_drop} "
             f"below {before:.2f} %: keep more blocks or allow a larger drop"
         )
+    rise, limit = pruning.loss_after - pruning.loss_before, request.max_loss_increase
+    if limit is not None and rise > limit + 1e-9:
+        raise StageCostError(
+            f"the loss of the pruned network on validation data is {rise:.4g} higher, more than "
+            f"--max-loss-increase {limit}: keep more blocks or allow more"
+        )
 
 
 def finetune(
-    trained: Trained, pruned: ResidualNetwork, bundle: DataBundle, epochs: int
+    trained: Trained,
+    pruned: ResidualNetwork,
+    bundle: DataBundle,
+    epochs: int,
+    *,
+    teacher: bool = False,
 ) -> ResidualNetwork:
     """Train a pruned network a little longer, for its terminal output, with the optimiser's old state.
 
-    The learning rate starts at a tenth of the run's and falls to zero; nothing is written.
+    The learning rate starts at a tenth of the run's and falls to zero; nothing is written. With a
+    teacher, half of the loss is the divergence from the whole network.
     """
     setup = prepare(finetune_settings(trained, epochs), bundle, network=pruned)
     state = setup.start()
     carried = carry_optimizer(_optimizer_of_run(trained), trained.network, pruned)
     for parameter, values in carried.state.items():
         state.optimizer.state[parameter] = values
-    return train_in_memory(setup, state, "fine-tune")
+    taught = Taught(setup.batches, trained.network.eval(), trained.loss) if teacher else None
+    return train_in_memory(setup, state, "fine-tune", taught)
 
 
-def train_in_memory(setup: Setup, state: State, label: str) -> ResidualNetwork:
+def train_in_memory(
+    setup: Setup, state: State, label: str, taught: Taught | None = None
+) -> ResidualNetwork:
     """Do all epochs of a training that writes nothing, and return its network, in eval mode."""
+    stage_cost = setup.stage_cost if taught is None else replace(setup.stage_cost, loss=taught.loss)
     with TrainingDisplay(label, setup.settings.training.epochs) as display:
 
         def epoch_done(state: State, epoch: Epoch) -> None:
@@ -254,8 +284,8 @@ def train_in_memory(setup: Setup, state: State, label: str) -> ResidualNetwork:
 
         fit(
             state,
-            setup.batches,
-            setup.stage_cost,
+            taught or setup.batches,
+            stage_cost,
             setup.recipe,
             on_step=display.step_done,
             on_epoch=epoch_done,

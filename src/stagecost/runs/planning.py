@@ -1,0 +1,107 @@
+"""What `stagecost prune` is asked for, and the plan that follows from it on validation images."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stagecost.cut import Cut
+from stagecost.data.batches import sample_batches
+from stagecost.data.loading import DataBundle
+from stagecost.errors import StageCostError
+from stagecost.macs import count_macs
+from stagecost.models.catalogue import cut_to
+from stagecost.prune import Limits, PruningPlan, plan_pruning
+from stagecost.runs.analysis import measure
+from stagecost.runs.certainty import check_points
+from stagecost.runs.trained import Judged, Trained
+from stagecost.search import search_cuts
+from stagecost.text import format_indices
+from stagecost.trajectory import Score, Trajectory, loss_trajectory
+
+logger = logging.getLogger("stagecost")
+
+SEARCH_IMAGES = 512  # of the validation images, that cuts are searched on
+
+
+@dataclass(frozen=True)
+class Request:
+    """How much is to go, or what is to stay; see `stagecost.runs.pruning.prune`.
+
+    Attributes:
+        max_drop: points of validation accuracy that may be lost.
+        max_loss_increase: by how much the validation loss may rise.
+        keep: a cut, or how many blocks stay, or the paper's indices k of those that do.
+        search: among cuts of any blocks.
+    """
+
+    max_drop: float | None = None
+    max_loss_increase: float | None = None
+    keep: Cut | int | Sequence[int] | None = None
+    search: bool = False
+
+    def check(self) -> None:
+        """Refuse what asks for nothing, or for two things at once.
+
+        Raises:
+            StageCostError: as described.
+        """
+        if self.max_drop is not None:
+            check_points("--max-drop", self.max_drop)
+        if self.max_drop is None and self.max_loss_increase is None and self.keep is None:
+            raise StageCostError(
+                "say how much to prune: give --max-drop or --max-loss-increase, or what to keep "
+                "(--keep-blocks, --keep)"
+            )
+        if self.search and not isinstance(self.keep, int | None):
+            raise StageCostError(
+                "--search looks for the blocks to keep, and they are given: leave it out"
+            )
+
+    def plan(self, trained: Trained, val: Judged, bundle: DataBundle) -> PruningPlan:
+        """Plan which blocks stay.
+
+        Raises:
+            StageCostError: an impossible cut, or one that loses more than is allowed.
+        """
+        if self.search:
+            return self._searched(trained, val, bundle)
+        keep = self.keep
+        if isinstance(keep, Sequence):
+            keep = cut_to(trained.network, sorted(keep))
+        return self._planned(trained, val, measure(trained, val), keep)
+
+    def _planned(
+        self, trained: Trained, val: Judged, trajectory: Trajectory, keep: Cut | int | None
+    ) -> PruningPlan:
+        return plan_pruning(
+            trained.network,
+            trajectory,
+            max_drop=self.max_drop,
+            max_loss_increase=self.max_loss_increase,
+            keep=keep,
+            loader=val.batches,
+            loss=trained.loss,
+        )
+
+    def _searched(self, trained: Trained, val: Judged, bundle: DataBundle) -> PruningPlan:
+        """Search for cuts on some validation images, and plan the cheapest within the limits on all."""
+        network, images = trained.network, bundle.splits["val"]
+        some = sample_batches(
+            images, trained.image_format, count=SEARCH_IMAGES, seed=0, device=trained.device
+        )
+
+        def tell(score: Score) -> None:
+            blocks = format_indices(score.cut.remaining(network.block_indices))
+            logger.info("%d blocks: %s, loss %.4f", len(score.cut.blocks), blocks, score.loss)
+
+        least = self.keep if isinstance(self.keep, int) else 1
+        found = search_cuts(network, some, loss=trained.loss, least=least, observe=tell)
+        cuts = [score.cut for score in found]
+        trajectory = loss_trajectory(network, val.batches, cuts=cuts, loss=trained.loss)
+        if isinstance(self.keep, int):
+            return self._planned(trained, val, trajectory, cuts[-1])
+        limits = Limits(trajectory.whole, self.max_drop, self.max_loss_increase)
+        rows = [row for row in trajectory.rows if network.can_keep(row.cut) and limits.allow(row)]
+        macs = {row.cut: count_macs(network, trained.image_shape, row.cut) for row in rows}
+        cheapest = min(rows, key=lambda row: (macs[row.cut], row.loss))
+        return self._planned(trained, val, trajectory, cheapest.cut)
