@@ -24,6 +24,8 @@ VERBS = (
     "evaluation",
     "prediction",
     "exiting",
+    "exporting",
+    "measuring",
     "bound",
     "reporting",
     "models",

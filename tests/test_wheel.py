@@ -1,13 +1,13 @@
 """The wheel: what is in it, and that it works with torch, safetensors and numpy alone."""
 
-import re
 import subprocess
 import sys
 import zipfile
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
+
+from environments import make_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,38 +44,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def needed(*names: str) -> set[str]:
-    """Return the names of distributions and of all that they need."""
-    known: set[str] = set()
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
-        if name in known:
-            continue
-        try:
-            requirements = distribution(name).requires or []
-        except PackageNotFoundError:  # of another platform
-            continue
-        known.add(name)
-        plain = (requirement for requirement in requirements if "extra ==" not in requirement)
-        waiting += [re.split(r"[\s;<>=!~\[(]", requirement)[0] for requirement in plain]
-    return known
-
-
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A virtual environment of its own: the wheel, and links to what the wheel requires."""
     folder = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    (packages,) = folder.glob("lib/python*/site-packages")
+    packages = make_environment(folder, "torch", "safetensors", "numpy")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(packages)
-    here = Path(str(distribution("torch").locate_file("")))
-    for name in needed("torch", "safetensors", "numpy"):
-        for file in distribution(name).files or []:
-            top = file.parts[0]
-            if top not in ("..", "bin") and not (packages / top).exists():
-                (packages / top).symlink_to(here / top)
     return folder
 
 

@@ -4,12 +4,16 @@ Counts of operations say little of time: small layers wait for the processor, wi
 """
 
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from stagecost.errors import StageCostError
 from stagecost.trajectory import evaluation_mode
@@ -117,3 +121,31 @@ def _summary(times: list[float], batch: int) -> Latency:
         batch=batch,
         threads=torch.get_num_threads(),
     )
+
+
+class LiveTensors(TorchDispatchMode):
+    """Adds up what the tensors that operations make take at a time, in bytes."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
+        self.peak: int = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do an operation, and count what it leaves."""
+        result = func(*args, **(kwargs or {}))
+        for tensor in (value for value in tree_leaves(result) if isinstance(value, Tensor)):
+            storage = tensor.untyped_storage()
+            self.live[storage.data_ptr()] = weakref.ref(storage), storage.nbytes()
+        self.live = {key: one for key, one in self.live.items() if one[0]() is not None}
+        self.peak = max(self.peak, sum(size for _, size in self.live.values()))
+        return result
+
+
+def peak_memory(forward: Forward, images: Tensor) -> int:
+    """Return the bytes that the tensors of a forward pass take at most, beside weights and images."""
+    with torch.no_grad(), LiveTensors() as tensors:
+        forward(images)
+    peak: int = tensors.peak
+    return peak

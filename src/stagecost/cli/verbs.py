@@ -109,6 +109,20 @@ def _listed() -> list[str]:
     return paths
 
 
+def _export(options: Options) -> "Result":
+    from stagecost.runs.exporting import export
+
+    given = dict(options)
+    return export(given.pop("network"), **given)
+
+
+def _measure(options: Options) -> "Result":
+    from stagecost.runs.measuring import measure
+
+    given = dict(options)
+    return measure(given.pop("networks"), **given)
+
+
 def _bound(options: Options) -> "Result":
     from stagecost.runs.bound import bound
 
@@ -249,6 +263,33 @@ VERBS: dict[str, Verb] = {
             *(MOVED, ALLOWED, CHECKPOINT, DEVICE),
         ),
         _exit,
+    ),
+    "export": Verb(
+        "Write a network as files that run without this project, and compare them with it.",
+        (
+            Flag("network", str, "a run or a saved network", positional=True, required=True),
+            Flag("format", Literal["onnx", "pt2"], "for ONNX Runtime, or for torch alone", "onnx"),
+            Flag("segments", str, "a file for each exit: depths such as 4,8,12, or exits: those chosen"),
+            Flag("threshold", float, "probability from which an image leaves at one of the segments"),
+            Flag("int8", bool, "write a graph of eight bits, too, and measure its accuracy"),
+            Flag("output", str, "a new folder; if not given, onnx or pt2 in the folder of the network"),
+            *(MOVED, CHECKPOINT),
+        ),
+        _export,
+    ),
+    "measure": Verb(
+        "Measure time, memory and sizes of networks, in turns.",
+        (
+            Flag(
+                "networks", str, "runs or saved networks", positional=True, required=True, several=True
+            ),
+            Flag("batch", tuple[int, ...], "numbers of images in a call", (1, 32)),
+            Flag("threads", int, "that compute", 1),
+            Flag("backends", tuple[str, ...], "eager, compiled, onnx, or some of these", ("eager",)),
+            Flag("seconds", float, "for each network, backend and batch size", 1.0),
+            *(CHECKPOINT, DEVICE),
+        ),
+        _measure,
     ),
     "bound": Verb(
         "Compare the objective of a run with the bound of Theorem 3.1 from shallower runs.",

@@ -13,7 +13,9 @@ from stagecost.runs.certainty import Interval
 from stagecost.runs.demo import Demo
 from stagecost.runs.evaluation import Evaluation
 from stagecost.runs.exiting import Exits
+from stagecost.runs.exporting import Export
 from stagecost.runs.inspection import Inspection
+from stagecost.runs.measuring import Measurements
 from stagecost.runs.models import ModelList, ModelReport
 from stagecost.runs.prediction import Predictions
 from stagecost.runs.pruning import Pruning
@@ -190,6 +192,39 @@ def _predict(console: Console, result: Predictions) -> None:
     _warnings(console, result.warnings)
 
 
+def _export(console: Console, result: Export) -> None:
+    size = f"{result.file_bytes / 1e6:.2f} MB"
+    _line(console, f"{', '.join(result.files)}: {size}, {result.num_blocks} blocks, batches of any size")
+    for depth, threshold in zip(result.depths, result.thresholds, strict=False):
+        _line(console, f"an image leaves at depth {depth} if its {result.criterion} is {threshold:.4g}")
+    difference = f"{result.largest_difference:.1e}, on {result.num_images} images"
+    _line(console, f"largest difference of an output to the network's: {difference}")
+    if (small := result.int8) is not None:
+        accuracy = f"{small.accuracy_float:.2f} % → {small.accuracy:.2f} %"
+        time = f"{small.p50_ms_float:.3g} → {small.p50_ms:.3g} ms an image"
+        size = f"{small.file_bytes / 1e6:.2f} MB"
+        _line(console, f"{small.file}: {size}, accuracy {accuracy} ({small.num_images} images), {time}")
+    _line(console, f"saved: {result.output}")
+    if result.format == "onnx":
+        _line(console, f"next: python {result.output}/run.py cat.jpg")
+
+
+def _measure(console: Console, result: Measurements) -> None:
+    sizes = Table("network", "blocks", "parameters", "MACs", "weights")
+    for one in result.networks:
+        numbers = (str(one.num_blocks), f"{one.parameters:,}", f"{one.macs:,}")
+        sizes.add_row(one.network, *numbers, f"{one.file_bytes / 1e6:.2f} MB")
+    console.print(sizes)
+    table = Table("network", "backend", "batch", "p50", "p90", "p99", "images/s", "memory")
+    for row in result.timings:
+        times = (f"{time:.3g} ms" for time in (row.p50_ms, row.p90_ms, row.p99_ms))
+        memory = "" if row.memory_bytes is None else f"{row.memory_bytes / 1e6:.2f} MB"
+        rate = f"{row.images_per_second:,.0f}"
+        table.add_row(row.network, row.backend, str(row.batch), *times, rate, memory)
+    console.print(table)
+    _line(console, f"measured in turns on {result.device}, {result.timings[0].threads} thread(s)")
+
+
 def _bound(console: Console, result: Bound) -> None:
     _line(
         console,
@@ -280,6 +315,8 @@ VIEWS: dict[str, Callable[[Console, Any], None]] = {
     "prune": _prune,
     "evaluate": _evaluate,
     "predict": _predict,
+    "export": _export,
+    "measure": _measure,
     "bound": _bound,
     "exit": _exit,
     "report": _report,

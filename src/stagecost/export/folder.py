@@ -1,0 +1,138 @@
+"""A folder that runs elsewhere: graphs, what describes them, and a runner; compared with the network."""
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stagecost.data.images import ImageFormat
+from stagecost.errors import StageCostError
+from stagecost.exits.policy import ExitPolicy
+from stagecost.export.graphs import EXAMPLE, Format, open_graph, segments_of, trace, write
+from stagecost.export.int8 import INT8_FILE, quantise
+from stagecost.network import ResidualNetwork
+from stagecost.prediction import image_format_of
+from stagecost.storage import write_json
+from stagecost.trajectory import evaluation_mode
+
+SPEC_FILE, RUNNER_FILE = "model.json", "run.py"
+LARGEST_DIFFERENCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how far it is from the network.
+
+    Attributes:
+        files: the graphs, in order.
+        depths: of their answers.
+        largest_difference: of an output of theirs to the network's, on the images.
+        num_images: that they were compared on.
+    """
+
+    files: tuple[str, ...]
+    depths: tuple[int, ...]
+    largest_difference: float
+    num_images: int
+
+
+def export_network(
+    network: ResidualNetwork,
+    folder: str | Path,
+    images: Tensor,
+    *,
+    format: Format = "onnx",  # noqa: A002
+    policy: ExitPolicy | None = None,
+    calibration: Iterable[Tensor] | None = None,
+) -> Exported:
+    """Write a network as graphs that take any number of images; the folder is there whole or not at all.
+
+    Args:
+        network: native or adapted, on the CPU, with `image_format` in its details.
+        folder: must not be there, or be empty.
+        images: (n, C, H, W), n ≥ 3, prepared for the network, to compare both on.
+        format: for ONNX Runtime, or for torch.
+        policy: of early exit, which makes one graph for each of its depths; None is one graph.
+        calibration: batches of training images, which make a further graph, of eight bits.
+
+    Raises:
+        StageCostError: the folder holds something, a package is missing, or the graphs and the network
+            disagree.
+    """
+    if format not in ("onnx", "pt2"):
+        raise StageCostError(f"format {format!r} is unknown: give onnx or pt2")
+    if format == "onnx":
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    policy = policy or ExitPolicy((network.num_blocks,))
+    policy.check(network.num_blocks)
+    names = ["model"] if len(policy.depths) == 1 else [f"segment-{k}" for k in range(len(policy.depths))]
+    files = [f"{name}.{format}" for name in names]
+    with new_folder(Path(folder)) as target, evaluation_mode(network):
+        spec = describe(image_format_of(network), files, policy)
+        state: tuple[Tensor, ...] = (images[:EXAMPLE].clone(),)
+        for segment, file in zip(segments_of(network, policy.depths), files, strict=True):
+            write(trace(segment, state), target / file, spec)
+            *following, _ = segment(*state)
+            state = tuple(following)
+        difference = compare(network, [target / file for file in files], policy.depths, images)
+        write_json(target / SPEC_FILE, spec)
+        if format == "onnx":
+            shutil.copyfile(Path(__file__).with_name("runner.py"), target / RUNNER_FILE)
+        if calibration is not None:
+            quantise(target / files[0], target / INT8_FILE, calibration)
+    return Exported(tuple(files), policy.depths, difference, len(images))
+
+
+def describe(image_format: ImageFormat, files: Sequence[str], policy: ExitPolicy) -> dict[str, Any]:
+    """Return what a runner has to know: files, exits, how images are prepared, names of classes."""
+    return {"files": list(files), **policy.to_json(), **image_format.to_json()}
+
+
+def compare(
+    network: ResidualNetwork, graphs: Sequence[Path], depths: Sequence[int], images: Tensor
+) -> float:
+    """Return the largest difference of an output of the graphs, for batches of several sizes.
+
+    Raises:
+        StageCostError: it is above 1e-4, or no number.
+    """
+    runs, largest = [open_graph(path) for path in graphs], 0.0
+    for batch in (images[:1], images[1:]):
+        expected, state = network(batch, depths=list(depths)), [batch]
+        for run, output in zip(runs, expected, strict=True):
+            *state, given = run(tuple(state))
+            largest = max(largest, float((given - output).abs().max().nan_to_num(torch.inf)))
+    if largest > LARGEST_DIFFERENCE:
+        raise StageCostError(
+            f"the exported graphs differ by {largest:.2g} from the network, more than "
+            f"{LARGEST_DIFFERENCE:g}: nothing is written; try another --format"
+        )
+    return largest
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder, which takes its place when all is done and is deleted if that fails.
+
+    Raises:
+        StageCostError: something is in its place.
+    """
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise StageCostError(f"{path} holds something already: give another --output")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.replace(path)
+    finally:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(temporary)

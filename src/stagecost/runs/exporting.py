@@ -1,0 +1,220 @@
+"""`stagecost export`: files that run elsewhere, compared with the network on its own images."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from stagecost.data.batches import FixedBatches, eval_batches, sample_batches
+from stagecost.data.loading import DataBundle
+from stagecost.errors import StageCostError
+from stagecost.exits.policy import POLICY_FILE, ExitPolicy
+from stagecost.export.folder import export_network
+from stagecost.export.graphs import Format, Run, open_graph
+from stagecost.export.int8 import INT8_FILE
+from stagecost.latency import Forward, measure_latency
+from stagecost.runs.results import Result
+from stagecost.runs.trained import CheckpointName, Split, Trained, open_trained
+from stagecost.train.parsing import read_value
+
+COMPARED = 256  # images that graphs and network are compared on
+LEAST = 3  # of them: graphs are traced with two
+CALIBRATION = 512  # training images that show the ranges of activations
+CERTAIN = 1.0
+"""Probability at which an image leaves early if nothing else is known: few images are as sure."""
+
+
+@dataclass(frozen=True)
+class Int8:
+    """The graph of eight bits beside that of 32.
+
+    Attributes:
+        file: its name.
+        file_bytes: its size.
+        accuracy: percent.
+        accuracy_float: of the graph of 32 bits, on the same images.
+        num_images: validation images, or those given.
+        p50_ms: median time of one image, in milliseconds.
+        p50_ms_float: of the graph of 32 bits, in turns with it.
+    """
+
+    file: str
+    file_bytes: int
+    accuracy: float
+    accuracy_float: float
+    num_images: int
+    p50_ms: float
+    p50_ms_float: float
+
+
+@dataclass(frozen=True)
+class Export(Result):
+    """What was exported.
+
+    Attributes:
+        output: the folder.
+        format: of the graphs.
+        files: the graphs, in order.
+        file_bytes: their size together.
+        num_blocks: of the network.
+        depths: of the graphs' answers.
+        criterion: by which an image leaves early.
+        thresholds: at which it leaves, at each depth but the last.
+        largest_difference: of an output to the network's.
+        num_images: that they were compared on.
+        int8: the graph of eight bits, if it was asked for.
+    """
+
+    output: str
+    format: Format
+    files: tuple[str, ...]
+    file_bytes: int
+    num_blocks: int
+    depths: tuple[int, ...]
+    criterion: str
+    thresholds: tuple[float, ...]
+    largest_difference: float
+    num_images: int
+    int8: Int8 | None
+
+
+def export(
+    network: str | Path,
+    output: str | Path | None = None,
+    *,
+    format: Format = "onnx",  # noqa: A002
+    segments: str | None = None,
+    threshold: float | None = None,
+    int8: bool = False,
+    data: str | None = None,
+    checkpoint: CheckpointName = "last",
+) -> Export:
+    """Write a trained network as graphs that run without this project.
+
+    Args:
+        network: of a run or a saved network.
+        output: a new folder; the format's name in the folder of the network if not given.
+        format: onnx, or pt2 for torch.
+        segments: depths at which images may leave, such as "4,8,12"; "exits" takes the policy that
+            `stagecost exit` saved. One graph is made for each.
+        threshold: probability from which an image leaves at one of `segments`.
+        int8: write a graph of eight bits, too, and measure it.
+        data: where the images of the training are now, if they moved, or others of its classes.
+        checkpoint: of a run.
+
+    Raises:
+        StageCostError: nothing trained is there, an impossible depth, or graphs that differ.
+    """
+    if int8 and (format != "onnx" or segments is not None):
+        raise StageCostError("--int8 is for one graph of ONNX: leave --segments and --format out")
+    trained = open_trained(network, checkpoint=checkpoint, device="cpu")
+    target = trained.path / format if output is None else Path(output)
+    policy = _policy(trained, segments, threshold)
+    judged, training = _images(trained, data)
+    exported = export_network(
+        trained.network,
+        target,
+        _first(judged, COMPARED),
+        format=format,
+        policy=policy,
+        calibration=_calibration(trained, training) if int8 else None,
+    )
+    return Export(
+        output=str(target),
+        format=format,
+        files=exported.files,
+        file_bytes=sum((target / file).stat().st_size for file in exported.files),
+        num_blocks=trained.network.num_blocks,
+        depths=exported.depths,
+        criterion=policy.criterion,
+        thresholds=policy.thresholds,
+        largest_difference=exported.largest_difference,
+        num_images=exported.num_images,
+        int8=_measured(target, exported.files[0], judged) if int8 else None,
+    )
+
+
+def _policy(trained: Trained, segments: str | None, threshold: float | None) -> ExitPolicy:
+    """Return where images may leave: the depths given, and the thresholds given or saved for these."""
+    num_blocks = trained.network.num_blocks
+    saved = ExitPolicy.load(trained.path) if (trained.path / POLICY_FILE).is_file() else None
+    if segments == "exits":
+        return saved or ExitPolicy.load(trained.path)
+    if threshold is not None and not (segments is not None and 0 < threshold <= 1):
+        raise StageCostError(
+            f"--threshold is {threshold}: give a probability above 0 and up to 1, beside --segments"
+        )
+    depths = read_value("--segments", tuple[int, ...], segments or ())
+    wrong = [k for k in depths if not 0 <= k <= num_blocks]
+    if wrong or list(depths) != sorted(set(depths)):
+        raise StageCostError(
+            f"--segments is {segments}: give ascending depths from 0 to {num_blocks}, such as "
+            f"{num_blocks // 2},{num_blocks}"
+        )
+    if saved is not None and threshold is None and depths == saved.depths:
+        return saved
+    every = (*depths, num_blocks) if num_blocks not in depths else depths
+    return ExitPolicy(every, (CERTAIN if threshold is None else threshold,) * (len(every) - 1))
+
+
+def _images(trained: Trained, data: str | None) -> tuple[FixedBatches, DataBundle]:
+    """Return images to compare and measure on, and the training images with them.
+
+    They are the validation images; where there are none, or other data are given, all images at hand.
+    """
+    if data is not None:
+        bundle = trained.load("all", data=data)
+        split: Split = "all"
+    else:
+        split = "val" if trained.settings.data.val_fraction > 0 else "train"
+        bundle = trained.load(*dict.fromkeys(("train", split)))
+    return eval_batches(bundle.splits[split], trained.image_format), bundle
+
+
+def _calibration(trained: Trained, bundle: DataBundle) -> Iterator[Tensor]:
+    """Yield batches of random training images, or of the data given."""
+    split = bundle.splits.get("train", bundle.splits.get("all"))
+    assert split is not None
+    seed = trained.settings.training.seed
+    batches = sample_batches(split, trained.image_format, count=CALIBRATION, seed=seed)
+    return (images for images, _ in batches)
+
+
+def _first(batches: FixedBatches, count: int) -> Tensor:
+    """Return the first images.
+
+    Raises:
+        StageCostError: there are fewer than three.
+    """
+    images, _ = next(iter(batches))
+    if len(images) < LEAST:
+        raise StageCostError(f"{len(images)} images are too few to compare graphs on: give {LEAST}")
+    return images[:count]
+
+
+def _measured(folder: Path, name: str, batches: FixedBatches) -> Int8:
+    """Measure the graph of eight bits beside that of 32."""
+    files = {"int8": folder / INT8_FILE, "float": folder / name}
+    graphs = {key: open_graph(path) for key, path in files.items()}
+    right, count = dict.fromkeys(graphs, 0), 0
+    for images, targets in batches:
+        count += len(targets)
+        for key, run in graphs.items():
+            (outputs,) = run((images,))
+            right[key] += int((outputs.argmax(dim=1) == targets).sum())
+    forwards = {key: _forward(run) for key, run in graphs.items()}
+    times = measure_latency(forwards, _first(batches, 1), seconds=0.5)
+    return Int8(
+        file=INT8_FILE,
+        file_bytes=files["int8"].stat().st_size,
+        accuracy=100 * right["int8"] / count,
+        accuracy_float=100 * right["float"] / count,
+        num_images=count,
+        p50_ms=times["int8"].p50_ms,
+        p50_ms_float=times["float"].p50_ms,
+    )
+
+
+def _forward(run: Run) -> Forward:
+    return lambda images: run((images,))

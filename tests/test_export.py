@@ -1,0 +1,257 @@
+"""What is exported gives the network's outputs and decisions, also where torch is not installed."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import stagecost as sc
+from environments import make_environment
+from helpers import Runs, build
+from stagecost.data.images import ImageFormat
+from stagecost.exits.policy import ExitPolicy, votes_at
+from stagecost.export.folder import export_network
+from stagecost.export.graphs import open_graph
+from stagecost.export.runner import Graphs
+from stagecost.network import WEIGHTS_FILE, ResidualNetwork
+from stagecost.prediction import image_format_of, predict
+from stagecost.runs.evaluation import evaluate
+from stagecost.runs.exporting import export
+from stagecost.runs.trained import open_trained
+from stagecost.storage import read_tensors, write_tensors
+
+ADAPTED = {"timm/test_resnet": 64, "timm/test_vit": 160}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def network_of(name: str) -> tuple[ResidualNetwork, Tensor]:
+    """Return a network that knows its images, and bytes of some."""
+    size = ADAPTED.get(name, 12)
+    if name in ADAPTED:
+        torch.manual_seed(0)
+        network = sc.create_model(name, num_classes=5, image_size=size)
+    else:
+        network = build(name)
+    names = ("a", "b", "c", "d", "e")
+    numbers = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    network.details["image_format"] = ImageFormat(3, size, *numbers, names).to_json()
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.randint(256, (24, 3, size, size), dtype=torch.uint8, generator=generator)
+    return network.eval(), pixels
+
+
+def prepared(network: ResidualNetwork, pixels: Tensor) -> Tensor:
+    image_format = image_format_of(network)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (image_format.mean, image_format.std))
+    return (pixels.float() / 255 - mean) / std
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "policy"),
+    [
+        ("homogeneous", "pt2", None),
+        ("staged", "onnx", None),
+        ("staged", "pt2", ExitPolicy((3, 7), (0.5,))),
+        ("timm/test_vit", "onnx", None),
+        ("timm/test_resnet", "onnx", ExitPolicy((1, 4), (0.5,))),
+        ("timm/test_resnet", "pt2", None),
+    ],
+)
+def test_graphs_give_the_outputs(
+    name: str, kind: str, policy: ExitPolicy | None, tmp_path: Path
+) -> None:
+    network, pixels = network_of(name)
+    images = prepared(network, pixels[:7])
+    exported = export_network(network, tmp_path / "out", images, format=kind, policy=policy)
+    assert exported.depths == ((network.num_blocks,) if policy is None else policy.depths)
+    assert exported.largest_difference <= 1e-4
+    state: tuple[Tensor, ...] = (images[:5],)
+    for file, depth in zip(exported.files, exported.depths, strict=True):
+        assert file.endswith(kind)
+        *following, output = open_graph(tmp_path / "out" / file)(state)
+        state = tuple(following)
+        with torch.no_grad():
+            expected = network(images[:5], depths=depth)
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-4)
+    assert state == ()
+
+
+def test_a_cut_network_is_one_graph_with_its_classes_and_its_preparation(tmp_path: Path) -> None:
+    network, pixels = network_of("staged")
+    small = network.keep(sc.Cut.stages(1, 2, 1))
+    export_network(small, tmp_path / "out", prepared(small, pixels))
+    graph = onnx.load(tmp_path / "out" / "model.onnx")
+    held = {one.key: json.loads(one.value) for one in graph.metadata_props}
+    assert held["class_names"] == ["a", "b", "c", "d", "e"]
+    assert held["mean"] == [0.4, 0.5, 0.6]
+    assert held == json.loads((tmp_path / "out" / "model.json").read_text())
+    assert sum(len(one.raw_data) for one in graph.graph.initializer) < 4.5 * sc.count_parameters(small)
+    labels, shares, depths = Graphs(tmp_path / "out").classify(pixels.numpy())
+    said, _ = predict(small, list(pixels.permute(0, 2, 3, 1).numpy()))
+    assert ["abcde"[k] for k in labels] == [one.label for one in said]
+    np.testing.assert_allclose(shares, [one.probability for one in said], atol=1e-5)
+    assert set(depths) == {4}
+
+
+def test_torch_reads_a_pt2_file_alone(tmp_path: Path) -> None:
+    network, pixels = network_of("homogeneous")
+    images = prepared(network, pixels)
+    export_network(network, tmp_path / "out", images, format="pt2")
+    extra = {"stagecost.json": ""}
+    program = torch.export.load(tmp_path / "out" / "model.pt2", extra_files=extra)
+    assert json.loads(extra["stagecost.json"])["class_names"] == ["a", "b", "c", "d", "e"]
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(images)[0], network(images), rtol=0, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def segments(tmp_path_factory: pytest.TempPathFactory) -> tuple[ResidualNetwork, Tensor, Path]:
+    network, pixels = network_of("homogeneous")
+    folder = tmp_path_factory.mktemp("segments") / "out"
+    policy = ExitPolicy((0, 2, 4), (0.5, 0.5))
+    export_network(network, folder, prepared(network, pixels), policy=policy)
+    return network, pixels, folder
+
+
+@pytest.mark.parametrize(
+    ("criterion", "share"), [("max-probability", 0.5), ("margin", 0.5), ("patience", 0.0)]
+)
+@pytest.mark.parametrize("combine", [False, True])
+def test_the_runner_decides_as_torch_does(
+    segments: tuple[ResidualNetwork, Tensor, Path],
+    criterion: str,
+    share: float,
+    combine: bool,
+    tmp_path: Path,
+) -> None:
+    network, pixels, folder = segments
+    with torch.no_grad():
+        outputs = network(prepared(network, pixels), depths="all")
+    said, scores = votes_at(outputs, (0, 2, 4), criterion, combine=combine)
+    thresholds = [2.0, 2.0] if criterion == "patience" else scores[:2].quantile(share, dim=1).tolist()
+    leaves = torch.tensor([*thresholds, -1.0])[:, None] <= scores
+    first = leaves.int().argmax(dim=0)
+    assert len(set(first.tolist())) == (3 if criterion != "patience" else 2)
+    shutil.copytree(folder, tmp_path / "copy")
+    spec = json.loads((folder / "model.json").read_text())
+    spec |= {"criterion": criterion, "combine": combine, "thresholds": thresholds}
+    (tmp_path / "copy" / "model.json").write_text(json.dumps(spec))
+    labels, _, depths = Graphs(tmp_path / "copy").classify(pixels.numpy())
+    assert depths.tolist() == [(0, 2, 4)[k] for k in first.tolist()]
+    assert labels.tolist() == said.gather(0, first[None])[0].tolist()
+
+
+def test_it_runs_where_torch_is_not_installed(
+    runs: Runs, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    result = export(runs.three, tmp_path / "out", segments="1,2", threshold=0.15)
+    assert result.depths == (1, 2, 3)
+    assert result.thresholds == (0.15, 0.15)
+    trained = open_trained(runs.three, device="cpu")
+    pixels = trained.load("test").splits["test"].images[:40]
+    rng = np.random.default_rng(0)
+    photo = Image.fromarray(rng.integers(0, 256, (13, 17, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a camera held sideways
+    photo.save(tmp_path / "photo.jpg", exif=exif)
+    photo.putalpha(90)
+    photo.save(tmp_path / "glass.png")
+    for number, image in enumerate(pixels):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{number:02}.png")
+    files = sorted([*tmp_path.glob("*.png"), tmp_path / "photo.jpg"])
+    environment = tmp_path_factory.mktemp("without-torch")
+    make_environment(environment, "onnxruntime", "numpy", "pillow")
+    python = str(environment / "bin" / "python")
+    assert subprocess.run([python, "-c", "import torch"], capture_output=True, check=False).returncode
+    command = [python, "out/run.py", *[file.name for file in files]]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows] == [file.name for file in files]
+    outputs = {
+        k: predict(trained.network.keep(sc.Cut.first(k)), files, top_k=1)[0] for k in result.depths
+    }
+    for place, (_, label, share, where) in enumerate(rows):
+        leaves = [k for k in (1, 2) if outputs[k][place].probability >= 0.15]
+        depth = min([*leaves, 3])
+        assert (label, where) == (outputs[depth][place].label, f"depth {depth}")
+        assert float(share) == pytest.approx(outputs[depth][place].probability, abs=1e-4)
+    assert len({row[3] for row in rows}) > 1
+
+
+def test_eight_bits_are_measured(runs: Runs, tmp_path: Path) -> None:
+    result = export(runs.saved, tmp_path / "out", int8=True).to_json()
+    small = result["int8"]
+    assert (tmp_path / "out" / small["file"]).stat().st_size == small["file_bytes"]
+    kinds = {node.op_type for node in onnx.load(tmp_path / "out" / small["file"]).graph.node}
+    assert "QuantizeLinear" in kinds
+    assert small["num_images"] == 60
+    assert abs(small["accuracy"] - small["accuracy_float"]) <= 10
+    evaluated = evaluate(runs.saved, split="val", device="cpu")
+    assert small["accuracy_float"] == pytest.approx(evaluated.accuracy)
+
+
+def test_a_saved_policy_comes_along(runs: Runs, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs.two, run)
+    with pytest.raises(sc.StageCostError, match="has no exit policy"):
+        export(run, segments="exits")
+    policy = ExitPolicy((0, 2), (0.25,), "margin")
+    policy.save(run)
+    for kind, segments in (("onnx", "exits"), ("pt2", "0,2")):
+        result = export(run, format=kind, segments=segments)
+        assert (result.depths, result.thresholds) == (policy.depths, policy.thresholds)
+        assert result.criterion == "margin"
+        assert result.output == str(run / kind)
+    assert not (run / "pt2" / "run.py").exists()
+
+
+def test_refusals_are_one_line_and_leave_nothing(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(match: str, **options: object) -> None:
+        with pytest.raises(sc.StageCostError, match=match):
+            export(**{"network": runs.saved, "output": tmp_path / "out", "format": "pt2", **options})
+        assert not list(tmp_path.glob("*out*"))
+
+    for segments in ("1,9", "2,1", "-1,2", "1,1"):
+        refuse("give ascending depths from 0 to 2", segments=segments)
+    refuse("--segments is 'x'", segments="x")
+    refuse("--threshold is 2", segments="1", threshold=2.0)
+    refuse(r"--threshold is 0\.5", threshold=0.5)
+    refuse("format 'tflite' is unknown", format="tflite")
+    refuse("--int8 is for one graph", int8=True)
+    refuse("is no folder", network=tmp_path / "none")
+    monkeypatch.setattr("stagecost.export.folder.LARGEST_DIFFERENCE", -1.0)
+    refuse("nothing is written")
+    monkeypatch.undo()
+    damaged = tmp_path / "damaged"
+    shutil.copytree(runs.saved, damaged)
+    tensors, metadata = read_tensors(damaged / WEIGHTS_FILE)
+    tensors["head.linear.bias"] = torch.full_like(tensors["head.linear.bias"], torch.nan)
+    write_tensors(damaged / WEIGHTS_FILE, tensors, metadata)
+    refuse("no finite number", network=damaged)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(sc.StageCostError, match="holds something already"):
+        export(runs.saved, tmp_path / "full", format="pt2")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ModuleNotFoundError) as missing:
+        export(runs.saved, tmp_path / "out")
+    assert "stagecost[export]" in str(sc.errors.missing_extra(missing.value))
