@@ -18,6 +18,7 @@ import stagecost as sc
 from environments import make_environment
 from helpers import Runs, build
 from stagecost.data.images import ImageFormat
+from stagecost.exits.engine import run_with_exits
 from stagecost.exits.policy import ExitPolicy, votes_at
 from stagecost.export.folder import export_network
 from stagecost.export.graphs import open_graph
@@ -26,6 +27,7 @@ from stagecost.network import WEIGHTS_FILE, ResidualNetwork
 from stagecost.prediction import image_format_of, predict
 from stagecost.runs.evaluation import evaluate
 from stagecost.runs.exporting import export
+from stagecost.runs.measuring import measure
 from stagecost.runs.trained import open_trained
 from stagecost.storage import read_tensors, write_tensors
 
@@ -143,18 +145,18 @@ def test_the_runner_decides_as_torch_does(
     network, pixels, folder = segments
     with torch.no_grad():
         outputs = network(prepared(network, pixels), depths="all")
-    said, scores = votes_at(outputs, (0, 2, 4), criterion, combine=combine)
+    _, scores = votes_at(outputs, (0, 2, 4), criterion, combine=combine)
     thresholds = [2.0, 2.0] if criterion == "patience" else scores[:2].quantile(share, dim=1).tolist()
-    leaves = torch.tensor([*thresholds, -1.0])[:, None] <= scores
-    first = leaves.int().argmax(dim=0)
-    assert len(set(first.tolist())) == (3 if criterion != "patience" else 2)
+    policy = ExitPolicy((0, 2, 4), tuple(thresholds), criterion, combine)
+    expected = run_with_exits(network, prepared(network, pixels), policy)
+    assert len(set(expected.depths.tolist())) == (3 if criterion != "patience" else 2)
     shutil.copytree(folder, tmp_path / "copy")
     spec = json.loads((folder / "model.json").read_text())
-    spec |= {"criterion": criterion, "combine": combine, "thresholds": thresholds}
+    spec |= policy.to_json()
     (tmp_path / "copy" / "model.json").write_text(json.dumps(spec))
     labels, _, depths = Graphs(tmp_path / "copy").classify(pixels.numpy())
-    assert depths.tolist() == [(0, 2, 4)[k] for k in first.tolist()]
-    assert labels.tolist() == said.gather(0, first[None])[0].tolist()
+    assert depths.tolist() == expected.depths.tolist()
+    assert labels.tolist() == expected.labels.tolist()
 
 
 def test_it_runs_where_torch_is_not_installed(
@@ -220,6 +222,37 @@ def test_a_saved_policy_comes_along(runs: Runs, tmp_path: Path) -> None:
         assert result.criterion == "margin"
         assert result.output == str(run / kind)
     assert not (run / "pt2" / "run.py").exists()
+
+
+def test_networks_are_measured_in_turns(runs: Runs) -> None:
+    paths = [str(runs.three), str(runs.staged)]
+    first = measure(
+        paths, batch=(1, 4), backends=("eager", "onnx"), seconds=0.01, device="cpu"
+    ).to_json()
+    assert [one["network"] for one in first["networks"]] == paths
+    ways = [(row["network"], row["backend"], row["batch"]) for row in first["timings"]]
+    assert ways == [(p, b, n) for n in (1, 4) for p in paths for b in ("eager", "onnx")]
+    for row in first["timings"]:
+        assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
+        assert row["calls"] >= 20
+        assert (row["memory_bytes"] is None) == (row["backend"] == "onnx")
+    alone, four = (row["memory_bytes"] for row in first["timings"][::4])
+    assert four == 4 * alone
+    size = first["networks"][0]
+    weights, _ = read_tensors(runs.saved / WEIGHTS_FILE)
+    saved = measure([runs.saved], batch=(1,), seconds=0.01, device="cpu").networks[0]
+    assert saved.file_bytes == sum(tensor.nbytes for tensor in weights.values())
+    assert saved.num_blocks == 2 < size["num_blocks"] == 3
+    assert saved.macs < size["macs"]
+    for options, match in (
+        ({"backends": ("tpu",)}, "--backends names"),
+        ({"batch": (0,)}, "--batch is"),
+        ({"networks": [runs.saved, runs.saved]}, "given twice"),
+        ({"seconds": 0.0}, "give more than 0 of both"),
+        ({"threads": 0}, "give more than 0 of both"),
+    ):
+        with pytest.raises(sc.StageCostError, match=match):
+            measure(**{"networks": [runs.saved], "device": "cpu", **options})
 
 
 def test_refusals_are_one_line_and_leave_nothing(

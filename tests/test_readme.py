@@ -29,6 +29,8 @@ from stagecost.runs.analysis import analyze
 from stagecost.runs.bound import bound
 from stagecost.runs.evaluation import evaluate
 from stagecost.runs.exiting import exit_early
+from stagecost.runs.exporting import export
+from stagecost.runs.measuring import measure
 from stagecost.runs.models import models
 from stagecost.runs.prediction import predict_files
 from stagecost.runs.pruning import prune
@@ -357,6 +359,8 @@ def test_keys_and_files_are_those_documented(folder: Path) -> None:
         "evaluate": evaluate("small"),
         "predict": predict_files("small", [folder / "photos" / "cat"]),
         "exit": exit_early("deep", max_drop=5, batch=(8,)),
+        "export": export("deep", "shipped", format="pt2"),
+        "measure": measure(["small"], batch=(1,), seconds=0.01),
         "bound": bound("deep", ["shallow"]),
         "report": report("deep"),
         "models": models(),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import stagecost as sc
 from helpers import build, images
-from stagecost.latency import Forward
+from stagecost.latency import Forward, peak_memory
 
 
 def test_percentiles_and_throughput_are_those_of_the_calls() -> None:
@@ -48,3 +48,11 @@ def test_no_time_is_refused(options: dict[str, float]) -> None:
         sc.measure_latency({"one": build("homogeneous")}, images(), **options)
     with pytest.raises(sc.StageCostError, match="nothing to time"):
         sc.measure_latency({}, images())
+
+
+def test_memory_is_that_of_the_tensors_that_live_at_a_time() -> None:
+    batch = torch.zeros(4, 1000)
+    chain = peak_memory(lambda x: ((x + 1) * 2).view(2, -1)[0], batch)
+    assert chain == 2 * batch.nbytes  # the sum and the product; a view takes nothing
+    assert peak_memory(lambda x: [x + 1, x + 2, x + 3], batch) == 3 * batch.nbytes
+    assert peak_memory(lambda x: x, batch) == 0

@@ -74,7 +74,8 @@ class Graphs:
             picture.paste(layers.convert(kind), mask=layers.getchannel("A"))
         picture = picture.convert(mode)
         if picture.size != (size, size):
-            picture = ImageOps.fit(picture, (size, size), method=Image.Resampling.BICUBIC)
+            method = Image.Resampling[self.spec["interpolation"].upper()]
+            picture = ImageOps.fit(picture, (size, size), method=method)
         return np.asarray(picture).reshape(size, size, -1).transpose(2, 0, 1)
 
 

@@ -161,14 +161,16 @@ def _policy(trained: Trained, segments: str | None, threshold: float | None) -> 
 def _images(trained: Trained, data: str | None) -> tuple[FixedBatches, DataBundle]:
     """Return images to compare and measure on, and the training images with them.
 
-    They are the validation images; where there are none, or other data are given, all images at hand.
+    They are the validation images; the training images where there are fewer than three of these; or
+    all of the data given.
     """
     if data is not None:
         bundle = trained.load("all", data=data)
         split: Split = "all"
     else:
-        split = "val" if trained.settings.data.val_fraction > 0 else "train"
-        bundle = trained.load(*dict.fromkeys(("train", split)))
+        held_out = trained.settings.data.val_fraction > 0
+        bundle = trained.load("train", "val") if held_out else trained.load("train")
+        split = "val" if held_out and len(bundle.splits["val"]) >= LEAST else "train"
     return eval_batches(bundle.splits[split], trained.image_format), bundle
 
 
@@ -217,4 +219,4 @@ def _measured(folder: Path, name: str, batches: FixedBatches) -> Int8:
 
 
 def _forward(run: Run) -> Forward:
-    return lambda images: run((images,))
+    return lambda images: run(images if isinstance(images, tuple) else (images,))

@@ -1,7 +1,7 @@
 """`stagecost measure`: time, memory and sizes of networks, measured in turns in one run."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -12,7 +12,7 @@ from torch import Tensor
 from stagecost.errors import StageCostError
 from stagecost.export.graphs import open_graph, segments_of, trace, write
 from stagecost.fast.reading import check_compiler
-from stagecost.latency import Forward, measure_latency, peak_memory
+from stagecost.latency import Forward, Inputs, measure_latency, peak_memory
 from stagecost.macs import count_macs, count_parameters
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Trained, open_trained
@@ -155,7 +155,11 @@ def _forward(trained: Trained, backend: str, threads: int) -> Forward:
         path = Path(folder) / "model.onnx"
         write(trace(segment, (_images(trained, 2),)), path, {})
         run = open_graph(path, threads)
-    return lambda images: run((images,))
+
+    def forward(images: Inputs) -> object:
+        return run(images if isinstance(images, tuple) else (images,))
+
+    return forward
 
 
 def _images(trained: Trained, count: int) -> Tensor:
@@ -173,7 +177,7 @@ def _timings(
     """Time one batch size; each network gets images of its own shape."""
     images = {path: _images(trained, size) for path, trained in opened.items()}
 
-    def on(path: str, forward: Forward) -> Callable[[Tensor], object]:
+    def on(path: str, forward: Forward) -> Forward:
         return lambda _: forward(images[path])
 
     names = {f"{path} {backend}": (path, backend) for path, backend in forwards}
