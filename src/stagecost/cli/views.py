@@ -196,7 +196,10 @@ def _export(console: Console, result: Export) -> None:
     size = f"{result.file_bytes / 1e6:.2f} MB"
     _line(console, f"{', '.join(result.files)}: {size}, {result.num_blocks} blocks, batches of any size")
     for depth, threshold in zip(result.depths, result.thresholds, strict=False):
-        _line(console, f"an image leaves at depth {depth} if its {result.criterion} is {threshold:.4g}")
+        _line(
+            console,
+            f"an image leaves at depth {depth} if its {result.criterion} is at least {threshold:.4g}",
+        )
     difference = f"{result.largest_difference:.1e}, on {result.num_images} images"
     _line(console, f"largest difference of an output to the network's: {difference}")
     if (small := result.int8) is not None:
@@ -215,10 +218,12 @@ def _measure(console: Console, result: Measurements) -> None:
         numbers = (str(one.num_blocks), f"{one.parameters:,}", f"{one.macs:,}")
         sizes.add_row(one.network, *numbers, f"{one.file_bytes / 1e6:.2f} MB")
     console.print(sizes)
-    table = Table("network", "backend", "batch", "p50", "p90", "p99", "images/s", "memory")
+    table = Table("network", "backend", title="milliseconds of a call, and megabytes of its tensors")
+    for name in ("batch", "p50", "p90", "p99", "images/s", "MB"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in result.timings:
-        times = (f"{time:.3g} ms" for time in (row.p50_ms, row.p90_ms, row.p99_ms))
-        memory = "" if row.memory_bytes is None else f"{row.memory_bytes / 1e6:.2f} MB"
+        times = (f"{time:.3g}" for time in (row.p50_ms, row.p90_ms, row.p99_ms))
+        memory = "" if row.memory_bytes is None else f"{row.memory_bytes / 1e6:.2f}"
         rate = f"{row.images_per_second:,.0f}"
         table.add_row(row.network, row.backend, str(row.batch), *times, rate, memory)
     console.print(table)
