@@ -7,6 +7,7 @@ import os
 import pkgutil
 import re
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -16,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import stagecost
+from environments import make_environment
 from stagecost.cli.flags import build_parser, read_flags
 from stagecost.cli.main import main
 from stagecost.cli.verbs import VERBS
@@ -149,9 +152,37 @@ def test_the_readme_works_from_top_to_bottom(folder: Path) -> None:
     assert namespace["small"].num_blocks <= 8
 
 
+@pytest.mark.slow
+def test_a_newcomers_path_from_photos_to_a_place_without_torch(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    shutil.rmtree(folder / "photos")
+    shades = np.random.default_rng(0).integers(0, 160, (2, 24, 1, 1, 3))
+    for name, colours in zip(("cat", "dog"), shades, strict=True):
+        (folder / "photos" / name).mkdir(parents=True)
+        for number, colour in enumerate(colours):
+            pixels = np.zeros((48, 40, 3), np.uint8) + colour.astype(np.uint8)
+            pixels[:, :20] += 80 if name == "cat" else 0
+            Image.fromarray(pixels).save(folder / "photos" / name / f"{number}.jpg")
+    run_page("docs/own-photos.md")
+    (line,) = (line for line in command_lines("python shipped/"))
+    bare = tmp_path_factory.mktemp("bare")
+    make_environment(bare, "onnxruntime", "numpy", "pillow")
+    command = [str(bare / "bin" / "python"), "-c", "import torch"]
+    assert b"No module named 'torch'" in subprocess.run(command, check=False, capture_output=True).stderr
+    command[1:] = shlex.split(line)[1:]
+    told = subprocess.run(command, check=True, capture_output=True, text=True, env={}).stdout
+    path, label, share, _ = told.split("\t")
+    here = stagecost.load("small").predict(path)
+    assert label == here.label
+    assert float(share) == pytest.approx(here.probability, abs=1e-3)
+
+
+ALONE = ("README.md", "docs/own-photos.md", *NOTEBOOKS)  # run by a test of their own
+
+
 @pytest.mark.parametrize(
-    "name",
-    [name for name, text in DOCUMENTS.items() if name not in ("README.md", *NOTEBOOKS) and blocks(text)],
+    "name", [name for name, text in DOCUMENTS.items() if name not in ALONE and blocks(text)]
 )
 def test_the_code_in_the_documents_works(name: str, folder: Path) -> None:
     run_page(name)
