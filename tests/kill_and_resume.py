@@ -31,7 +31,7 @@ from stagecost.runs.training import train
 from stagecost.train.checkpoint import read_checkpoint
 
 CONTEXT = multiprocessing.get_context("forkserver")
-PRELOAD = ["stagecost.runs.training", "sklearn.datasets", "sklearn.model_selection"]
+PRELOAD = ["stagecost.runs.training"]
 SETTINGS: Mapping[str, Any] = {
     "data": "digits",
     "num_blocks": 4,

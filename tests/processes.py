@@ -34,7 +34,7 @@ VERBS = (
 PRELOAD = [
     *("stagecost.cli.main", "stagecost.cli.verbs", "stagecost.cli.views"),
     *(f"stagecost.runs.{name}" for name in VERBS),
-    *("sklearn.datasets", "sklearn.model_selection", "datasets", "PIL.Image", "rich.progress"),
+    *("datasets", "PIL.Image", "rich.progress"),
 ]
 
 

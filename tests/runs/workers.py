@@ -15,9 +15,7 @@ from typing import Any
 from stagecost.errors import StageCostError
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["stagecost.runs.training", "lightning_fabric", "sklearn.datasets", "datasets"]
-)
+CONTEXT.set_forkserver_preload(["stagecost.runs.training", "lightning_fabric", "datasets"])
 
 
 def start(
