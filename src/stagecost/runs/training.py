@@ -31,7 +31,6 @@ from stagecost.train.settings import RunSettings
 from stagecost.train.setup import Setup, create_network, data_config, prepare
 from stagecost.train.stage_cost import StageCostRule, after_cuts, terminal_only
 from stagecost.train.state import State
-from stagecost.train.trackers import open_trackers
 from stagecost.trajectory import suggest_targets
 
 AfterEpoch = Callable[[State, EpochRecord], EpochRecord]
@@ -152,6 +151,8 @@ def _claimed(
 
 
 def _prepare(run: RunFolder, settings: RunSettings) -> Setup:
+    from stagecost.train.trackers import open_trackers
+
     splits = ("train", "val") if settings.data.val_fraction > 0 else ("train",)
     data = load_data(data_config(settings), seed=settings.training.seed, splits=splits)
     network = None
