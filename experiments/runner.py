@@ -27,6 +27,7 @@ Figures = Mapping[str, "Chart"]
 EXPERIMENTS = {
     "layer-pruning": "layer_pruning:LAYER_PRUNING",
     "targets": "targets:TARGETS",
+    "exits": "exits:EXITS",
     "pretrained": "pretrained.experiment:PRETRAINED",
     "targets-trials": "contrib.targets_trials:TARGETS_TRIALS",
     "loss-trajectory": "loss_trajectory:LOSS_TRAJECTORY",

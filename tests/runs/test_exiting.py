@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def test_exit_chooses_measures_and_saves(trained: Trained, tmp_path: Path, which
     done = exit_early(run, max_drop=2, criterion="all", combine=True, batch=(20, 64), device="cpu")
     content = json.loads((run / "exit.json").read_text())
     assert content == done.to_json()
-    assert set(content) == set(Exits.__dataclass_fields__)
+    assert set(content) == {field.name for field in fields(Exits)}
     policy = sc.ExitPolicy.load(run)
     assert (policy.depths, policy.criterion) == (done.depths, done.criterion)
     assert done.accuracy_full == pytest.approx(evaluate(run).accuracy)

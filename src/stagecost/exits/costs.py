@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from statistics import median
@@ -86,8 +86,8 @@ def time_costs(network: ResidualNetwork, images: Tensor, batch_size: int, *, rou
     ]
     with evaluation_mode(network):
         engines = [EarlyExit(network, policy) for policy in policies]
-        stream = _streams(images, batch_size)[0]
-        seconds = [[_seconds(engine, stream) for engine in engines] for _ in range(rounds + 1)][1:]
+        stream = streams_of(images, batch_size)[0]
+        seconds = [[seconds_of(engine, stream) for engine in engines] for _ in range(rounds + 1)][1:]
     *cuts, asked = (median(each) / (len(stream) * batch_size) for each in zip(*seconds, strict=True))
     asking = max(0.0, asked - cuts[-1]) / (len(depths) - 1)
     return Costs(tuple(_between(depths, cuts, k) for k in range(n + 1)), (asking,) * (n + 1))
@@ -102,7 +102,7 @@ def _between(depths: Sequence[int], values: Sequence[float], k: int) -> float:
     return values[right - 1] + share * (values[right] - values[right - 1])
 
 
-def _streams(images: Tensor, batch_size: int) -> list[list[Tensor]]:
+def streams_of(images: Tensor, batch_size: int) -> list[list[Tensor]]:
     """Return images as streams of whole batches, at least one."""
     starts = range(0, len(images) - batch_size + 1, batch_size)
     batches = [images[at : at + batch_size] for at in starts]
@@ -110,8 +110,8 @@ def _streams(images: Tensor, batch_size: int) -> list[list[Tensor]]:
     return [batches[at : at + length] for at in range(0, len(batches) - length + 1, length)]
 
 
-def _seconds(engine: EarlyExit, stream: Sequence[Tensor]) -> float:
-    """Measure how long an engine takes for a stream of batches.
+def seconds_of(answer: Callable[[Tensor], object], stream: Sequence[Tensor]) -> float:
+    """Measure how long it takes to answer a stream of batches.
 
     One thread on a CPU is measured by the seconds that it had of its core, so that what else the machine
     does is left out: interruptions would make long passes look longer than they are.
@@ -120,7 +120,7 @@ def _seconds(engine: EarlyExit, stream: Sequence[Tensor]) -> float:
     now = time.thread_time if alone else time.perf_counter
     start = now()
     for batch in stream:
-        engine(batch)
+        answer(batch)
     if stream[0].device.type != "cpu":
         torch.accelerator.synchronize()
     return now() - start
@@ -161,13 +161,13 @@ def measure_ratio(
         batch_size: at most n.
         rounds: how often each batch is answered by both.
     """
-    streams = _streams(images, batch_size)
+    streams = streams_of(images, batch_size)
     engines = (EarlyExit(network, ExitPolicy((network.num_blocks,))), EarlyExit(network, policy))
     times = torch.zeros(rounds, 2, len(streams), dtype=torch.float64)
     for turn in range(-1, rounds):  # the first is to warm up
         for place, stream in enumerate(streams if turn >= 0 else streams[:1]):
             for which in (0, 1) if turn % 2 else (1, 0):
-                times[turn, which, place] = _seconds(engines[which], stream)
+                times[turn, which, place] = seconds_of(engines[which], stream)
     count = len(streams) * len(streams[0]) * batch_size
     full, exits = (times.median(dim=0).values.sum(dim=1) / count).tolist()
     ratios = (times[:, 1].sum(dim=1) / times[:, 0].sum(dim=1)).tolist()
