@@ -23,7 +23,7 @@ from processes import CommandLine
 from stagecost.cli import verbs as command_line
 from stagecost.models.native import homogeneous, staged
 
-VERBS = ("demo", "train", "analyze", "prune", "evaluate", "exit", "bound", "report", "models")
+VERBS = ("demo", "train", "analyze", "prune", "evaluate", "exit", "bound", "report", "compare", "models")
 ANALYZE_LISTS = {"losses": 4, "accuracies": 4, "residual_ratios": 3, "weight_norms": 3}
 SIZES = {"parameters_before", "parameters_after", "macs_before", "macs_after"}
 PRUNE_KEYS = SIZES | {"kept_blocks", "accuracy_before", "accuracy_predicted", "accuracy_after", "path"}
@@ -128,6 +128,7 @@ def test_a_verb_in_a_process_of_a_users_own(verb: str, runs: Runs, tmp_path: Pat
         "exit": (runs.two, "--max-drop", 5, "--batch", 16),
         "bound": (runs.three, "--sub", runs.two),
         "report": (runs.staged,),
+        "compare": (runs.two, runs.three, "--output", new),
         "models": ("*resnet*",),
     }
     found = answer(really_run(verb, *arguments[verb], "--json", script=verb == "train"))

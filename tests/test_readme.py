@@ -37,7 +37,7 @@ from stagecost.runs.measuring import measure
 from stagecost.runs.models import models
 from stagecost.runs.prediction import predict_files
 from stagecost.runs.pruning import prune
-from stagecost.runs.reporting import report
+from stagecost.runs.reporting import compare, report
 from stagecost.runs.results import Result
 from stagecost.runs.training import train
 from stagecost.train.parsing import parse_settings
@@ -394,6 +394,7 @@ def test_keys_and_files_are_those_documented(folder: Path) -> None:
         "measure": measure(["small"], batch=(1,), seconds=0.01),
         "bound": bound("deep", ["shallow"]),
         "report": report("deep"),
+        "compare": compare(["deep", "shallow"]),
         "models": models(),
     }
     documented = [key for key in first_column(section(COMMAND_LINE, "JSON keys")) if key in VERBS]

@@ -137,6 +137,13 @@ def _report(options: Options) -> "Result":
     return report(given.pop("run"), **given)
 
 
+def _compare(options: Options) -> "Result":
+    from stagecost.runs.reporting import compare
+
+    given = dict(options)
+    return compare(given.pop("runs"), given.pop("output", "comparison.html"), **given)
+
+
 def _demo(options: Options) -> "Result":
     from stagecost.runs.demo import demo
 
@@ -313,6 +320,15 @@ VERBS: dict[str, Verb] = {
             *(TOLERANCE, MOVED, ALLOWED, CHECKPOINT, DEVICE),
         ),
         _report,
+    ),
+    "compare": Verb(
+        "Write one page on several runs: their curves beside each other, and what differs.",
+        (
+            Flag("runs", str, "folders of runs", positional=True, required=True, several=True),
+            Flag("output", str, "the page", "comparison.html"),
+            *(TOLERANCE, MOVED, ALLOWED, CHECKPOINT, DEVICE),
+        ),
+        _compare,
     ),
     "models": Verb(
         "List the networks that can be trained by name, or check views of foreign ones.",

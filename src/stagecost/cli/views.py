@@ -19,7 +19,7 @@ from stagecost.runs.measuring import Measurements
 from stagecost.runs.models import ModelList, ModelReport
 from stagecost.runs.prediction import Predictions
 from stagecost.runs.pruning import Pruning
-from stagecost.runs.reporting import Report
+from stagecost.runs.reporting import Comparison, Report
 from stagecost.runs.results import Result
 from stagecost.runs.training import TrainingResult
 from stagecost.text import format_indices
@@ -284,6 +284,17 @@ def _report(console: Console, result: Report) -> None:
     _line(console, f"wrote {result.report}")
 
 
+def _compare(console: Console, result: Comparison) -> None:
+    title = f"needed within {result.tolerance:g} points"
+    table = Table("run", "blocks", "needed", "accuracy", "needed alone", "MACs left", title=title)
+    for row in result.runs:
+        kept = f"{row.needed_blocks}" + ("" if row.needed_cut.isdigit() else f" ({row.needed_cut})")
+        scores = (f"{row.accuracy:.2f} %", f"{row.accuracy_needed:.2f} %")
+        table.add_row(row.run, str(row.num_blocks), kept, *scores, f"{row.macs_needed / row.macs:.2f}×")
+    console.print(table)
+    _line(console, f"wrote {result.report}")
+
+
 def _demo(console: Console, result: Demo) -> None:
     analysis, pruning = result.analyze, result.prune
     _line(console, f"\nloss over depth  {sparkline(analysis.losses)}  (validation images)")
@@ -325,6 +336,7 @@ VIEWS: dict[str, Callable[[Console, Any], None]] = {
     "bound": _bound,
     "exit": _exit,
     "report": _report,
+    "compare": _compare,
     "demo": _demo,
     "models": _models,
 }

@@ -148,6 +148,42 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """Seconds for an image in batches of a size: by the whole network, and with exits."""
+
+    batch_size: int
+    seconds_full: float
+    seconds_exit: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Exits:
+    """The latest early exit of the run, measured on test images.
+
+    Attributes:
+        criterion: how an image is found to be sure.
+        depths: at which the head is asked.
+        leaving: part of the images that leaves at each of them.
+        accuracy_full: percent, of the whole network; `accuracy_exit` with exits.
+        mean_blocks: that an image goes through.
+        mean_macs_ratio: of the whole network's MACs.
+        threshold: at which an image leaves; missing if all leave at one depth.
+        timings: for each batch size.
+    """
+
+    criterion: str
+    depths: tuple[int, ...]
+    leaving: tuple[float, ...]
+    accuracy_full: float
+    accuracy_exit: float
+    mean_blocks: float
+    mean_macs_ratio: float
+    threshold: float = math.nan
+    timings: tuple[Timing, ...] = ()
+
+
+@dataclass(frozen=True)
 class Confusion:
     """How often the cut network calls an image of one class (row) by the name of another (column)."""
 
@@ -188,7 +224,8 @@ class ReportData:
         history: the epochs of the training.
         pruning: the latest one; None if nothing was pruned yet.
         test: networks on the test split.
-        points: accuracy against MACs of cuts, exits and controls.
+        points: accuracy against MACs of cuts, exits and controls, on test images.
+        exits: the latest early exit; None if there was none.
         confusion: of the cut network (the pruned one, or else the first `needed_blocks`).
         newly_wrong: images that the cut gets newly wrong, as many as the page is to show.
         newly_wrong_count: how many there are in all; 0 for just those given.
@@ -202,6 +239,7 @@ class ReportData:
     pruning: Pruning | None = None
     test: tuple[Result, ...] = ()
     points: tuple[Point, ...] = ()
+    exits: Exits | None = None
     confusion: Confusion | None = None
     newly_wrong: tuple[WrongImage, ...] = ()
     newly_wrong_count: int = 0

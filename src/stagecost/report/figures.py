@@ -159,12 +159,13 @@ def _cost_figure(points: Sequence[Point]) -> Chart:
         places = [(point.macs, point.accuracy) for point in chosen]
         dots = len(places) <= MOST_DOTS
         series.append(Series(name, places, dots=dots, labels=[point.name for point in chosen]))
-    accuracies = [point.accuracy for point in known] or [0.0]
+    accuracies = [point.accuracy for point in known if point.series != "oracle"] or [0.0]
     best = max(accuracies)
+    most = min(max([point.accuracy for point in known], default=best), best + COST_RANGE / 3)
     return line_chart(
         series,
         x=Axis("MACs an image"),
-        y=_cut_off(max(min(accuracies), best - COST_RANGE) - 0.2, best),
+        y=_cut_off(max(min(accuracies), best - COST_RANGE) - 0.2, most),
         summary=f"Accuracy against MACs of {', '.join(each.name for each in series)}; the best reaches "
         f"{percent_text(best)}.",
     )

@@ -28,7 +28,13 @@ from stagecost.report.frames import (
     drawn_epochs,
     epoch_frames,
 )
-from stagecost.report.tables import confusion_rows, differing_rows, pruning_rows, setting_rows
+from stagecost.report.tables import (
+    confusion_rows,
+    differing_rows,
+    exit_rows,
+    pruning_rows,
+    setting_rows,
+)
 from stagecost.storage import write_atomically
 
 if TYPE_CHECKING:
@@ -50,6 +56,7 @@ def render_report(data: ReportData) -> str:
         data=data,
         drawn_epochs=drawn_epochs(data.history),
         pruning_rows=pruning_rows(data),
+        exit_rows=exit_rows(data),
         confusions=confusion_rows(data.confusion),
         commands=_commands(data),
         settings=setting_rows(data.settings),

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from stagecost.report.data import Analysis, Pruning, ReportData
-from stagecost.report.words import counted, percent_text, points_text, ranges_text
+from stagecost.report.data import Analysis, Exits, Pruning, ReportData
+from stagecost.report.words import counted, measure_text, percent_text, points_text, ranges_text
 
 
 def verdict(analysis: Analysis) -> str:
@@ -92,6 +92,24 @@ def newly_wrong_text(data: ReportData) -> str:
     verb = "is" if count == 1 else "are"
     seen = f"; {shown:,} shown" if shown < count else ""
     return f"{counted(count, 'image')} {verb} right with all blocks and wrong after the cut{seen}."
+
+
+def what_exits_do(exits: Exits) -> str:
+    """Say where images leave, and how many."""
+    places = [
+        f"{100 * share:.0f} % at depth {depth:,}"
+        for depth, share in zip(exits.depths, exits.leaving, strict=False)
+    ]
+    where = ", ".join(places)
+    if not math.isfinite(exits.threshold):
+        return f"All images leave at one depth: {where}."
+    rule = {"patience": "the answers of so many depths in a row agree"}.get(
+        exits.criterion, f"its {exits.criterion.replace('-', ' ')} is that large"
+    )
+    return (
+        f"An image leaves as soon as {rule}: {measure_text(exits.threshold)}. Of the test images leave "
+        f"{where}. Nothing was trained for it."
+    )
 
 
 def comparison_verdict(runs: Sequence[ReportData]) -> str:

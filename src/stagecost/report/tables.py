@@ -3,9 +3,10 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from stagecost.report.data import Confusion, ReportData
+from stagecost.report.data import Confusion, ReportData, value_at
 from stagecost.report.words import (
     count_text,
+    duration_text,
     operations_text,
     percent_text,
     setting_text,
@@ -44,6 +45,33 @@ def pruning_rows(data: ReportData) -> list[tuple[str, ...]]:
         *accuracies,
         cost("Parameters", pruning.parameters_before, pruning.parameters_after, count_text),
         cost("MACs an image", *macs, operations_text),
+    ]
+
+
+def exit_rows(data: ReportData) -> list[tuple[str, str, str, str]]:
+    """List quantity, whole network, with exits, and the second against the first."""
+    exits = data.exits
+    if exits is None:
+        return []
+    accuracies = percent_text(exits.accuracy_full), percent_text(exits.accuracy_exit)
+    change = signed_points_text(exits.accuracy_exit - exits.accuracy_full)
+    blocks = count_text(data.analysis.num_blocks), f"{exits.mean_blocks:.2f}"
+    macs = value_at(data.analysis.macs, data.analysis.num_blocks)
+    counts = operations_text(macs), operations_text(exits.mean_macs_ratio * macs)
+    times = [
+        (
+            f"Time an image, batches of {timing.batch_size:,}",
+            duration_text(timing.seconds_full),
+            duration_text(timing.seconds_exit),
+            share_text(timing.ratio, 1),
+        )
+        for timing in exits.timings
+    ]
+    return [
+        ("Accuracy, test split", *accuracies, change),
+        ("Blocks, on average", *blocks, share_text(exits.mean_blocks, data.analysis.num_blocks)),
+        ("MACs an image, on average", *counts, share_text(exits.mean_macs_ratio, 1)),
+        *times,
     ]
 
 

@@ -1,23 +1,32 @@
-"""`stagecost report`: report.html of a run, from its analysis, its history and its latest pruning."""
+"""`stagecost report` and `compare`: pages on runs, from what their folders hold and their images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from stagecost import __version__
+from stagecost.data.images import ImageSplit
 from stagecost.errors import StageCostError
-from stagecost.macs import macs_by_part
+from stagecost.exits.costs import time_costs
+from stagecost.macs import count_macs, macs_by_part
 from stagecost.records import JsonObject, read_record
 from stagecost.report.data import ReportData
-from stagecost.report.page import write_report
-from stagecost.runs.analysis import Analysis, analysis_of
-from stagecost.runs.certainty import check_points
+from stagecost.report.page import write_comparison, write_report
+from stagecost.runs.analysis import Analysis, measure, summarise
+from stagecost.runs.certainty import Interval, check_points
 from stagecost.runs.evaluation import Evaluation
+from stagecost.runs.exiting import Exits
 from stagecost.runs.folder import RunFolder
+from stagecost.runs.mistakes import mistakes_of
 from stagecost.runs.pruning import Pruning
 from stagecost.runs.results import Result
-from stagecost.runs.trained import CheckpointName, Split, Trained, open_trained
+from stagecost.runs.trained import CheckpointName, Judged, Split, Trained, open_trained
 from stagecost.storage import read_json
+
+Kind = TypeVar("Kind", bound=Result)
+TIMED_IMAGES, TIMED_ROUNDS = 4, 3
+"""How much is measured for the times of a report."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,52 @@ class NamedEvaluation(Evaluation):
     name: str
 
 
+@dataclass(frozen=True)
+class ComparedRun:
+    """A run beside others.
+
+    Attributes:
+        run: its folder.
+        num_blocks: N.
+        needed_blocks: blocks of the cheapest cut within the tolerance.
+        needed_cut: this cut, as printed.
+        split: the images.
+        num_images: how many.
+        accuracy: percent, of the whole network.
+        interval: Wilson's, of it.
+        accuracy_needed: percent, of the needed cut.
+        macs: of the whole network, for one image.
+        macs_needed: of the needed cut.
+    """
+
+    run: str
+    num_blocks: int
+    needed_blocks: int
+    needed_cut: str
+    split: Split
+    num_images: int
+    accuracy: float
+    interval: Interval | None
+    accuracy_needed: float
+    macs: int
+    macs_needed: int
+
+
+@dataclass(frozen=True)
+class Comparison(Result):
+    """Where a page on several runs is.
+
+    Attributes:
+        report: the page.
+        tolerance: points of accuracy that may be missing.
+        runs: what it tells of each.
+    """
+
+    report: str
+    tolerance: float
+    runs: tuple[ComparedRun, ...]
+
+
 def report(
     run: str | Path,
     *,
@@ -70,22 +125,108 @@ def report(
     """
     check_points("--tolerance", tolerance)
     trained = open_trained(run, checkpoint=checkpoint, device=device)
-    # Without a validation split the training images stand in; the report says which split it shows.
+    analysis, images = _judged(trained, tolerance, data, allow_trained=allow_trained)
+    return write_run_report(trained, analysis, images=images)
+
+
+def compare(
+    runs: Sequence[str | Path],
+    output: str | Path = "comparison.html",
+    *,
+    tolerance: float = 0.5,
+    checkpoint: CheckpointName = "last",
+    device: str = "auto",
+    data: str | None = None,
+    allow_trained: bool = False,
+) -> Comparison:
+    """Write one page on several runs: their curves beside each other, and the settings that differ.
+
+    Args:
+        runs: their folders, two or more.
+        output: the page.
+        tolerance: points of accuracy that may be missing to the full depth of each run.
+        checkpoint: of the runs.
+        device: where to compute.
+        data: where the images of the trainings are now, if they moved.
+        allow_trained: go on where images of the validation split were trained on.
+
+    Raises:
+        StageCostError: fewer than two runs, or one of them is not there.
+    """
+    check_points("--tolerance", tolerance)
+    if len(runs) < 2:
+        raise StageCostError(f"{len(runs)} run is nothing to compare: give two runs or more")
+    if Path(output).is_dir():
+        raise StageCostError(f"{output} is a folder: give --output a file, such as comparison.html")
+    contents, rows = [], []
+    for run in runs:
+        trained = open_trained(run, checkpoint=checkpoint, device=device)
+        analysis, _ = _judged(trained, tolerance, data, allow_trained=allow_trained)
+        contents.append(report_data(trained, analysis))
+        rows.append(_compared(trained, analysis))
+    write_comparison(contents, Path(output))
+    return Comparison(str(output), tolerance, tuple(rows))
+
+
+def _compared(trained: Trained, analysis: Analysis) -> ComparedRun:
+    needed = next(cut for cut in analysis.cuts if cut.cut == analysis.needed_cut)
+    return ComparedRun(
+        run=str(trained.path),
+        num_blocks=analysis.num_blocks,
+        needed_blocks=analysis.needed_blocks,
+        needed_cut=analysis.needed_cut,
+        split=analysis.split,
+        num_images=analysis.num_images,
+        accuracy=analysis.accuracies[-1],
+        interval=analysis.intervals[-1],
+        accuracy_needed=needed.accuracy,
+        macs=count_macs(trained.network, trained.image_shape),
+        macs_needed=needed.macs,
+    )
+
+
+Images = tuple[ImageSplit, Judged]
+"""The images of a split: as bytes, and as the network takes them."""
+
+
+def _judged(
+    trained: Trained, tolerance: float, data: str | None, *, allow_trained: bool
+) -> tuple[Analysis, Images]:
+    """Analyse a network on its validation images, or the training images where it had none."""
+    # The report says which split it shows.
     split: Split = "val" if trained.settings.data.val_fraction > 0 else "train"
-    analysis = analysis_of(trained, split, tolerance, data, allow_trained=allow_trained)
-    return write_run_report(trained, analysis)
+    bundle = trained.load(split, data=data)
+    judged = trained.judged_on(bundle, split, other=data is not None, allow_trained=allow_trained)
+    analysis = summarise(trained, measure(trained, judged), judged, split, tolerance)
+    return analysis, (bundle.splits[split], judged)
 
 
 def write_run_report(
-    trained: Trained, analysis: Analysis, test: Sequence[NamedEvaluation] = ()
+    trained: Trained,
+    analysis: Analysis,
+    test: Sequence[NamedEvaluation] = (),
+    images: Images | None = None,
 ) -> Report:
-    """Write the report of an opened run."""
+    """Write the report of an opened run; with images, of wrong answers and of its times, too."""
+    data = report_data(trained, analysis, test)
+    if images is not None:
+        data = with_images(data, trained, analysis, images)
+    file = RunFolder(trained.path).report
+    write_report(data, file)
+    return Report(str(trained.path), str(file), analysis.needed_blocks)
+
+
+def report_data(
+    trained: Trained, analysis: Analysis, test: Sequence[NamedEvaluation] = ()
+) -> ReportData:
+    """Return what a report tells of an opened run."""
     checkpoint, run = trained.checkpoint, RunFolder(trained.path)
     if checkpoint is None:
         raise StageCostError(f"{trained.path} is a saved network: give the run that it was pruned from")
     settings = {**trained.settings.to_flat(), "gamma": checkpoint.gamma}
     macs = macs_by_part(trained.network, trained.image_shape)
     depths = range(analysis.num_blocks + 1)
+    pruning, exits = _record(run.pruning, Pruning, "a pruning"), _record(run.exits, Exits, "exits")
     content = {
         "run": str(run.path),
         "settings": {**settings, "num_blocks": analysis.num_blocks},
@@ -94,24 +235,64 @@ def write_run_report(
             "macs": [macs[0] + sum(macs[1 : 1 + k]) + macs[-1] for k in depths],
         },
         "history": [entry.to_json() for entry in checkpoint.progress.history],
-        "pruning": _pruning(run),
+        "pruning": None if pruning is None else pruning.to_json(),
         "test": [row.to_json() for row in test],
+        "points": [] if exits is None else exit_points(exits, sum(macs), test),
+        "exits": None if exits is None else exits.to_json(),
         "version": __version__,
     }
-    write_report(ReportData.from_json(content), run.report)
-    return Report(str(run.path), str(run.report), analysis.needed_blocks)
+    return ReportData.from_json(content)
 
 
-def _pruning(run: RunFolder) -> JsonObject | None:
-    """Read the outcome of the latest pruning of a run, if there is one."""
-    if not run.pruning.is_file():
+def with_images(data: ReportData, trained: Trained, analysis: Analysis, images: Images) -> ReportData:
+    """Add what needs the images: what the cut gets wrong, and the time of an image at every depth."""
+    split, judged = images
+    kept = next(cut.kept_blocks for cut in analysis.cuts if cut.cut == analysis.needed_cut)
+    if data.pruning is not None:
+        kept = data.pruning.kept_blocks
+    saved = "" if data.pruning is None else data.pruning.path
+    mistakes = mistakes_of(trained, split, judged.batches, kept, saved)
+    few = next(iter(judged.batches))[0][:TIMED_IMAGES]
+    times = time_costs(trained.network, few, 1, rounds=TIMED_ROUNDS)
+    return replace(
+        data,
+        analysis=replace(data.analysis, latencies=times.cuts),
+        confusion=mistakes.confusion,
+        newly_wrong=mistakes.newly_wrong,
+        newly_wrong_count=mistakes.count,
+    )
+
+
+def exit_points(exits: Exits, macs: float, test: Sequence[NamedEvaluation]) -> list[JsonObject]:
+    """Return cuts, exits, the oracle and networks that were trained alone, all on test images."""
+
+    def point(series: str, name: str, accuracy: float, ratio: float) -> JsonObject:
+        return {"series": series, "name": name, "accuracy": accuracy, "macs": ratio * macs}
+
+    cuts = [point("cuts", f"{r.depths[0]} blocks", r.accuracy, r.mean_macs_ratio) for r in exits.cuts]
+    early = [
+        point("early exits", f"exits at {', '.join(map(str, r.depths))}", r.accuracy, r.mean_macs_ratio)
+        for r in exits.curve
+    ]
+    oracle = [
+        point("oracle", f"first right depth, {r.last} at the latest", r.accuracy, r.mean_macs_ratio)
+        for r in exits.oracle
+    ]
+    alone = [point("trained alone", r.name, r.accuracy, r.macs / macs) for r in test]
+    return [*cuts, *early, *oracle, *alone]
+
+
+def _record(file: Path, kind: type[Kind], words: str) -> Kind | None:
+    """Read the outcome of the latest verb of a kind, if there is one."""
+    if not file.is_file():
         return None
     try:
-        content = read_json(run.pruning)
+        content = read_json(file)
         if isinstance(content, dict):
-            content = {key: value for key, value in content.items() if key not in Pruning.aliases}
-        return read_record(Pruning, content).to_json()
+            content = {key: value for key, value in content.items() if key not in kind.aliases}
+        return read_record(kind, content)
     except ValueError as error:
+        verb = "prune again" if kind is Pruning else "run `stagecost exit` again"
         raise StageCostError(
-            f"{run.pruning} does not tell of a pruning ({error}): prune again, or delete it"
+            f"{file} does not tell of {words} ({error}): {verb}, or delete it"
         ) from None

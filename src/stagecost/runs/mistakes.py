@@ -1,0 +1,108 @@
+"""What a cut gets wrong that the whole network gets right: counts by class, and a few of the images."""
+
+import base64
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stagecost.cut import Cut
+from stagecost.data.images import ImageSplit
+from stagecost.errors import StageCostError
+from stagecost.models.catalogue import load
+from stagecost.network import CONFIG_FILE
+from stagecost.report.data import THUMBNAIL, Confusion, WrongImage
+from stagecost.runs.trained import Trained
+from stagecost.trajectory import COLLAPSED, evaluation_mode
+
+MOST_SHOWN, MOST_CLASSES = 12, 100
+THUMBNAIL_SIZE = 96  # pixels
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """What a cut gets wrong.
+
+    Attributes:
+        confusion: its answers by class; None of more classes than can be shown.
+        newly_wrong: images that the whole network gets right and the cut wrong, a few of them.
+        count: how many there are in all.
+    """
+
+    confusion: Confusion | None
+    newly_wrong: tuple[WrongImage, ...]
+    count: int
+
+
+def mistakes_of(
+    trained: Trained,
+    split: ImageSplit,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    kept_blocks: Sequence[int],
+    saved: str = "",
+) -> Mistakes:
+    """Compare a cut with the whole network, image by image.
+
+    Args:
+        trained: the whole network.
+        split: the images as bytes.
+        batches: the same, in the same order, as the network takes them.
+        kept_blocks: the paper's k of the blocks that stay.
+        saved: folder of the small network, if there is one, which may have been trained on.
+    """
+    network = trained.network
+    cut = Cut(tuple(network.block_indices.index(k) for k in kept_blocks))
+    small = _saved(saved, trained)
+    whole, left, targets = [], [], []
+    with evaluation_mode(network):
+        for images, labels in batches:
+            both = [Cut.whole(), cut] if small is None else [Cut.whole()]
+            outputs = [
+                *network(images, both, how=COLLAPSED),
+                *([] if small is None else [small(images)]),
+            ]
+            whole.append(outputs[0].argmax(dim=1).cpu())
+            left.append(outputs[1].argmax(dim=1).cpu())
+            targets.append(labels.cpu())
+    before, after, right = torch.cat(whole), torch.cat(left), torch.cat(targets)
+    rows = ((before == right) & (after != right)).nonzero().flatten().tolist()
+    names = trained.image_format.class_names
+    count = min(len(rows), MOST_SHOWN)
+    chosen = [rows[place * len(rows) // count] for place in range(count)]
+    wrong = tuple(
+        WrongImage(thumbnail(split.images[row]), names[right[row]], names[after[row]]) for row in chosen
+    )
+    return Mistakes(_confusion(right, after, names), wrong, len(rows))
+
+
+def _saved(folder: str, trained: Trained) -> Callable[[Tensor], Tensor] | None:
+    """Load the small network, unless it is there no more or is for other images by now."""
+    if not folder or not (Path(folder) / CONFIG_FILE).is_file():
+        return None
+    try:
+        return load(folder).to(trained.device).eval()
+    except StageCostError:
+        return None
+
+
+def _confusion(targets: Tensor, answers: Tensor, names: tuple[str, ...]) -> Confusion | None:
+    count = len(names)
+    if count > MOST_CLASSES:
+        return None
+    counts = torch.bincount(targets * count + answers, minlength=count**2).view(count, count)
+    return Confusion(names, tuple(tuple(row) for row in counts.tolist()))
+
+
+def thumbnail(pixels: Tensor) -> str:
+    """Return an image, bytes (C, H, W) with C of 1 or 3, as an address that holds it."""
+    from PIL import Image
+
+    array = pixels.cpu().permute(1, 2, 0).numpy()
+    image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+    image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return f"{THUMBNAIL}png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,95 @@
+"""Reports and comparisons of real runs: what is in them, and what is refused."""
+
+import base64
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from runs.conftest import Trained
+from stagecost.cut import Cut
+from stagecost.errors import StageCostError
+from stagecost.runs.exiting import exit_early
+from stagecost.runs.mistakes import mistakes_of, thumbnail
+from stagecost.runs.reporting import compare, report
+from stagecost.runs.trained import open_trained
+
+
+@pytest.mark.parametrize("which", ["three", "saved"])
+def test_mistakes_are_those_of_the_cut(trained: Trained, which: str) -> None:
+    run = open_trained(trained.three, device="cpu")
+    bundle = run.load("test")
+    batches, split = list(run.batches("test")), bundle.splits["test"]
+    saved = str(trained.saved) if which == "saved" else ""
+    found = mistakes_of(run, split, batches, [0], saved)
+    small = open_trained(trained.saved, device="cpu").network
+    with torch.no_grad():
+        before = torch.cat([run.network(x).argmax(1) for x, _ in batches])
+        cut = small if saved else (lambda x: run.network(x, Cut.first(1)))
+        after = torch.cat([cut(x).argmax(1) for x, _ in batches])
+    right = split.targets
+    assert found.count == int(((before == right) & (after != right)).sum()) > 0
+    assert len(found.newly_wrong) == min(12, found.count)
+    assert found.confusion is not None
+    counts = torch.tensor(found.confusion.counts)
+    assert counts.sum() == 200
+    assert int(counts.diagonal().sum()) == int((after == right).sum())
+    assert counts.sum(1).tolist() == torch.bincount(right, minlength=10).tolist()
+    for image in found.newly_wrong:
+        assert image.label != image.answer
+
+
+def test_a_thumbnail_is_the_image() -> None:
+    for channels, mode in ((1, "L"), (3, "RGB")):
+        pixels = torch.randint(256, (channels, 8, 8), dtype=torch.uint8)
+        content = base64.b64decode(thumbnail(pixels).partition(",")[2])
+        image = Image.open(io.BytesIO(content))
+        assert (image.mode, image.size) == (mode, (8, 8))
+        flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+        assert torch.equal(flat.view(8, 8, channels).permute(2, 0, 1), pixels)
+    large = base64.b64decode(thumbnail(torch.zeros(3, 300, 200, dtype=torch.uint8)).partition(",")[2])
+    assert Image.open(io.BytesIO(large)).size == (64, 96)
+
+
+def test_a_report_tells_of_mistakes_times_and_exits(trained: Trained, tmp_path: Path) -> None:
+    run = shutil.copytree(trained.three, tmp_path / "run")
+    page = Path(report(run, device="cpu").report).read_text("utf-8")
+    assert "What the cut gets wrong" in page
+    assert "Time an image" in page
+    assert "Early exit" not in page
+    exit_early(run, max_drop=5, batch=(20,), device="cpu")
+    page = Path(report(run, device="cpu").report).read_text("utf-8")
+    for words in ("<h2>Early exit</h2>", "oracle", "early exits", "batches of 20", "With exits"):
+        assert words in page
+    assert len(page.encode()) < 3_000_000
+    (run / "exit.json").write_text('{"run": "x"}')
+    with pytest.raises(StageCostError, match=r"exit\.json does not tell of exits"):
+        report(run, device="cpu")
+
+
+def test_runs_are_compared(trained: Trained, tmp_path: Path) -> None:
+    page = tmp_path / "pages" / "all.html"
+    found = compare([trained.two, trained.three, trained.staged], page, tolerance=5, device="cpu")
+    assert found.report == str(page)
+    assert [row.num_blocks for row in found.runs] == [2, 3, 4]
+    for row in found.runs:
+        assert row.accuracy - row.accuracy_needed <= 5 + 1e-9
+        assert row.macs_needed <= row.macs
+        assert (row.split, row.num_images) == ("val", 60)
+        assert row.run in page.read_text("utf-8")
+
+
+def test_what_cannot_be_compared(trained: Trained, tmp_path: Path) -> None:
+    for runs, words in (
+        ([trained.two], "1 run is nothing to compare"),
+        ([trained.two, trained.saved], "is a saved network"),
+        ([trained.two, tmp_path / "nothing"], "is no folder"),
+    ):
+        with pytest.raises(StageCostError, match=words):
+            compare(runs, tmp_path / "page.html", device="cpu")
+    with pytest.raises(StageCostError, match="is a folder"):
+        compare([trained.two, trained.three], tmp_path, device="cpu")
+    assert list(tmp_path.iterdir()) == []
