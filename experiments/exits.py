@@ -29,7 +29,6 @@ from experiments.peers.twins import plain_twin
 from experiments.records import Record, Row
 from experiments.runner import Context, Experiment, Tier
 from experiments.tables import Columns, accuracy, rows_of, spread, table
-from experiments.targets import targets
 from experiments.targets import trainings as trainings_of_targets
 from experiments.trainings import Run, Training, accuracy_row, digest, trained_run
 from stagecost.data.batches import sample_batches
@@ -88,7 +87,7 @@ def _measured(context: Context, done: Run, seed: int) -> dict[str, Row]:
         "mean_macs_ratio": 1.0,
         "depths": [exits.cuts[-1].depths[0]],
     }
-    cuts = {f"cut-{k}": exits.cuts[k] for k in targets(context.tier, len(exits.cuts) - 1)}
+    cuts = {f"cut-{k}": exits.cuts[k] for k in target_depths(done)}
     fixed = {
         name: {
             "accuracy": cut.accuracy,
@@ -99,6 +98,11 @@ def _measured(context: Context, done: Run, seed: int) -> dict[str, Row]:
     }
     later = _earlyon(context, done, seed) if is_installed("earlyon") else {}
     return {"whole": whole, **fixed, **rows, **later}
+
+
+def target_depths(done: Run) -> list[int]:
+    """Return the depths that a training was for, beside the whole one."""
+    return [int(cut) for cut in done.training.settings["targets"]]
 
 
 def _row_of(exits: Exits) -> Row:
@@ -123,7 +127,7 @@ def _earlyon(context: Context, done: Run, seed: int) -> dict[str, Row]:
 
     trained = done.open()
     context.report(f"{context.dataset}: earlyon, seed {seed}")
-    model = _with_trained_exits(trained, targets(context.tier, trained.network.num_blocks), context)
+    model = _with_trained_exits(trained, target_depths(done), context)
     rows = {}
     for share in SHARES:
         with warnings.catch_warnings():
@@ -135,7 +139,7 @@ def _earlyon(context: Context, done: Run, seed: int) -> dict[str, Row]:
         rows[f"earlyon-{share:g}"] = {
             "accuracy": 100 * found.accuracy,
             "mean_macs_ratio": None,
-            "depths": list(targets(context.tier, trained.network.num_blocks)),
+            "depths": list(target_depths(done)),
             "time_ratios": [_time_ratio(trained, model, size) for size in BATCHES],
         }
     return rows
