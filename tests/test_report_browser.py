@@ -45,15 +45,30 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     analysis = make_analysis(**costs, stage_starts=[0, 8])
     counts = [[9, 1], [0, 9]]
+    exits = {
+        "criterion": "margin",
+        "depths": [2, 4],
+        "leaving": [0.7, 0.3],
+        "accuracy_full": 98.6,
+        "accuracy_exit": 98.5,
+        "mean_blocks": 2.6,
+        "mean_macs_ratio": 0.2,
+        "threshold": 0.4,
+        "timings": [
+            {"batch_size": 1, "seconds_full": 0.002, "seconds_exit": 0.001, "ratio": 0.5},
+            {"batch_size": 256, "seconds_full": 0.001, "seconds_exit": 0.0004, "ratio": 0.4},
+        ],
+    }
     rich = make_data(
         analysis=analysis,
         history=make_history(12),
         pruning=PRUNING,
         confusion={"class_names": ["cat", "dog"], "counts": counts},
         newly_wrong=[{"thumbnail": PIXEL, "label": "cat", "answer": "dog"}],
+        exits=exits,
         points=[
             {"series": series, "name": f"{k} blocks", "accuracy": 90.0 + k, "macs": 1e6 * k}
-            for series in ("cuts", "early exits", "trained at this depth")
+            for series in ("cuts", "early exits", "oracle", "trained at this depth")
             for k in (2, 4)
         ],
     )
@@ -211,6 +226,17 @@ def test_without_scripts_everything_but_the_tools_is_there(visit: Callable[..., 
     assert page.locator(".tool:visible").count() == 0
     assert page.get_by_text("stagecost evaluate small/ --split test").is_visible()
     assert page.get_by_role("img", name="Loss over depth").is_visible()
+
+
+def test_early_exit_is_told_in_words_and_numbers(visit: Callable[..., Opened]) -> None:
+    opened = visit("report")
+    section = opened.page.locator("section", has=opened.page.get_by_role("heading", name="Early exit"))
+    said = section.inner_text().replace("\xa0", " ")
+    for words in ("its margin is that large: 0.400", "70 % at depth 2, 30 % at depth 4", "−0.10 points"):
+        assert words in said
+    assert re.search(r"batches of 256\s+1 ms\s+0.4 ms\s+40 %", said)
+    assert "oracle" in drawn(opened.page, "cost")
+    assert opened.complaints == []
 
 
 def test_print_shows_the_still_figures_alone(visit: Callable[..., Opened]) -> None:

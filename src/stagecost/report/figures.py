@@ -153,15 +153,15 @@ def _development_figure(data: ReportData) -> Chart:
 def _cost_figure(points: Sequence[Point]) -> Chart:
     """Draw accuracy against MACs, a curve for each series."""
     known = [p for p in points if math.isfinite(p.accuracy) and math.isfinite(p.macs)]
-    series = []
-    for name in dict.fromkeys(point.series for point in points):
-        chosen = sorted((p for p in known if p.series == name), key=lambda point: point.macs)
-        places = [(point.macs, point.accuracy) for point in chosen]
-        dots = len(places) <= MOST_DOTS
-        series.append(Series(name, places, dots=dots, labels=[point.name for point in chosen]))
     accuracies = [point.accuracy for point in known if point.series != "oracle"] or [0.0]
     best = max(accuracies)
     most = min(max([point.accuracy for point in known], default=best), best + COST_RANGE / 3)
+    series = []
+    for name in dict.fromkeys(point.series for point in points):
+        chosen = sorted((p for p in known if p.series == name), key=lambda point: point.macs)
+        places = [(p.macs, p.accuracy if p.accuracy <= most else math.nan) for p in chosen]
+        dots = len(places) <= MOST_DOTS
+        series.append(Series(name, places, dots=dots, labels=[point.name for point in chosen]))
     return line_chart(
         series,
         x=Axis("MACs an image"),
