@@ -162,6 +162,18 @@ def test_targets(quick: Quick) -> None:
     assert "| quick, digits | joint | whole |" in shown("targets", records)
 
 
+def test_exits(quick: Quick) -> None:
+    found, records = quick("exits")
+    rows = {row["arm"]: row for row in found["rows"]}
+    assert list(rows)[:4] == ["whole", "cut-2", "drop", "time"]
+    assert rows["whole"]["mean_macs_ratio"] == [1.0]
+    assert rows["cut-2"]["mean_macs_ratio"][0] < 0.7
+    for arm in ("drop", "time"):
+        assert len(rows[arm]["time_ratios"][0]) == 2
+        assert rows[arm]["mean_macs_ratio"][0] < 1.1
+    assert "| quick, digits | drop |" in shown("exits", records)
+
+
 def test_ablation(quick: Quick) -> None:
     found, _ = quick("ablation")
     names = [run["variant"] for run in found["runs"]]
