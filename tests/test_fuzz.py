@@ -31,6 +31,15 @@ def test_two_thousand_inputs(tmp_path: Path) -> None:
     assert summary["outcomes"]["refused"] > 500
 
 
+def test_the_recorded_run() -> None:
+    record = json.loads((ROOT / "results" / "fuzz" / "seed-0.json").read_text())
+    assert record["inputs"] >= 100_000
+    assert sum(sum(kind.values()) for kind in record["kinds"].values()) == record["inputs"]
+    assert record["faults"] == []
+    assert record["outcomes"]["fault"] == 0
+    assert record["longest_seconds"] < record["limits"]["seconds"]
+
+
 def test_a_run_goes_on_and_says_the_same(tmp_path: Path) -> None:
     """From its log, with a last line that was cut off; a seed says what was tried."""
     log, kinds = tmp_path / "log", ("--kinds", "settings,idx", "--seed", 3)
