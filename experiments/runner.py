@@ -36,6 +36,7 @@ EXPERIMENTS = {
     "peers": "peers.experiment:PEERS",
     "staged": "staged:STAGED",
     "benchmark": "benchmark.experiment:BENCHMARK",
+    "adapted-steps": "adapted_steps:ADAPTED_STEPS",
     "gpu-speed": "gpu_speed:GPU_SPEED",
     "runs": "runs:RUNS",
     "ablation": "ablation:ABLATION",
