@@ -84,6 +84,15 @@ MODELS: dict[str, Settings] = {
         "limit_train": 20_000,
         "epochs": 3,
     },
+    "tiny": {  # of the quick tier; weights are whatever the file holds
+        "model": "timm/test_resnet",
+        "weights": "test_resnet.safetensors",
+        "image_size": 32,
+        "limit_train": 120,
+        "limit_test": 60,
+        "epochs": 1,
+        "lr": 0.01,
+    },
 }
 NAMES = {
     "cpu": (
@@ -93,6 +102,7 @@ NAMES = {
         "trashnet-112-vit",
         "cifar10-resnet32",
     ),
+    "quick": ("digits-tiny",),
 }
 TEXT = """\
 Networks that others trained, fine-tuned on new images: plainly (`whole`), with a target cut that learns
