@@ -84,6 +84,15 @@ MODELS: dict[str, Settings] = {
         "limit_train": 20_000,
         "epochs": 3,
     },
+    "tiny": {  # of the quick tier; weights are whatever the file holds
+        "model": "timm/test_resnet",
+        "weights": "test_resnet.safetensors",
+        "image_size": 32,
+        "limit_train": 120,
+        "limit_test": 60,
+        "epochs": 1,
+        "lr": 0.01,
+    },
 }
 NAMES = {
     "cpu": (
@@ -93,6 +102,7 @@ NAMES = {
         "trashnet-112-vit",
         "cifar10-resnet32",
     ),
+    "quick": ("digits-tiny",),
 }
 TEXT = """\
 Networks that others trained, fine-tuned on new images: plainly (`whole`), with a target cut that learns
@@ -208,10 +218,24 @@ def run(context: Context) -> Row:
     case = Case.of(context)
     runs = {seed: {arm: case.run(arm, seed) for arm in ARMS} for seed in context.seeds}
     right: dict[tuple[str, str], list[Tensor]] = {}
+    judged: dict[tuple[str, str], ResidualNetwork] = {}
     for seed in context.seeds:
+        context.report(f"{context.dataset}: test images, seed {seed}")
         for key, network in networks(case, seed, runs[seed]).items():
             right.setdefault(key, []).append(_right(case, seed, network))
-    rows = [_row(case, arm, cut, answers, right, runs) for (arm, cut), answers in right.items()]
+            judged.setdefault(key, network)
+    size = case.bundle(context.seeds[0]).format.size
+    timed = {cut: judged["whole", cut] for cut in ("whole", "cut")}
+    times = measure_latency(timed, torch.randn(1, 3, size, size))
+    rows = [
+        {
+            **_row(case, arm, cut, right),
+            "macs": count_macs(network, (3, size, size)),
+            "parameters": count_parameters(network),
+            "latency_ms": times[cut].p50_ms,
+        }
+        for (arm, cut), network in judged.items()
+    ]
     bundle = case.bundle(context.seeds[0])
     return {
         "rows": rows,
@@ -242,35 +266,21 @@ def _right(case: Case, seed: int, network: ResidualNetwork) -> Tensor:
     return right_answers(network, eval_batches(bundle.splits["test"], bundle.format))
 
 
-def _row(
-    case: Case,
-    arm: str,
-    cut: str,
-    answers: Sequence[Tensor],
-    right: dict[tuple[str, str], list[Tensor]],
-    runs: dict[int, dict[str, Run]],
-) -> Row:
-    context, seed = case.context, case.context.seeds[0]
+def _row(case: Case, arm: str, cut: str, right: dict[tuple[str, str], list[Tensor]]) -> Row:
+    answers = right[arm, cut]
     accuracies = [100 * float(each.double().mean()) for each in answers]
-    network = networks(case, seed, runs[seed])[arm, cut]
-    bundle = case.bundle(seed)
-    shape = (bundle.format.channels, bundle.format.size, bundle.format.size)
     difference, interval = paired_difference(answers, right["whole", "whole"])
     return {
-        "dataset": context.dataset.rpartition("-")[0],
+        "dataset": case.context.dataset.rpartition("-")[0],
         "model": case.settings["model"],
         "arm": arm,
         "cut": "whole" if cut == "whole" else format_indices(case.cut.blocks),
-        "num_blocks": network.num_blocks,
-        "seeds": list(context.seeds),
+        "seeds": list(case.context.seeds),
         "test_accuracies": accuracies,
         "mean": statistics.mean(accuracies),
         "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         "difference_to_whole": difference,
         "interval": interval,
-        "macs": count_macs(network, shape),
-        "parameters": count_parameters(network),
-        "latency_ms": latency(case, arm, cut, runs),
         "training_macs": 0 if arm == "linear" else training_macs(case, arm),
         "num_test": len(answers[0]),
     }
@@ -290,15 +300,6 @@ def paired_difference(
     )
     mean, half = float(each.mean()), Z * float(each.std()) / len(each) ** 0.5
     return 100 * mean, (100 * (mean - half), 100 * (mean + half))
-
-
-def latency(case: Case, arm: str, cut: str, runs: dict[int, dict[str, Run]]) -> float:
-    """Return the median time of one image, in milliseconds, beside the whole network in turns."""
-    seed = case.context.seeds[0]
-    judged = networks(case, seed, runs[seed])
-    size = case.bundle(seed).format.size
-    timed = {"whole": judged["whole", "whole"], "this": judged[arm, cut]}
-    return measure_latency(timed, torch.randn(1, 3, size, size), seconds=0.3)["this"].p50_ms
 
 
 def training_macs(case: Case, arm: str) -> int:

@@ -6,16 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from experiments.layer_pruning import trainings as pruning_trainings
+from experiments.pretrained.files import by_order
 from experiments.records import Record
 from experiments.runner import Context, answer, run, show
 from experiments.staged import COMPARED
 from experiments.tables import section
 from experiments.theory import TRAININGS
 from experiments.trainings import macs_of_cuts, trained_run
+from safetensors.torch import save_file
 
 from experiments import tuning
 from stagecost.cut import Cut
+from stagecost.errors import StageCostError
+from stagecost.models.adapters.libraries import library_model
+from stagecost.models.catalogue import create_model
 from stagecost.trajectory import loss_trajectory
 
 Quick = Any
@@ -270,3 +276,54 @@ def test_two_data_sets_are_joined(tmp_path: Path, quick: Quick) -> None:
     experiment, records = show("bound", results=tmp_path)
     assert [each["dataset"] for each in answer(experiment, records)["records"]] == ["mnist", "cifar10"]
     assert answer(experiment, records)["rows"] == [*record["rows"], *record["rows"]]
+
+
+def test_pretrained(quick: Quick, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_file(library_model("timm/test_resnet").state_dict(), tmp_path / "test_resnet.safetensors")
+    found, records = quick("pretrained", weights=tmp_path)
+    rows = {(row["arm"], row["cut"] == "whole"): row for row in found["rows"]}
+    assert set(rows) == {
+        *((arm, whole) for arm in ("linear", "whole", "joint") for whole in (True, False)),
+        ("cut_first", False),
+    }
+    whole = rows["whole", True]
+    for (_, is_whole), row in rows.items():
+        assert row["num_test"] == 60
+        low, high = row["interval"]
+        assert low <= row["difference_to_whole"] <= high
+        assert row["difference_to_whole"] == pytest.approx(row["mean"] - whole["mean"])
+        assert is_whole == (row["macs"] == whole["macs"])
+        assert is_whole or row["macs"] <= 0.67 * whole["macs"]
+        assert row["latency_ms"] > 0
+    assert rows["joint", True]["training_macs"] > whole["training_macs"]
+    assert rows["cut_first", False]["training_macs"] < whole["training_macs"]
+    assert found["search"][0]["macs"] == 1
+    assert "above whole" in shown("pretrained", records)
+
+
+def test_order_gives_names_only_where_the_shapes_are_those() -> None:
+    names = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
+    tensors = {"x": torch.ones(2, 3), "y": torch.ones(4)}
+    named = by_order(tensors, names)
+    assert list(named) == ["a", "b"]
+    assert torch.equal(named["b"], tensors["y"])
+    with pytest.raises(StageCostError, match="map them by name"):
+        by_order({"x": torch.ones(3, 2), "y": torch.ones(4)}, names)
+
+
+def test_the_resnets_of_cifar_are_adapted() -> None:
+    network = create_model("cifar_resnet", blocks_per_stage=(2, 2, 2))
+    assert network.blocks_per_stage == (2, 2, 2)
+    assert "layer3.1.bn2.weight" in network.state_dict()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(network.eval()(images), network.get_submodule("model")(images))
+
+
+def test_steps_of_adapted_models(quick: Quick) -> None:
+    found, records = quick("adapted-steps", rounds=3)
+    assert [row["arm"] for row in found["rows"]] == ["one output", "three outputs"]
+    for row in found["rows"]:
+        low, high = row["quartiles"]
+        assert 0.3 < low <= row["ratio"] <= high < 10
+    assert "timm/test_vit" in shown("adapted-steps", records)
