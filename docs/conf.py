@@ -21,7 +21,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True
-nb_execution_timeout = 120
+nb_execution_timeout = 600  # seconds a cell, for a machine that is busy
 nb_merge_streams = True
 
 autodoc_member_order = "bysource"

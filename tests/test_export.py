@@ -19,7 +19,7 @@ from environments import make_environment
 from helpers import Runs, build
 from stagecost.data.images import ImageFormat
 from stagecost.exits.engine import run_with_exits
-from stagecost.exits.policy import ExitPolicy, votes_at
+from stagecost.exits.policy import POLICY_FILE, ExitPolicy, votes_at
 from stagecost.export.folder import export_network
 from stagecost.export.graphs import open_graph
 from stagecost.export.runner import Graphs
@@ -212,6 +212,7 @@ def test_eight_bits_are_measured(runs: Runs, tmp_path: Path) -> None:
 def test_a_saved_policy_comes_along(runs: Runs, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(runs.two, run)
+    (run / POLICY_FILE).unlink(missing_ok=True)  # of another test
     with pytest.raises(sc.StageCostError, match="has no exit policy"):
         export(run, segments="exits")
     policy = ExitPolicy((0, 2), (0.25,), "margin")

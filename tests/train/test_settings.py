@@ -18,6 +18,7 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
     bool: st.booleans(),
     str: st.text(max_size=5),
     tuple[int, ...]: st.lists(st.integers(0, 99), max_size=4),
+    tuple[float, ...]: st.lists(st.floats(allow_nan=False), max_size=3),
     tuple[str, ...]: st.lists(st.sampled_from(["4", "3+3+4", "8"]), max_size=3),
 }
 

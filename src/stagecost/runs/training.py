@@ -21,7 +21,7 @@ from stagecost.runs.results import Result
 from stagecost.storage import remove_leftovers, write_atomically
 from stagecost.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from stagecost.train.cutting import cut_network
-from stagecost.train.devices import is_first_process
+from stagecost.train.devices import is_first_process, own_environment
 from stagecost.train.display import TrainingDisplay
 from stagecost.train.history import CutRecord, EpochRecord
 from stagecost.train.interruption import StoppedError, interruption
@@ -151,7 +151,8 @@ def _claimed(
 
 
 def _prepare(run: RunFolder, settings: RunSettings) -> Setup:
-    from stagecost.train.trackers import open_trackers
+    with own_environment():
+        from stagecost.train.trackers import open_trackers
 
     splits = ("train", "val") if settings.data.val_fraction > 0 else ("train",)
     data = load_data(data_config(settings), seed=settings.training.seed, splits=splits)

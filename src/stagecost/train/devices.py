@@ -62,7 +62,7 @@ def make_fabric(
             f"--num-processes is {num_processes}, but this machine has {torch.cuda.device_count()} "
             "GPUs: give at most one process a GPU"
         )
-    with _own_environment(), warnings.catch_warnings():
+    with own_environment(), warnings.catch_warnings():
         # Fabric looks for a cluster's launcher and says so where one merely happens to be installed.
         warnings.filterwarnings("ignore", message=".*srun.*")
         fabric_class = _import_fabric()
@@ -78,7 +78,7 @@ def make_fabric(
 
 def launch(fabric: "Fabric") -> None:
     """Start the further processes, if any were asked for: they run this program's command again."""
-    with _own_environment():
+    with own_environment():
         if is_first_process():
             os.environ[_STARTED_BY] = str(os.getpid())
         fabric.launch()
@@ -114,7 +114,7 @@ def _own_processes() -> Any:
 
 
 @contextmanager
-def _own_environment() -> Iterator[None]:
+def own_environment() -> Iterator[None]:
     """Hide the variables of foreign launchers; in a process that this program started there are none."""
     if not is_first_process():
         yield
