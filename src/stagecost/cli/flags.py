@@ -55,21 +55,22 @@ class Flag:
     def help(self) -> str:
         """Its sentence, with its default."""
         shown = "" if self.default in (None, ()) or self.default is False else _shown(self.default)
-        return (self.text.rstrip(".") + (f" (default {shown})" if shown else "")).replace("%", "%%")
+        text = self.text.rstrip(".") + (f" (default {shown})" if shown else "")
+        return text.replace("%", "%%").replace("…", "...")
 
 
 PATHS = ("output", "config", "csv")
 
 
 def _shape(kind: Any) -> str:
-    """Write a type as a person reads it: N, NUMBER, {a,b}, N,N,…"""
+    """Write a type as a person reads it: N, NUMBER, {a,b}, N,N,..."""
     parts = [part for part in get_args(kind) if part is not NoneType]
     if get_origin(kind) in (Union, UnionType):
         return _shape(parts[0])
     if get_origin(kind) is Literal:
         return "{" + ",".join(parts) + "}"
     if get_origin(kind) is tuple:
-        return f"{_shape(parts[0])},{_shape(parts[0])},…"
+        return f"{_shape(parts[0])},{_shape(parts[0])},..."
     return {int: "N", float: "NUMBER"}.get(kind, "TEXT")
 
 

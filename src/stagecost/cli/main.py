@@ -86,7 +86,7 @@ def _overview() -> str:
     lines = [f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()]
     return "\n".join(
         [
-            f"{DESCRIPTION}\n\nstagecost VERB … [--json]\n",
+            f"{DESCRIPTION}\n\nstagecost VERB ... [--json]\n",
             *lines,
             "\n`stagecost VERB --help` shows what a verb takes, `stagecost --version` the version.",
         ]
