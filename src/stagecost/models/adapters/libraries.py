@@ -135,7 +135,7 @@ class LibraryBuilder:
             StageCostError: the library is not installed, or has no such model.
         """
         self.name = name
-        self.library, _ = split_name(name)
+        self.package, _ = split_name(name)
 
     def __call__(
         self,
@@ -164,7 +164,7 @@ class LibraryBuilder:
         example = torch.zeros(1, in_channels, size, size)
         network = adapt(model, example, split_branches=split_branches)
         network.details = {
-            "library": {self.library: version(self.library)},
+            "library": {self.package: version(self.package)},
             "preprocessing": prepared.to_json(),
         }
         return network
@@ -180,7 +180,7 @@ class LibraryBuilder:
             StageCostError: there are none, or the hub cannot be reached.
         """
         arguments.pop("split_branches", None)
-        if self.library == "torchvision":
+        if self.package == "torchvision":
             arguments.pop("num_classes", None)
         size = image_size or preprocessing(self.name).size
         try:
@@ -202,7 +202,7 @@ class LibraryBuilder:
             StageCostError: they are of another network.
         """
         rule = getattr(import_module(type(model).__module__), "checkpoint_filter_fn", None)
-        if rule is None or self.library != "timm":
+        if rule is None or self.package != "timm":
             return dict(tensors)
         try:
             return dict(rule(dict(tensors), model))
@@ -214,7 +214,7 @@ class LibraryBuilder:
     def _build(
         self, size: int, *, num_classes: int = 1000, in_channels: int = 3, **options: Any
     ) -> nn.Module:
-        if self.library == "timm":
+        if self.package == "timm":
             options |= {"num_classes": num_classes, "in_chans": in_channels}
         elif in_channels == 3:
             options |= {"num_classes": num_classes}
@@ -223,7 +223,7 @@ class LibraryBuilder:
                 f"{self.name} takes images of 3 channels, not {in_channels}: take a model of timm"
             )
         # Only models that are made for one size take it as an argument.
-        argument = SIZE_ARGUMENTS[self.library]
+        argument = SIZE_ARGUMENTS[self.package]
         try:
             return library_model(self.name, **(options | {argument: size}))
         except TypeError as error:
