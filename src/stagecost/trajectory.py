@@ -211,14 +211,16 @@ class ControlSizes:
         """Begin with no sample."""
         self.blocks = list(network.blocks.values())
         self.sums: list[Tensor | float] = [0.0] * len(self.blocks)
-        self.control: Tensor | None = None
+        self.heard: tuple[nn.Module, Tensor] | None = None  # a branch, and the norms of its last output
         self.known: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, k: int, state: Tensor, following: Tensor) -> None:
         """Add the samples of a batch."""
-        control, self.control = self.control, None
-        if control is None:  # no branch apart was heard
-            skip = skip_of(self.blocks[k])
+        block, heard = self.blocks[k], self.heard
+        if heard is not None and type(block) is ResidualBlock and heard[0] is block.residual:
+            control = heard[1]
+        else:  # this branch is not apart
+            skip = skip_of(block)
             skipped = state if is_identity(skip) else skip(state)
             control = sample_norms(flat(following) - flat(skipped))
         known, self.known = self.known, (following, sample_norms(flat(following)))
@@ -233,7 +235,7 @@ class ControlSizes:
         return self
 
     def _listen(self, module: nn.Module, inputs: object, output: Tensor) -> None:
-        self.control = sample_norms(output)
+        self.heard = (module, sample_norms(output))
 
     def __exit__(self, *_: object) -> None:
         """Listen no more."""

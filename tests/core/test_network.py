@@ -1,5 +1,7 @@
 """Contracts that every builder keeps, and the exact identities of states and outputs."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -298,3 +300,23 @@ def test_own_builders_can_be_registered_saved_and_loaded(tmp_path: object) -> No
             sc.register_model("tiny_test_model")(tiny)
     finally:
         registry._builders.pop("tiny_test_model")
+
+
+def test_controls_are_measured_beside_blocks_whose_branch_is_not_apart() -> None:
+    """What a branch said on the way of another cut, or in another batch, is no control here."""
+
+    class Whole(sc.ResidualBlock):
+        pass
+
+    torch.manual_seed(0)
+    blocks = [kind(nn.Conv2d(6, 6, 3, padding=1)) for kind in (Whole, sc.ResidualBlock, Whole)]
+    network = sc.ResidualNetwork(nn.Conv2d(3, 6, 1), blocks, sc.OutputHead(6, 5, num_outputs=4)).eval()
+    loader = [(images(seed=seed), torch.zeros(4, dtype=torch.long)) for seed in range(2)]
+    trajectory = sc.loss_trajectory(network, loader, cuts=[sc.Cut((1,))])
+    ratios = []
+    for x, _ in loader:
+        states = list(network.states(x))
+        norms = [(b - a).flatten(1).norm(dim=1) / a.flatten(1).norm(dim=1) for a, b in pairwise(states)]
+        ratios.append(norms)
+    expected = [torch.cat(each).mean().item() for each in zip(*ratios, strict=True)]
+    assert trajectory.residual_ratios == pytest.approx(expected, rel=1e-5)
