@@ -192,8 +192,7 @@ def _compare(
 ) -> Pruning:
     before, after = (right_answers(network, val.batches) for network in (trained.network, pruned))
     accuracy = 100 * float(after.double().mean())
-    scores = (terminal_score(net, val.batches, loss=trained.loss) for net in (trained.network, pruned))
-    loss_before, loss_after = (score.loss for score in scores)
+    loss_after = terminal_score(pruned, val.batches, loss=trained.loss).loss
     image = next(iter(val.batches))[0][:1]
     times = measure_latency({"before": trained.network, "after": pruned}, image, seconds=LATENCY_SECONDS)
     lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
@@ -216,7 +215,7 @@ def _compare(
             *val.warnings,
             *warnings_on(plan.accuracy_before, val.num_images, val.chance, max_drop),
         ),
-        loss_before=loss_before,
+        loss_before=plan.loss_before,
         loss_after=loss_after,
         latency_ms_before=times["before"].p50_ms,
         latency_ms_after=times["after"].p50_ms,

@@ -196,13 +196,11 @@ def check_weights(state: State) -> None:
 
 def _sampled(stage_cost: StageCost, recipe: Recipe, moment: Moment) -> StageCost:
     """Draw the cuts that bear the stage cost in a step; all where there are no more."""
-    if recipe.sandwich:
-        return stage_cost.sandwiched(
-            torch_generator(recipe.seed, Stream.DEPTHS, moment.epoch, moment.batch)
-        )
-    if not 0 < recipe.sampled_depths < len(stage_cost.cuts):
+    if not (recipe.sandwich or 0 < recipe.sampled_depths < len(stage_cost.cuts)):
         return stage_cost
     generator = torch_generator(recipe.seed, Stream.DEPTHS, moment.epoch, moment.batch)
+    if recipe.sandwich:
+        return stage_cost.sandwiched(generator)
     return stage_cost.sampled(recipe.sampled_depths, generator)
 
 
