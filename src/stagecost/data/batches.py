@@ -104,6 +104,12 @@ class FixedBatches:
         """Return the number of batches."""
         return len(self.rows)
 
+    @property
+    def num_images(self) -> int:
+        """Of all batches together."""
+        places = range(len(self.split))
+        return sum(len(places[rows] if isinstance(rows, slice) else rows) for rows in self.rows)
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches."""
         for rows in self.rows:

@@ -38,6 +38,11 @@ class ImageFormat:
     levels: tuple[float, float] | None = None
     interpolation: str = "bicubic"
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, self.size, self.size
+
     def to_json(self) -> JsonObject:
         """Return the format as a dictionary of plain numbers, strings and lists."""
         return {

@@ -25,64 +25,42 @@ MEASURED_CUTS = 27
 
 @dataclass(frozen=True)
 class CutScore:
-    """A cut that can be made.
+    """A cut that can be made."""
 
-    Attributes:
-        cut: as printed: 4, or 3+3+4 by stages.
-        kept_blocks: the paper's indices k of the blocks that stay.
-        loss: of the network without the others, as it is.
-        accuracy: percent.
-        interval: Wilson's, of the accuracy.
-        macs: for one image.
-    """
-
-    cut: str
-    kept_blocks: tuple[int, ...]
-    loss: float
-    accuracy: float
-    interval: Interval | None
-    macs: int
+    cut: str  #: as printed: 4, or 3+3+4 by stages
+    kept_blocks: tuple[int, ...]  #: the paper's indices k of the blocks that stay
+    loss: float  #: of the network without the others, as it is
+    accuracy: float  #: percent
+    interval: Interval | None  #: Wilson's, of the accuracy
+    macs: int  #: for one image
 
 
 @dataclass(frozen=True)
 class Analysis(Result):
-    """Loss and accuracy over depth.
-
-    Attributes:
-        num_blocks: N.
-        split: the images.
-        num_images: how many.
-        losses: L_0 … L_N.
-        accuracies: percent, of y_0 … y_N.
-        intervals: Wilson's, of these.
-        residual_ratios: mean of ‖F_k(x_k)‖/‖x_k‖, k = 0 … N-1.
-        weight_norms: ‖w_F,k‖, k = 0 … N-1.
-        stage_starts: positions of the blocks that begin a stage.
-        tolerance: points of accuracy that may be missing.
-        needed_blocks: blocks of the cheapest measured cut within the tolerance.
-        needed_cut: this cut, as printed.
-        cuts: that can be made and were measured.
-        target_norms: those of them, as printed, that have norms of their own.
-        warnings: what makes the needed blocks doubtful.
-    """
+    """Loss and accuracy over depth."""
 
     aliases: ClassVar[Mapping[str, str]] = {"num_samples": "num_images"}
 
-    num_blocks: int
-    split: Split
-    num_images: int
-    losses: tuple[float, ...]
-    accuracies: tuple[float, ...]
-    intervals: tuple[Interval | None, ...]
-    residual_ratios: tuple[float, ...]
-    weight_norms: tuple[float, ...]
-    stage_starts: tuple[int, ...]
-    tolerance: float
-    needed_blocks: int
-    needed_cut: str
-    cuts: tuple[CutScore, ...]
-    target_norms: tuple[str, ...]
-    warnings: tuple[str, ...]
+    num_blocks: int  #: N
+    split: Split  #: the images
+    num_images: int  #: how many
+    losses: tuple[float, ...]  #: L_0 … L_N
+    accuracies: tuple[float, ...]  #: percent, of y_0 … y_N
+    intervals: tuple[Interval | None, ...]  #: Wilson's, of these
+    residual_ratios: tuple[float, ...]  #: mean of ‖F_k(x_k)‖/‖x_k‖, k = 0 … N-1
+    weight_norms: tuple[float, ...]  #: ‖w_F,k‖, k = 0 … N-1
+    stage_starts: tuple[int, ...]  #: positions of the blocks that begin a stage
+    tolerance: float  #: points of accuracy that may be missing
+    needed_blocks: int  #: blocks of the cheapest measured cut within the tolerance
+    needed_cut: str  #: this cut, as printed
+    cuts: tuple[CutScore, ...]  #: that can be made and were measured
+    target_norms: tuple[str, ...]  #: those of them, as printed, that have norms of their own
+    warnings: tuple[str, ...]  #: what makes the needed blocks doubtful
+
+    @property
+    def needed(self) -> CutScore:
+        """The cheapest measured cut within the tolerance."""
+        return next(cut for cut in self.cuts if cut.cut == self.needed_cut)
 
 
 def analyze(

@@ -21,60 +21,31 @@ from stagecost.trajectory import Loader, loss_trajectory
 
 @dataclass(frozen=True)
 class BoundRow:
-    """The bound from one shallower run.
+    """The bound from one shallower run."""
 
-    Attributes:
-        num_blocks: M.
-        blocks_per_stage: M_1, …, M_S.
-        right_hand_side: of Theorem 3.1.
-        holds: whether J_N is at most that.
-        tightness: J_N / right-hand side.
-        normalized_bound: of J_N/(1 + gamma·N) without weight decay, by the corollary, for lambda = 0.
-    """
-
-    num_blocks: int
-    blocks_per_stage: tuple[int, ...]
-    right_hand_side: float
-    holds: bool
-    tightness: float
+    num_blocks: int  #: M
+    blocks_per_stage: tuple[int, ...]  #: M_1, …, M_S
+    right_hand_side: float  #: of Theorem 3.1
+    holds: bool  #: whether J_N is at most that
+    tightness: float  #: J_N / right-hand side
+    #: of J_N/(1 + gamma·N) without weight decay, by the corollary, for lambda = 0
     normalized_bound: float
 
 
 @dataclass(frozen=True)
 class Bound(Result):
-    """J_N of a run beside what bounds it.
+    """J_N of a run beside what bounds it."""
 
-    Attributes:
-        objective: J_N, the paper's, also where a variant was trained.
-        gamma: the stage weight.
-        weight_decay: lambda.
-        num_blocks: N.
-        trained_variant: whether training minimised something else.
-        normalized_loss: J_N/(1 + gamma·N) without its weight decay.
-        bounds: from each shallower run.
-        predicted_blocks: the M with the least right-hand side among the shallower runs.
-        truncation_predicted_blocks: the same among the truncations of the run itself.
-        num_images: training images that all losses are of.
-    """
-
-    objective: float
-    gamma: float
-    weight_decay: float
-    num_blocks: int
-    trained_variant: bool
-    normalized_loss: float
-    bounds: tuple[BoundRow, ...]
-    predicted_blocks: int
-    truncation_predicted_blocks: int
-    num_images: int
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """What the bound needs of a network."""
-
-    losses: tuple[float, ...]
-    norms: list[float]
+    objective: float  #: J_N, the paper's, also where a variant was trained
+    gamma: float  #: the stage weight
+    weight_decay: float  #: lambda
+    num_blocks: int  #: N
+    trained_variant: bool  #: whether training minimised something else
+    normalized_loss: float  #: J_N/(1 + gamma·N) without its weight decay
+    bounds: tuple[BoundRow, ...]  #: from each shallower run
+    predicted_blocks: int  #: the M with the least right-hand side among the shallower runs
+    truncation_predicted_blocks: int  #: the same among the truncations of the run itself
+    num_images: int  #: training images that all losses are of
 
 
 def bound(
@@ -107,43 +78,46 @@ def bound(
         check_sub_network(other, full)
     gamma, weight_decay = full.checkpoint.gamma, full.settings.training.weight_decay
     images = full.judged("train", data)
-    whole = _measure(full.network, images.batches, full.loss)
-    value = objective(whole.losses, whole.norms, gamma, weight_decay)
-    num_blocks = full.network.num_blocks
-    rows = [_row(other, full, images.batches, value) for other in others]
-    rows.sort(key=lambda row: (row.num_blocks, row.blocks_per_stage))
+    losses, norms = _measure(full, images.batches, full.loss)
+    value, num_blocks = objective(losses, norms, gamma, weight_decay), full.network.num_blocks
+
+    def row(sub: Trained) -> BoundRow:
+        stages = sub.network.blocks_per_stage, full.network.blocks_per_stage
+        measured = _measure(sub, images.batches, full.loss)
+        side = staged_right_hand_side(*measured, gamma, weight_decay, *stages)
+        # Without weight decay, and over the weight of all losses, it is the corollary's bound.
+        of_losses = staged_right_hand_side(*measured, gamma, 0.0, *stages)
+        return BoundRow(
+            num_blocks=sub.network.num_blocks,
+            blocks_per_stage=stages[0],
+            right_hand_side=side,
+            holds=value <= side,
+            tightness=value / side,
+            normalized_bound=of_losses / (1 + gamma * num_blocks),
+        )
+
+    rows = sorted(map(row, others), key=lambda row: (row.num_blocks, row.blocks_per_stage))
+    truncations = truncation_right_hand_sides(losses, norms, gamma, weight_decay)
     return Bound(
         objective=value,
         gamma=gamma,
         weight_decay=weight_decay,
         num_blocks=num_blocks,
         trained_variant=_is_variant(full),
-        normalized_loss=objective(whole.losses, whole.norms, gamma, 0.0) / (1 + gamma * num_blocks),
+        normalized_loss=objective(losses, norms, gamma, 0.0) / (1 + gamma * num_blocks),
         bounds=tuple(rows),
         predicted_blocks=min(rows, key=lambda row: row.right_hand_side).num_blocks,
-        truncation_predicted_blocks=predicted_blocks(
-            truncation_right_hand_sides(whole.losses, whole.norms, gamma, weight_decay)
-        ),
+        truncation_predicted_blocks=predicted_blocks(truncations),
         num_images=images.num_images,
     )
 
 
-def _row(sub: Trained, full: Trained, batches: Loader, value: float) -> BoundRow:
-    assert full.checkpoint is not None
-    gamma, weight_decay = full.checkpoint.gamma, full.settings.training.weight_decay
-    found = _measure(sub.network, batches, full.loss)
-    stages = sub.network.blocks_per_stage, full.network.blocks_per_stage
-    side = staged_right_hand_side(found.losses, found.norms, gamma, weight_decay, *stages)
-    # Without weight decay, and over the weight of all losses, it is the corollary's bound.
-    of_losses = staged_right_hand_side(found.losses, found.norms, gamma, 0.0, *stages)
-    return BoundRow(
-        num_blocks=sub.network.num_blocks,
-        blocks_per_stage=sub.network.blocks_per_stage,
-        right_hand_side=side,
-        holds=value <= side,
-        tightness=value / side,
-        normalized_bound=of_losses / (1 + gamma * full.network.num_blocks),
-    )
+def _measure(
+    trained: Trained, batches: Loader, loss: LossFunction
+) -> tuple[tuple[float, ...], list[float]]:
+    """Return what the bound needs of a network: L_0 … L_N, and the squared norms of its weights."""
+    losses = loss_trajectory(trained.network, batches, loss=loss).losses
+    return losses, squared_weight_norms(trained.network)
 
 
 def _is_variant(trained: Trained) -> bool:
@@ -156,11 +130,6 @@ def _is_variant(trained: Trained) -> bool:
     own_rule, kept = trained.checkpoint.own_stage_cost, trained.checkpoint.kept_blocks
     changed = any(getattr(stage, k) != v for k, v in vars(plain).items() if k != "sampled_depths")
     return own_rule or kept is not None or changed
-
-
-def _measure(network: ResidualNetwork, batches: Loader, loss: LossFunction) -> _Measured:
-    trajectory = loss_trajectory(network, batches, loss=loss)
-    return _Measured(trajectory.losses, squared_weight_norms(network))
 
 
 def check_sub_network(sub: Trained, full: Trained) -> None:

@@ -40,31 +40,19 @@ STAGE_COST: Mapping[str, object] = {"first_depth": 3}
 
 @dataclass(frozen=True)
 class Demo(Result):
-    """What the demonstration made.
-
-    Attributes:
-        run: folder of the run with a stage cost.
-        plain_run: of the plain one of full depth.
-        shallow_run: of the plain one of the depth that was found.
-        network: folder of the small one.
-        report: the page.
-        analyze: of the run.
-        prune: what the cut did.
-        test: all networks on the test images.
-        seconds: of the three trainings.
-    """
+    """What the demonstration made."""
 
     aliases: ClassVar[Mapping[str, str]] = {"pruned": "network"}
 
-    run: str
-    plain_run: str
-    shallow_run: str
-    network: str
-    report: str
-    analyze: Analysis
-    prune: Pruning
-    test: tuple[NamedEvaluation, ...]
-    seconds: float
+    run: str  #: folder of the run with a stage cost
+    plain_run: str  #: of the plain one of full depth
+    shallow_run: str  #: of the plain one of the depth that was found
+    network: str  #: folder of the small one
+    report: str  #: the page
+    analyze: Analysis  #: of the run
+    prune: Pruning  #: what the cut did
+    test: tuple[NamedEvaluation, ...]  #: all networks on the test images
+    seconds: float  #: of the three trainings
 
 
 def demo(output: str | Path = "stagecost-demo", *, seed: int = 0) -> Demo:

@@ -12,29 +12,17 @@ from stagecost.trajectory import terminal_score
 
 @dataclass(frozen=True)
 class Evaluation(Result):
-    """How a network does.
+    """How a network does."""
 
-    Attributes:
-        accuracy: percent.
-        loss: that of its training.
-        num_blocks: that it has.
-        parameters: trainable numbers.
-        macs: multiply-accumulate operations for one image.
-        split: the images.
-        num_images: how many.
-        interval: Wilson's, of the accuracy.
-        warnings: what has changed of the images since the training.
-    """
-
-    accuracy: float
-    loss: float
-    num_blocks: int
-    parameters: int
-    macs: int
-    split: Split
-    num_images: int
-    interval: Interval | None
-    warnings: tuple[str, ...]
+    accuracy: float  #: percent
+    loss: float  #: that of its training
+    num_blocks: int  #: that it has
+    parameters: int  #: trainable numbers
+    macs: int  #: multiply-accumulate operations for one image
+    split: Split  #: the images
+    num_images: int  #: how many
+    interval: Interval | None  #: Wilson's, of the accuracy
+    warnings: tuple[str, ...]  #: what has changed of the images since the training
 
 
 def evaluate(

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -37,99 +37,56 @@ LOG = logging.getLogger("stagecost")
 
 @dataclass(frozen=True)
 class ExitRow:
-    """A point of a curve on the test images.
+    """A point of a curve on the test images."""
 
-    Attributes:
-        depths: at which the head is asked; one alone is a fixed cut.
-        threshold: at which an image leaves before the last of them; None for a fixed cut.
-        criterion: what is compared with it.
-        accuracy: percent.
-        val_accuracy: percent, on the validation images that chose it.
-        mean_blocks: that an image goes through.
-        mean_macs_ratio: of the whole network's MACs.
-        expected_time_ratio: of its time, from the measured times of its parts.
-    """
-
-    depths: tuple[int, ...]
-    threshold: float | None
-    criterion: Criterion
-    accuracy: float
-    val_accuracy: float
-    mean_blocks: float
-    mean_macs_ratio: float
-    expected_time_ratio: float
+    depths: tuple[int, ...]  #: at which the head is asked; one alone is a fixed cut
+    threshold: float | None  #: at which an image leaves before the last of them; None for a fixed cut
+    criterion: Criterion  #: what is compared with it
+    accuracy: float  #: percent
+    val_accuracy: float  #: percent, on the validation images that chose it
+    mean_blocks: float  #: that an image goes through
+    mean_macs_ratio: float  #: of the whole network's MACs
+    expected_time_ratio: float  #: of its time, from the measured times of its parts
 
 
 @dataclass(frozen=True)
 class OracleRow:
-    """What could be had by knowing the labels: each image leaves at the first depth that is right.
+    """What could be had by knowing the labels: each image leaves at the first depth that is right."""
 
-    Attributes:
-        last: the depth at which the others leave.
-        accuracy: percent.
-        mean_macs_ratio: of the whole network's MACs, the head being asked once.
-    """
-
-    last: int
-    accuracy: float
-    mean_macs_ratio: float
+    last: int  #: the depth at which the others leave
+    accuracy: float  #: percent
+    mean_macs_ratio: float  #: of the whole network's MACs, the head being asked once
 
 
 @dataclass(frozen=True)
 class Exits(Result):
-    """Early exit of a network.
+    """Early exit of a network."""
 
-    Attributes:
-        run: folder that the policy was saved in.
-        criterion: how an image is found to be sure.
-        threshold: at which it leaves; None if all leave at one depth.
-        depths: at which the head is asked.
-        combined: whether the depths asked answer together.
-        accuracy_full: percent of the test images, of the whole network.
-        accuracy_exit: the same with exits.
-        interval_full: Wilson's, of the first.
-        interval_exit: of the second.
-        drop_interval: of the drop, in points, from the same images.
-        num_images: test images.
-        val_accuracy_full: percent of the validation images, of the whole network.
-        val_accuracy_exit: with exits.
-        num_val_images: validation images.
-        mean_blocks: that a test image goes through.
-        mean_macs_ratio: of the whole network's MACs, all heads that are asked included.
-        measured_time_ratio: of the whole network's time; the largest of `timings`.
-        expected_time_ratio: the same as it was expected from validation images.
-        timings: measured on test images, for each batch size.
-        leaving: part of the test images that leaves at each of `depths`.
-        curve: policies that no other one beat on validation images, the cheapest first.
-        cuts: all leave at depth 0, 1, …, N.
-        oracle: the bound that knows the labels.
-        warnings: what makes the choice doubtful.
-    """
-
-    run: str
-    criterion: Criterion
-    threshold: float | None
-    depths: tuple[int, ...]
-    combined: bool
-    accuracy_full: float
-    accuracy_exit: float
-    interval_full: Interval | None
-    interval_exit: Interval | None
-    drop_interval: Interval
-    num_images: int
-    val_accuracy_full: float
-    val_accuracy_exit: float
-    num_val_images: int
-    mean_blocks: float
-    mean_macs_ratio: float
-    measured_time_ratio: float
-    expected_time_ratio: float
-    timings: tuple[Timing, ...]
-    leaving: tuple[float, ...]
+    run: str  #: folder that the policy was saved in
+    criterion: Criterion  #: how an image is found to be sure
+    threshold: float | None  #: at which it leaves; None if all leave at one depth
+    depths: tuple[int, ...]  #: at which the head is asked
+    combined: bool  #: whether the depths asked answer together
+    accuracy_full: float  #: percent of the test images, of the whole network
+    accuracy_exit: float  #: the same with exits
+    interval_full: Interval | None  #: Wilson's, of the first
+    interval_exit: Interval | None  #: of the second
+    drop_interval: Interval  #: of the drop, in points, from the same images
+    num_images: int  #: test images
+    val_accuracy_full: float  #: percent of the validation images, of the whole network
+    val_accuracy_exit: float  #: with exits
+    num_val_images: int  #: validation images
+    mean_blocks: float  #: that a test image goes through
+    mean_macs_ratio: float  #: of the whole network's MACs, all heads that are asked included
+    measured_time_ratio: float  #: of the whole network's time; the largest of `timings`
+    expected_time_ratio: float  #: the same as it was expected from validation images
+    timings: tuple[Timing, ...]  #: measured on test images, for each batch size
+    leaving: tuple[float, ...]  #: part of the test images that leaves at each of `depths`
+    #: policies that no other one beat on validation images, the cheapest first
     curve: tuple[ExitRow, ...]
-    cuts: tuple[ExitRow, ...]
-    oracle: tuple[OracleRow, ...]
-    warnings: tuple[str, ...]
+    cuts: tuple[ExitRow, ...]  #: all leave at depth 0, 1, …, N
+    oracle: tuple[OracleRow, ...]  #: the bound that knows the labels
+    warnings: tuple[str, ...]  #: what makes the choice doubtful
 
 
 def exit_early(
@@ -167,32 +124,20 @@ def exit_early(
     """
     _check(max_drop, max_macs, max_time, batch)
     trained = open_trained(run, checkpoint=checkpoint, device=device)
-    bundle = _loaded(trained, "val", data)
-    val = trained.judged_on(bundle, "val", other=data is not None, allow_trained=allow_trained)
+    bundle, val = _loaded(trained, "val", data, allow_trained=allow_trained)
     times = [_times(trained, bundle, size) for size in batch]
     LOG.info("choosing exits on %s validation images", f"{val.num_images:,}")
-    outputs, macs = (
-        all_outputs(trained.network, val.batches),
-        mac_costs(trained.network, trained.image_shape),
-    )
+    outputs = all_outputs(trained.network, val.batches)
+    macs = mac_costs(trained.network, trained.image_shape)
     criteria = CRITERIA if criterion == "all" else (criterion,)
     curve = curve_of(outputs, macs, times, criteria=criteria, combine=combine)
     chosen = curve.choose(max_drop=max_drop, max_macs=max_macs, max_time=max_time)
     LOG.info("reading the test images")
-    tests = _loaded(trained, "test", data)
-    judged = trained.judged_on(tests, "test", other=data is not None, allow_trained=allow_trained)
-    result = _measured(trained, curve, chosen, macs, times, judged)
+    tests, judged = _loaded(trained, "test", data, allow_trained=allow_trained)
     timings = tuple(_timing(trained, tests, chosen.policy, size) for size in batch)
-    result = replace(
-        result,
-        timings=timings,
-        measured_time_ratio=max(timing.ratio for timing in timings),
-        warnings=(
-            *val.warnings,
-            *judged.warnings,
-            *warnings_on(curve.accuracy_full, curve.num_images, val.chance, max_drop),
-        ),
-    )
+    doubts = warnings_on(curve.accuracy_full, curve.num_images, val.chance, max_drop)
+    warnings = (*val.warnings, *judged.warnings, *doubts)
+    result = _measured(trained, curve, chosen, macs, times, judged, timings, warnings)
     chosen.policy.save(trained.path)
     write_json(RunFolder(trained.path).exits, result.to_json())
     return result
@@ -213,9 +158,11 @@ def _check(
         raise StageCostError(f"--batch is '{written}': give batch sizes of at least 1, such as 1,256")
 
 
-def _loaded(trained: Trained, split: Literal["val", "test"], data: str | None) -> DataBundle:
+def _loaded(
+    trained: Trained, split: Literal["val", "test"], data: str | None, *, allow_trained: bool
+) -> tuple[DataBundle, Judged]:
     try:
-        return trained.load(split, data=data)
+        bundle = trained.load(split, data=data)
     except StageCostError:
         if split == "val" and trained.settings.data.val_fraction == 0:
             raise StageCostError(
@@ -223,6 +170,8 @@ def _loaded(trained: Trained, split: Literal["val", "test"], data: str | None) -
                 "with --val-fraction 0.1"
             ) from None
         raise
+    other = data is not None
+    return bundle, trained.judged_on(bundle, split, other=other, allow_trained=allow_trained)
 
 
 def _sample(trained: Trained, bundle: DataBundle, split: str, batch_size: int) -> Tensor:
@@ -255,6 +204,8 @@ def _measured(
     macs: Costs,
     times: Sequence[Costs],
     judged: Judged,
+    timings: tuple[Timing, ...],
+    warnings: tuple[str, ...],
 ) -> Exits:
     """Read the test images: the curve from the outputs of all depths, the policy by the engine."""
     outputs = all_outputs(trained.network, judged.batches)
@@ -287,9 +238,9 @@ def _measured(
         mean_blocks=float(depths.double().mean()),
         mean_macs_ratio=sum(s * c for s, c in zip(shares, macs.leaving(policy.depths), strict=True))
         / macs.whole,
-        measured_time_ratio=1.0,
+        measured_time_ratio=max(timing.ratio for timing in timings),
         expected_time_ratio=chosen.time_ratio,
-        timings=(),
+        timings=timings,
         leaving=tuple(shares),
         curve=rows(curve.points),
         cuts=rows(curve.cuts),
@@ -297,7 +248,7 @@ def _measured(
             OracleRow(last, accuracy, ratio)
             for last, (ratio, accuracy) in enumerate(oracle_curve(outputs, macs))
         ),
-        warnings=(),
+        warnings=warnings,
     )
 
 

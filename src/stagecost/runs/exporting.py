@@ -11,9 +11,10 @@ from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
 from stagecost.exits.policy import POLICY_FILE, ExitPolicy
 from stagecost.export.folder import export_network
-from stagecost.export.graphs import Format, Run, open_graph
+from stagecost.export.graphs import Format, open_graph
 from stagecost.export.int8 import INT8_FILE
-from stagecost.latency import Forward, measure_latency
+from stagecost.latency import measure_latency
+from stagecost.runs.measuring import called
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Split, Trained, open_trained
 from stagecost.train.parsing import read_value
@@ -27,56 +28,32 @@ CERTAIN = 1.0
 
 @dataclass(frozen=True)
 class Int8:
-    """The graph of eight bits beside that of 32.
+    """The graph of eight bits beside that of 32."""
 
-    Attributes:
-        file: its name.
-        file_bytes: its size.
-        accuracy: percent.
-        accuracy_float: of the graph of 32 bits, on the same images.
-        num_images: validation images, or those given.
-        p50_ms: median time of one image, in milliseconds.
-        p50_ms_float: of the graph of 32 bits, in turns with it.
-    """
-
-    file: str
-    file_bytes: int
-    accuracy: float
-    accuracy_float: float
-    num_images: int
-    p50_ms: float
-    p50_ms_float: float
+    file: str  #: its name
+    file_bytes: int  #: its size
+    accuracy: float  #: percent
+    accuracy_float: float  #: of the graph of 32 bits, on the same images
+    num_images: int  #: validation images, or those given
+    p50_ms: float  #: median time of one image, in milliseconds
+    p50_ms_float: float  #: of the graph of 32 bits, in turns with it
 
 
 @dataclass(frozen=True)
 class Export(Result):
-    """What was exported.
+    """What was exported."""
 
-    Attributes:
-        output: the folder.
-        format: of the graphs.
-        files: the graphs, in order.
-        file_bytes: their size together.
-        num_blocks: of the network.
-        depths: of the graphs' answers.
-        criterion: by which an image leaves early.
-        thresholds: at which it leaves, at each depth but the last.
-        largest_difference: of an output to the network's.
-        num_images: that they were compared on.
-        int8: the graph of eight bits, if it was asked for.
-    """
-
-    output: str
-    format: Format
-    files: tuple[str, ...]
-    file_bytes: int
-    num_blocks: int
-    depths: tuple[int, ...]
-    criterion: str
-    thresholds: tuple[float, ...]
-    largest_difference: float
-    num_images: int
-    int8: Int8 | None
+    output: str  #: the folder
+    format: Format  #: of the graphs
+    files: tuple[str, ...]  #: the graphs, in order
+    file_bytes: int  #: their size together
+    num_blocks: int  #: of the network
+    depths: tuple[int, ...]  #: of the graphs' answers
+    criterion: str  #: by which an image leaves early
+    thresholds: tuple[float, ...]  #: at which it leaves, at each depth but the last
+    largest_difference: float  #: of an output to the network's
+    num_images: int  #: that they were compared on
+    int8: Int8 | None  #: the graph of eight bits, if it was asked for
 
 
 def export(
@@ -205,7 +182,7 @@ def _measured(folder: Path, name: str, batches: FixedBatches) -> Int8:
         for key, run in graphs.items():
             (outputs,) = run((images,))
             right[key] += int((outputs.argmax(dim=1) == targets).sum())
-    forwards = {key: _forward(run) for key, run in graphs.items()}
+    forwards = {key: called(run) for key, run in graphs.items()}
     times = measure_latency(forwards, _first(batches, 1), seconds=0.5)
     return Int8(
         file=INT8_FILE,
@@ -216,7 +193,3 @@ def _measured(folder: Path, name: str, batches: FixedBatches) -> Int8:
         p50_ms=times["int8"].p50_ms,
         p50_ms_float=times["float"].p50_ms,
     )
-
-
-def _forward(run: Run) -> Forward:
-    return lambda images: run(images if isinstance(images, tuple) else (images,))

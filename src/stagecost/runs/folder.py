@@ -9,7 +9,6 @@ images.json        what tells whether the images are still the same
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from stagecost.data.known import KNOWN_NAMES
 from stagecost.errors import StageCostError
 from stagecost.storage import write_atomically
 from stagecost.text import one_line
+from stagecost.train.checkpoint import Checkpoint, read_checkpoint
 from stagecost.train.history import EpochRecord
 from stagecost.train.parsing import parse_settings
 from stagecost.train.settings import FREE_ON_RESUME, RunSettings, flag
@@ -26,46 +26,19 @@ from stagecost.train.settings import FREE_ON_RESUME, RunSettings, flag
 FINGERPRINT_FILE = "images.json"
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """The files of a run."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """All settings, merged."""
-        return self.path / "config.yaml"
-
-    @property
-    def last(self) -> Path:
-        """The newest checkpoint."""
-        return self.path / "last.safetensors"
-
-    @property
-    def best(self) -> Path:
-        """The checkpoint of the epoch with the best validation accuracy."""
-        return self.path / "best.safetensors"
-
-    @property
-    def fingerprint(self) -> Path:
-        """What is remembered of the images."""
-        return self.path / FINGERPRINT_FILE
-
-    @property
-    def pruning(self) -> Path:
-        """The outcome of the latest pruning."""
-        return self.path / "pruning.json"
-
-    @property
-    def exits(self) -> Path:
-        """What early exit brings; the policy is beside it."""
-        return self.path / "exit.json"
-
-    @property
-    def report(self) -> Path:
-        """The report."""
-        return self.path / "report.html"
+    def __init__(self, path: Path) -> None:
+        """Take the folder, which need not be there."""
+        self.path = path
+        self.config = path / "config.yaml"  #: all settings, merged
+        self.last = path / "last.safetensors"  #: the newest checkpoint
+        self.best = path / "best.safetensors"  #: that of the best validation accuracy
+        self.fingerprint = path / FINGERPRINT_FILE  #: what is remembered of the images
+        self.pruning = path / "pruning.json"  #: the outcome of the latest pruning
+        self.exits = path / "exit.json"  #: what early exit brings; the policy is beside it
+        self.report = path / "report.html"
 
     def settings(self) -> RunSettings:
         """Read the settings of the run.
@@ -81,6 +54,18 @@ class RunFolder:
             return settings
         except StageCostError as error:
             raise StageCostError(f"{self.config}: {error}") from None
+
+    def settings_beside(self, checkpoint: Checkpoint) -> RunSettings:
+        """Return the settings of the run, which its checkpoint knows, too.
+
+        Raises:
+            StageCostError: they are not the same.
+        """
+        if not self.config.is_file():
+            return checkpoint.settings
+        settings = self.settings()
+        check_same(checkpoint.settings, settings, self.path)
+        return settings
 
 
 LARGEST_CONFIG = 65_536  # bytes; settings take a thousand
@@ -153,7 +138,9 @@ def settings_for(folder: RunFolder, given: Mapping[str, Any], *, resume: bool) -
             f"{folder.path} already holds a run: go on with it by --resume, or give another --output"
         )
     if folder.last.is_file():
-        settings = _merged(folder, given)
+        stored = folder.settings_beside(read_checkpoint(folder.last))
+        settings = parse_settings({**stored.to_flat(), **given})
+        check_same(stored, settings, folder.path)
     elif resume and folder.config.is_file():
         settings = parse_settings({**folder.settings().to_flat(), **given})
     else:
@@ -168,24 +155,6 @@ def _located(given: Mapping[str, Any]) -> dict[str, Any]:
     if data in ("", *KNOWN_NAMES) or not Path(data).expanduser().exists():
         return dict(given)
     return {**given, "data": str(Path(data).expanduser().resolve())}
-
-
-def _merged(folder: RunFolder, given: Mapping[str, Any]) -> RunSettings:
-    stored = _stored(folder)
-    wanted = parse_settings({**stored.to_flat(), **given})
-    check_same(stored, wanted, folder.path)
-    return wanted
-
-
-def _stored(folder: RunFolder) -> RunSettings:
-    """Return the settings of the run in a folder; its checkpoint knows them, too."""
-    from stagecost.train.checkpoint import read_checkpoint
-
-    checkpoint = read_checkpoint(folder.last)
-    if folder.config.is_file():
-        check_same(checkpoint.settings, folder.settings(), folder.path)
-        return folder.settings()
-    return checkpoint.settings
 
 
 def check_same(stored: RunSettings, wanted: RunSettings, path: Path) -> None:
@@ -218,16 +187,8 @@ def write_config(folder: RunFolder, settings: RunSettings) -> None:
 
 
 METRICS = (
-    "epoch",
-    "seconds",
-    "learning_rate",
-    "train_objective",
-    "train_loss",
-    "train_accuracy",
-    "val_loss",
-    "val_accuracy",
-    "num_blocks",
-    "gamma",
+    *("epoch", "seconds", "learning_rate", "train_objective", "train_loss", "train_accuracy"),
+    *("val_loss", "val_accuracy", "num_blocks", "gamma"),
 )
 
 

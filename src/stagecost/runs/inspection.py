@@ -6,15 +6,15 @@ linear head is fitted on the state at every depth.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
 
 import torch
 
 from stagecost.cut import Cut
 from stagecost.data.batches import FixedBatches, sample_batches
-from stagecost.data.loading import DataBundle, load_data
+from stagecost.data.loading import load_data
 from stagecost.errors import StageCostError
 from stagecost.macs import count_macs
 from stagecost.models.catalogue import pretrained_model
@@ -25,7 +25,7 @@ from stagecost.runs.results import Result
 from stagecost.train.devices import select_device
 from stagecost.train.parsing import parse_settings
 from stagecost.train.setup import data_config, network_arguments
-from stagecost.trajectory import evaluate_cuts
+from stagecost.trajectory import Score, evaluate_cuts
 
 logger = logging.getLogger("stagecost")
 
@@ -36,77 +36,44 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class BlockScore:
-    """The network without one block.
+    """The network without one block."""
 
-    Attributes:
-        block: k.
-        path: of the block in the model; empty in a native network.
-        removal_cost: by how much the loss rises without it.
-        loss: without it.
-        accuracy: without it, percent.
-        macs: that go with it, for one image.
-    """
-
-    block: int
-    path: str
-    removal_cost: float
-    loss: float
-    accuracy: float
-    macs: int
+    block: int  #: k
+    path: str  #: of the block in the model; empty in a native network
+    removal_cost: float  #: by how much the loss rises without it
+    loss: float  #: without it
+    accuracy: float  #: without it, percent
+    macs: int  #: that go with it, for one image
 
 
 @dataclass(frozen=True)
 class DepthScore:
-    """A linear head, fitted on x_k.
+    """A linear head, fitted on x_k."""
 
-    Attributes:
-        depth: k.
-        loss: on validation images.
-        accuracy: percent.
-        interval: Wilson's, of the accuracy.
-    """
-
-    depth: int
-    loss: float
-    accuracy: float
-    interval: Interval | None
+    depth: int  #: k
+    loss: float  #: on validation images
+    accuracy: float  #: percent
+    interval: Interval | None  #: Wilson's, of the accuracy
 
 
 @dataclass(frozen=True)
 class Inspection(Result):
-    """What the blocks of a network do on images, before any training.
+    """What the blocks of a network do on images, before any training."""
 
-    Attributes:
-        model: its name.
-        weights: whose they are.
-        num_blocks: N.
-        head: own, or fitted where the weights have none for these classes.
-        loss: of the whole network, on validation images.
-        accuracy: percent.
-        interval: Wilson's, of the accuracy.
-        macs: of the whole network, for one image.
-        blocks: the network without each block.
-        depths: linear heads on x_0 … x_N.
-        num_images: validation images.
-        num_train: training images that heads were fitted to.
-        seconds: that it took.
-        warnings: what makes it doubtful.
-    """
-
-    model: str
-    weights: str
-    num_blocks: int
-    head: str
-    loss: float
-    accuracy: float
-    interval: Interval | None
-    macs: int
-    blocks: tuple[BlockScore, ...]
-    depths: tuple[DepthScore, ...]
-    num_images: int
-    num_train: int
-    seconds: float
-    warnings: tuple[str, ...]
+    model: str  #: its name
+    weights: str  #: whose they are
+    num_blocks: int  #: N
+    head: str  #: own, or fitted where the weights have none for these classes
+    loss: float  #: of the whole network, on validation images
+    accuracy: float  #: percent
+    interval: Interval | None  #: Wilson's, of the accuracy
+    macs: int  #: of the whole network, for one image
+    blocks: tuple[BlockScore, ...]  #: the network without each block
+    depths: tuple[DepthScore, ...]  #: linear heads on x_0 … x_N
+    num_images: int  #: validation images
+    num_train: int  #: training images that heads were fitted to
+    seconds: float  #: that it took
+    warnings: tuple[str, ...]  #: what makes it doubtful
 
 
 def inspect_model(
@@ -140,66 +107,60 @@ def inspect_model(
     network, fresh = pretrained_model(model, weights, **network_arguments(settings, bundle))
     network.eval().to(device=place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     train, val = (
-        _batches(bundle, "train", HEAD_IMAGES, place),
-        _batches(bundle, "val", JUDGED_IMAGES, place),
+        sample_batches(
+            bundle.splits[split], bundle.format, count=count, seed=0, batch_size=BATCH, device=place
+        )
+        for split, count in (("train", HEAD_IMAGES), ("val", JUDGED_IMAGES))
     )
     if fresh:
-        logger.info("fitting a head to %d training images", _count(train))
+        logger.info("fitting a head to %d training images", train.num_images)
         fit_classifier(network, train, bundle.num_classes)
-    measured = _measured(network, bundle, train, val)
+    whole, blocks = _block_scores(network, val, bundle.format.shape)
+    count, chance = val.num_images, chance_of(bundle.splits["val"].targets.tolist())
     return Inspection(
         model=model,
         weights=weights,
         num_blocks=network.num_blocks,
         head="fitted" if fresh else "own",
-        num_train=_count(train),
+        loss=whole.loss,
+        accuracy=whole.accuracy,
+        interval=wilson(whole.accuracy, count),
+        macs=count_macs(network, bundle.format.shape),
+        blocks=blocks,
+        depths=_depth_scores(network, train, val),
+        num_images=count,
+        num_train=train.num_images,
         seconds=round(monotonic() - began, 1),
-        **measured,
+        warnings=warnings_on(whole.accuracy, count, chance, None),
     )
 
 
-def _batches(bundle: DataBundle, split: str, count: int, device: torch.device) -> FixedBatches:
-    images = bundle.splits[split]
-    return sample_batches(images, bundle.format, count=count, seed=0, batch_size=BATCH, device=device)
-
-
-def _count(batches: FixedBatches) -> int:
-    places = torch.arange(len(batches.split))
-    return sum(len(places[rows]) for rows in batches.rows)
-
-
-def _measured(
-    network: ResidualNetwork, bundle: DataBundle, train: FixedBatches, val: FixedBatches
-) -> dict[str, Any]:
-    count, shape = _count(val), (bundle.format.channels, bundle.format.size, bundle.format.size)
-    logger.info("leaving out each of %d blocks on %d images", network.num_blocks, count)
+def _block_scores(
+    network: ResidualNetwork, val: FixedBatches, shape: Sequence[int]
+) -> tuple[Score, tuple[BlockScore, ...]]:
+    """Measure the whole network, and what it is worth without each block."""
     blocks = range(network.num_blocks)
+    logger.info("leaving out each of %d blocks on %d images", len(blocks), val.num_images)
     whole, *without = evaluate_cuts(network, val, [Cut.whole(), *map(Cut.without, blocks)])
-    macs = count_macs(network, shape)
-    paths = getattr(network, "paths", ("",) * network.num_blocks)
+    macs, paths = count_macs(network, shape), getattr(network, "paths", ("",) * len(blocks))
+    return whole, tuple(
+        BlockScore(
+            block=k,
+            path=paths[k],
+            removal_cost=score.loss - whole.loss,
+            loss=score.loss,
+            accuracy=score.accuracy,
+            macs=macs - count_macs(network, shape, score.cut),
+        )
+        for k, score in enumerate(without)
+    )
+
+
+def _depth_scores(
+    network: ResidualNetwork, train: FixedBatches, val: FixedBatches
+) -> tuple[DepthScore, ...]:
     logger.info("fitting linear heads on the states at %d depths", network.num_blocks + 1)
-    probes = linear_probes(network, train, val)
-    chance = chance_of(bundle.splits["val"].targets.tolist())
-    return {
-        "loss": whole.loss,
-        "accuracy": whole.accuracy,
-        "interval": wilson(whole.accuracy, count),
-        "macs": macs,
-        "blocks": tuple(
-            BlockScore(
-                block=k,
-                path=paths[k],
-                removal_cost=score.loss - whole.loss,
-                loss=score.loss,
-                accuracy=score.accuracy,
-                macs=macs - count_macs(network, shape, score.cut),
-            )
-            for k, score in enumerate(without)
-        ),
-        "depths": tuple(
-            DepthScore(k, score.loss, score.accuracy, wilson(score.accuracy, count))
-            for k, score in enumerate(probes)
-        ),
-        "num_images": count,
-        "warnings": warnings_on(whole.accuracy, count, chance, None),
-    }
+    return tuple(
+        DepthScore(k, score.loss, score.accuracy, wilson(score.accuracy, val.num_images))
+        for k, score in enumerate(linear_probes(network, train, val))
+    )

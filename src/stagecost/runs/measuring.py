@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stagecost.errors import StageCostError
-from stagecost.export.graphs import open_graph, segments_of, trace, write
+from stagecost.export.graphs import Run, open_graph, segments_of, trace, write
 from stagecost.fast.reading import check_compiler
 from stagecost.latency import Forward, Inputs, measure_latency, peak_memory
 from stagecost.macs import count_macs, count_parameters
@@ -22,65 +23,39 @@ Backend = Literal["eager", "compiled", "onnx"]
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """What a network is made of.
+    """What a network is made of."""
 
-    Attributes:
-        network: the path that was given.
-        num_blocks: that it has.
-        parameters: trainable numbers.
-        macs: multiply-accumulate operations for one image.
-        file_bytes: of its weights.
-    """
-
-    network: str
-    num_blocks: int
-    parameters: int
-    macs: int
-    file_bytes: int
+    network: str  #: the path that was given
+    num_blocks: int  #: that it has
+    parameters: int  #: trainable numbers
+    macs: int  #: multiply-accumulate operations for one image
+    file_bytes: int  #: of its weights
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How long a network took for a batch, by one way of computing.
+    """How long a network took for a batch, by one way of computing."""
 
-    Attributes:
-        network: the path that was given.
-        backend: eager, compiled by torch, or ONNX Runtime on the CPU.
-        batch: images in a call.
-        threads: that computed.
-        p50_ms: median time of a call, in milliseconds.
-        p90_ms: nine of ten calls took no longer.
-        p99_ms: 99 of 100 calls took no longer.
-        images_per_second: over all calls.
-        calls: that were timed.
-        memory_bytes: that tensors of a call take at most beside weights and images; of eager alone.
-    """
-
-    network: str
-    backend: str
-    batch: int
-    threads: int
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-    images_per_second: float
-    calls: int
+    network: str  #: the path that was given
+    backend: str  #: eager, compiled by torch, or ONNX Runtime on the CPU
+    batch: int  #: images in a call
+    threads: int  #: that computed
+    p50_ms: float  #: median time of a call, in milliseconds
+    p90_ms: float  #: nine of ten calls took no longer
+    p99_ms: float  #: 99 of 100 calls took no longer
+    images_per_second: float  #: over all calls
+    calls: int  #: that were timed
+    #: that tensors of a call take at most beside weights and images; of eager alone
     memory_bytes: int | None
 
 
 @dataclass(frozen=True)
 class Measurements(Result):
-    """What was measured, in turns.
+    """What was measured, in turns."""
 
-    Attributes:
-        device: on which.
-        networks: their sizes.
-        timings: of each network, backend and batch size.
-    """
-
-    device: str
-    networks: tuple[NetworkSize, ...]
-    timings: tuple[Timing, ...]
+    device: str  #: on which
+    networks: tuple[NetworkSize, ...]  #: their sizes
+    timings: tuple[Timing, ...]  #: of each network, backend and batch size
 
 
 def measure(
@@ -118,17 +93,26 @@ def measure(
     place = next(iter(opened.values())).device
     if "onnx" in backends and place.type != "cpu":
         raise StageCostError("onnx is measured on the CPU: give --device cpu, or leave it out")
-    forwards = {
-        (path, backend): _forward(trained, backend, threads)
-        for path, trained in opened.items()
-        for backend in backends
-    }
-    timings = [row for size in batch for row in _timings(opened, forwards, size, threads, seconds)]
-    return Measurements(
-        device=str(place),
-        networks=tuple(_size(path, trained) for path, trained in opened.items()),
-        timings=tuple(timings),
-    )
+    timings = []
+    forwards = {(p, b): _forward(opened[p], b, threads) for p in opened for b in backends}
+    for size in batch:
+        # How long images take does not depend on what is on them; each network gets some of its shape.
+        images = {path: _images(trained, size) for path, trained in opened.items()}
+        calls = {
+            f"{path} {backend}": partial(_call, forward, images[path])
+            for (path, backend), forward in forwards.items()
+        }
+        measured = measure_latency(calls, next(iter(images.values())), threads=threads, seconds=seconds)
+        for (path, backend), latency in zip(forwards, measured.values(), strict=True):
+            eager = backend == "eager"
+            memory = peak_memory(opened[path].network, images[path]) if eager else None
+            timings.append(Timing(path, backend, memory_bytes=memory, **asdict(latency)))
+    sizes = tuple(_size(path, trained) for path, trained in opened.items())
+    return Measurements(str(place), sizes, tuple(timings))
+
+
+def _call(forward: Forward, images: Inputs, _: Inputs) -> object:
+    return forward(images)
 
 
 def _size(path: str, trained: Trained) -> NetworkSize:
@@ -140,6 +124,10 @@ def _size(path: str, trained: Trained) -> NetworkSize:
         macs=count_macs(network, trained.image_shape),
         file_bytes=sum(tensor.nbytes for tensor in network.state_dict().values()),
     )
+
+
+def _images(trained: Trained, count: int) -> Tensor:
+    return torch.zeros(count, *trained.image_shape, device=trained.device)
 
 
 def _forward(trained: Trained, backend: str, threads: int) -> Forward:
@@ -154,50 +142,9 @@ def _forward(trained: Trained, backend: str, threads: int) -> Forward:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "model.onnx"
         write(trace(segment, (_images(trained, 2),)), path, {})
-        run = open_graph(path, threads)
-
-    def forward(images: Inputs) -> object:
-        return run(images if isinstance(images, tuple) else (images,))
-
-    return forward
+        return called(open_graph(path, threads))
 
 
-def _images(trained: Trained, count: int) -> Tensor:
-    """Return images of a network's shape; how long they take does not depend on what is on them."""
-    return torch.zeros(count, *trained.image_shape, device=trained.device)
-
-
-def _timings(
-    opened: dict[str, Trained],
-    forwards: dict[tuple[str, str], Forward],
-    size: int,
-    threads: int,
-    seconds: float,
-) -> list[Timing]:
-    """Time one batch size; each network gets images of its own shape."""
-    images = {path: _images(trained, size) for path, trained in opened.items()}
-
-    def on(path: str, forward: Forward) -> Forward:
-        return lambda _: forward(images[path])
-
-    names = {f"{path} {backend}": (path, backend) for path, backend in forwards}
-    measured = measure_latency(
-        {name: on(key[0], forwards[key]) for name, key in names.items()},
-        next(iter(images.values())),
-        threads=threads,
-        seconds=seconds,
-    )
-    return [
-        Timing(
-            network=names[name][0],
-            backend=names[name][1],
-            memory_bytes=_memory(opened, names[name], images),
-            **asdict(latency),
-        )
-        for name, latency in measured.items()
-    ]
-
-
-def _memory(opened: dict[str, Trained], key: tuple[str, str], images: dict[str, Tensor]) -> int | None:
-    path, backend = key
-    return peak_memory(opened[path].network, images[path]) if backend == "eager" else None
+def called(run: Run) -> Forward:
+    """Return a graph as `measure_latency` calls it."""
+    return lambda images: run(images if isinstance(images, tuple) else (images,))

@@ -24,17 +24,12 @@ THUMBNAIL_SIZE = 96  # pixels
 
 @dataclass(frozen=True)
 class Mistakes:
-    """What a cut gets wrong.
+    """What a cut gets wrong."""
 
-    Attributes:
-        confusion: its answers by class; None of more classes than can be shown.
-        newly_wrong: images that the whole network gets right and the cut wrong, a few of them.
-        count: how many there are in all.
-    """
-
-    confusion: Confusion | None
+    confusion: Confusion | None  #: its answers by class; None of more classes than can be shown
+    #: images that the whole network gets right and the cut wrong, a few of them
     newly_wrong: tuple[WrongImage, ...]
-    count: int
+    count: int  #: how many there are in all
 
 
 def mistakes_of(

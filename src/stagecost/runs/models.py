@@ -12,34 +12,21 @@ logger = logging.getLogger("stagecost")
 
 @dataclass(frozen=True)
 class ModelList(Result):
-    """Names of networks.
+    """Names of networks."""
 
-    Attributes:
-        pattern: that they match.
-        models: in order.
-    """
-
-    pattern: str
-    models: tuple[str, ...]
+    pattern: str  #: that they match
+    models: tuple[str, ...]  #: in order
 
 
 @dataclass(frozen=True)
 class ModelReport(Result):
-    """What the contract says of models of other libraries.
+    """What the contract says of models of other libraries."""
 
-    Attributes:
-        supported: names of those that keep it.
-        refused: name → why it cannot be viewed as blocks.
-        wrong: name → what it does not keep.
-        unchecked: name → why it was not tried.
-        versions: of the libraries.
-    """
-
-    supported: tuple[str, ...]
-    refused: dict[str, str]
-    wrong: dict[str, str]
-    unchecked: dict[str, str]
-    versions: dict[str, str]
+    supported: tuple[str, ...]  #: names of those that keep it
+    refused: dict[str, str]  #: name → why it cannot be viewed as blocks
+    wrong: dict[str, str]  #: name → what it does not keep
+    unchecked: dict[str, str]  #: name → why it was not tried
+    versions: dict[str, str]  #: of the libraries
 
 
 def models(

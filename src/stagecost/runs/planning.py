@@ -25,19 +25,13 @@ SEARCH_IMAGES = 512  # of the validation images, that cuts are searched on
 
 @dataclass(frozen=True)
 class Request:
-    """How much is to go, or what is to stay; see `stagecost.runs.pruning.prune`.
+    """How much is to go, or what is to stay; see `stagecost.runs.pruning.prune`."""
 
-    Attributes:
-        max_drop: points of validation accuracy that may be lost.
-        max_loss_increase: by how much the validation loss may rise.
-        keep: a cut, or how many blocks stay, or the paper's indices k of those that do.
-        search: among cuts of any blocks.
-    """
-
-    max_drop: float | None = None
-    max_loss_increase: float | None = None
+    max_drop: float | None = None  #: points of validation accuracy that may be lost
+    max_loss_increase: float | None = None  #: by how much the validation loss may rise
+    #: a cut, or how many blocks stay, or the paper's indices k of those that do
     keep: Cut | int | Sequence[int] | None = None
-    search: bool = False
+    search: bool = False  #: among cuts of any blocks
 
     def check(self) -> None:
         """Refuse what asks for nothing, or for two things at once.
@@ -63,16 +57,13 @@ class Request:
         Raises:
             StageCostError: an impossible cut, or one that loses more than is allowed.
         """
-        if self.search:
-            return self._searched(trained, val, bundle)
         keep = self.keep
-        if isinstance(keep, Sequence):
-            keep = cut_to(trained.network, sorted(keep))
-        return self._planned(trained, val, measure(trained, val), keep)
-
-    def _planned(
-        self, trained: Trained, val: Judged, trajectory: Trajectory, keep: Cut | int | None
-    ) -> PruningPlan:
+        if self.search:
+            trajectory, keep = self._searched(trained, val, bundle)
+        else:
+            trajectory = measure(trained, val)
+            if isinstance(keep, Sequence):
+                keep = cut_to(trained.network, sorted(keep))
         return plan_pruning(
             trained.network,
             trajectory,
@@ -83,8 +74,8 @@ class Request:
             loss=trained.loss,
         )
 
-    def _searched(self, trained: Trained, val: Judged, bundle: DataBundle) -> PruningPlan:
-        """Search for cuts on some validation images, and plan the cheapest within the limits on all."""
+    def _searched(self, trained: Trained, val: Judged, bundle: DataBundle) -> tuple[Trajectory, Cut]:
+        """Search for cuts on some validation images; return the cheapest within the limits on all."""
         network, images = trained.network, bundle.splits["val"]
         some = sample_batches(
             images, trained.image_format, count=SEARCH_IMAGES, seed=0, device=trained.device
@@ -99,9 +90,8 @@ class Request:
         cuts = [score.cut for score in found]
         trajectory = loss_trajectory(network, val.batches, cuts=cuts, loss=trained.loss)
         if isinstance(self.keep, int):
-            return self._planned(trained, val, trajectory, cuts[-1])
+            return trajectory, cuts[-1]
         limits = Limits(trajectory.whole, self.max_drop, self.max_loss_increase)
         rows = [row for row in trajectory.rows if network.can_keep(row.cut) and limits.allow(row)]
         macs = {row.cut: count_macs(network, trained.image_shape, row.cut) for row in rows}
-        cheapest = min(rows, key=lambda row: (macs[row.cut], row.loss))
-        return self._planned(trained, val, trajectory, cheapest.cut)
+        return trajectory, min(rows, key=lambda row: (macs[row.cut], row.loss)).cut

@@ -15,19 +15,12 @@ from stagecost.storage import write_atomically
 
 @dataclass(frozen=True)
 class Predictions(Result):
-    """What a network says of images.
+    """What a network says of images."""
 
-    Attributes:
-        predictions: of each image, in order.
-        num_images: how many.
-        classes: that the network tells apart.
-        warnings: which images were left out, as they cannot be decoded.
-    """
-
-    predictions: tuple[Prediction, ...]
-    num_images: int
-    classes: tuple[str, ...]
-    warnings: tuple[str, ...]
+    predictions: tuple[Prediction, ...]  #: of each image, in order
+    num_images: int  #: how many
+    classes: tuple[str, ...]  #: that the network tells apart
+    warnings: tuple[str, ...]  #: which images were left out, as they cannot be decoded
 
 
 def predict_files(

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from stagecost.calibration import recalibrate
 from stagecost.cut import Cut
@@ -39,52 +38,31 @@ LATENCY_SECONDS = 0.3  # for each network
 
 @dataclass(frozen=True)
 class Pruning(Result):
-    """What a pruning did.
-
-    Attributes:
-        kept_blocks: the paper's indices k of the blocks that stay.
-        num_blocks_before: N, of the run's network.
-        accuracy_before: percent on validation images, of the whole network.
-        accuracy_predicted: of the network without the other blocks, before anything was done to it.
-        accuracy_after: of the network that is saved.
-        parameters_before: trainable numbers.
-        parameters_after: the same of the network that is saved.
-        macs_before: multiply-accumulate operations for one image.
-        macs_after: the same of the network that is saved.
-        path: of the saved network; `network` in the JSON of all verbs.
-        finetune_epochs: that it was trained after the cut.
-        accuracy_before_finetuning: percent, right after the cut; None if it was not trained after it.
-        num_images: validation images.
-        interval: Wilson's, of the accuracy after it.
-        drop_interval: of the drop, in points, from the same images before and after.
-        warnings: what makes the choice doubtful.
-        loss_before: on validation images, of the whole network.
-        loss_after: of the network that is saved.
-        latency_ms_before: median time of one image on this machine, in turns with the small network.
-        latency_ms_after: the same of the network that is saved.
-    """
+    """What a pruning did."""
 
     aliases: ClassVar[Mapping[str, str]] = {"network": "path"}
 
-    kept_blocks: tuple[int, ...]
-    num_blocks_before: int
-    accuracy_before: float
-    accuracy_predicted: float
-    accuracy_after: float
-    parameters_before: int
-    parameters_after: int
-    macs_before: int
-    macs_after: int
-    path: str
-    finetune_epochs: int
-    num_images: int
-    interval: Interval | None
-    drop_interval: Interval
-    warnings: tuple[str, ...]
-    loss_before: float
-    loss_after: float
+    kept_blocks: tuple[int, ...]  #: the paper's indices k of the blocks that stay
+    num_blocks_before: int  #: N, of the run's network
+    accuracy_before: float  #: percent on validation images, of the whole network
+    accuracy_predicted: float  #: of the network without the other blocks, before anything was done to it
+    accuracy_after: float  #: of the network that is saved
+    parameters_before: int  #: trainable numbers
+    parameters_after: int  #: the same of the network that is saved
+    macs_before: int  #: multiply-accumulate operations for one image
+    macs_after: int  #: the same of the network that is saved
+    path: str  #: of the saved network; `network` in the JSON of all verbs
+    finetune_epochs: int  #: that it was trained after the cut
+    num_images: int  #: validation images
+    interval: Interval | None  #: Wilson's, of the accuracy after it
+    drop_interval: Interval  #: of the drop, in points, from the same images before and after
+    warnings: tuple[str, ...]  #: what makes the choice doubtful
+    loss_before: float  #: on validation images, of the whole network
+    loss_after: float  #: of the network that is saved
+    #: median time of one image on this machine, in turns with the small network
     latency_ms_before: float
-    latency_ms_after: float
+    latency_ms_after: float  #: the same of the network that is saved
+    #: percent, right after the cut; None if it was not trained after it
     accuracy_before_finetuning: float | None = None
 
 
@@ -144,8 +122,7 @@ def prune(
         if finetune_epochs:
             right_after = terminal_score(pruned, val.batches, loss=trained.loss).accuracy
             pruned = finetune(trained, pruned, bundle, finetune_epochs, teacher=teacher)
-        pruning = _compare(trained, plan, pruned, val, target, finetune_epochs, max_drop)
-        pruning = replace(pruning, accuracy_before_finetuning=right_after)
+        pruning = _compare(trained, plan, pruned, val, target, finetune_epochs, max_drop, right_after)
         _check_limits(pruning, request)
         content = pruning.to_json()
         pruned.save_pretrained(target, **trained.details(), pruning=content)
@@ -161,7 +138,7 @@ def check_new_folder(path: Path) -> None:
     Raises:
         StageCostError: as described.
     """
-    if (path / CONFIG_FILE).exists() or (path / "config.yaml").exists():
+    if (path / CONFIG_FILE).exists() or RunFolder(path).config.exists():
         raise StageCostError(f"{path} holds a network or a run already: give another --output")
 
 
@@ -189,6 +166,7 @@ def _compare(
     target: Path,
     finetune_epochs: int,
     max_drop: float | None,
+    right_after: float | None,
 ) -> Pruning:
     before, after = (right_answers(network, val.batches) for network in (trained.network, pruned))
     accuracy = 100 * float(after.double().mean())
@@ -219,6 +197,7 @@ def _compare(
         loss_after=loss_after,
         latency_ms_before=times["before"].p50_ms,
         latency_ms_after=times["after"].p50_ms,
+        accuracy_before_finetuning=right_after,
     )
 
 
@@ -264,7 +243,10 @@ def finetune(
     """
     setup = prepare(finetune_settings(trained, epochs), bundle, network=pruned)
     state = setup.start()
-    carried = carry_optimizer(_optimizer_of_run(trained), trained.network, pruned)
+    assert trained.checkpoint is not None
+    before = make_optimizer(trained.network, trained.settings.training, weight_decay=0.0)
+    load_optimizer_tensors(before, trained.network, trained.checkpoint.part("optimizer"))
+    carried = carry_optimizer(before, trained.network, pruned)
     for parameter, values in carried.state.items():
         state.optimizer.state[parameter] = values
     taught = Taught(setup.batches, trained.network.eval(), trained.loss) if teacher else None
@@ -295,33 +277,22 @@ def train_in_memory(
 def finetune_settings(
     trained: Trained, epochs: int, lr_factor: float = FINETUNE_LR_FACTOR
 ) -> RunSettings:
-    """Return the settings of epochs after a cut, from those of the run that trained the network."""
+    """Return the settings of epochs after a cut, from those of the run that trained the network.
+
+    The decay is the one that its optimiser had. A normalised objective divides lambda by the weight of
+    all losses. Without the stage cost nothing would divide it any more, and a lambda that was raised to
+    make up for it would be far too large.
+    """
+    assert trained.checkpoint is not None
     # What is left is trained for its own output, and stays as it is.
     plain = replace(trained.settings, stage=StageCostSettings())
     return plain.with_training(
         gamma=0.0,
         epochs=epochs,
         lr=lr_factor * trained.settings.training.peak_lr,
-        weight_decay=_decay_of_run(trained),
+        weight_decay=trained.checkpoint.weight_decay,
         normalize_objective=False,
         warmup_epochs=0.0,
         ema_decay=0.0,
         num_processes=1,
     )
-
-
-def _decay_of_run(trained: Trained) -> float:
-    """Return the decay that the optimiser of a run had.
-
-    A normalised objective divides lambda by the weight of all losses. Without the stage cost nothing
-    would divide it any more, and a lambda that was raised to make up for it would be far too large.
-    """
-    assert trained.checkpoint is not None
-    return trained.checkpoint.weight_decay
-
-
-def _optimizer_of_run(trained: Trained) -> Optimizer:
-    assert trained.checkpoint is not None
-    optimizer = make_optimizer(trained.network, trained.settings.training, weight_decay=0.0)
-    load_optimizer_tensors(optimizer, trained.network, trained.checkpoint.part("optimizer"))
-    return optimizer

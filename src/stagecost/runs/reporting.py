@@ -31,74 +31,44 @@ TIMED_IMAGES, TIMED_ROUNDS = 4, 3
 
 @dataclass(frozen=True)
 class Report(Result):
-    """Where a report is.
+    """Where a report is."""
 
-    Attributes:
-        run: that it is on.
-        report: the page.
-        needed_blocks: that it tells of.
-    """
-
-    run: str
-    report: str
-    needed_blocks: int
+    run: str  #: that it is on
+    report: str  #: the page
+    needed_blocks: int  #: that it tells of
 
 
 @dataclass(frozen=True)
 class NamedEvaluation(Evaluation):
-    """An evaluation in a row of several.
+    """An evaluation in a row of several."""
 
-    Attributes:
-        name: of the network.
-    """
-
-    name: str
+    name: str  #: of the network
 
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run beside others.
+    """A run beside others."""
 
-    Attributes:
-        run: its folder.
-        num_blocks: N.
-        needed_blocks: blocks of the cheapest cut within the tolerance.
-        needed_cut: this cut, as printed.
-        split: the images.
-        num_images: how many.
-        accuracy: percent, of the whole network.
-        interval: Wilson's, of it.
-        accuracy_needed: percent, of the needed cut.
-        macs: of the whole network, for one image.
-        macs_needed: of the needed cut.
-    """
-
-    run: str
-    num_blocks: int
-    needed_blocks: int
-    needed_cut: str
-    split: Split
-    num_images: int
-    accuracy: float
-    interval: Interval | None
-    accuracy_needed: float
-    macs: int
-    macs_needed: int
+    run: str  #: its folder
+    num_blocks: int  #: N
+    needed_blocks: int  #: blocks of the cheapest cut within the tolerance
+    needed_cut: str  #: this cut, as printed
+    split: Split  #: the images
+    num_images: int  #: how many
+    accuracy: float  #: percent, of the whole network
+    interval: Interval | None  #: Wilson's, of it
+    accuracy_needed: float  #: percent, of the needed cut
+    macs: int  #: of the whole network, for one image
+    macs_needed: int  #: of the needed cut
 
 
 @dataclass(frozen=True)
 class Comparison(Result):
-    """Where a page on several runs is.
+    """Where a page on several runs is."""
 
-    Attributes:
-        report: the page.
-        tolerance: points of accuracy that may be missing.
-        runs: what it tells of each.
-    """
-
-    report: str
-    tolerance: float
-    runs: tuple[ComparedRun, ...]
+    report: str  #: the page
+    tolerance: float  #: points of accuracy that may be missing
+    runs: tuple[ComparedRun, ...]  #: what it tells of each
 
 
 def report(
@@ -169,7 +139,6 @@ def compare(
 
 
 def _compared(trained: Trained, analysis: Analysis) -> ComparedRun:
-    needed = next(cut for cut in analysis.cuts if cut.cut == analysis.needed_cut)
     return ComparedRun(
         run=str(trained.path),
         num_blocks=analysis.num_blocks,
@@ -179,9 +148,9 @@ def _compared(trained: Trained, analysis: Analysis) -> ComparedRun:
         num_images=analysis.num_images,
         accuracy=analysis.accuracies[-1],
         interval=analysis.intervals[-1],
-        accuracy_needed=needed.accuracy,
+        accuracy_needed=analysis.needed.accuracy,
         macs=count_macs(trained.network, trained.image_shape),
-        macs_needed=needed.macs,
+        macs_needed=analysis.needed.macs,
     )
 
 
@@ -247,10 +216,9 @@ def report_data(
 def with_images(data: ReportData, trained: Trained, analysis: Analysis, images: Images) -> ReportData:
     """Add what needs the images: what the cut gets wrong, and the time of an image at every depth."""
     split, judged = images
-    kept = next(cut.kept_blocks for cut in analysis.cuts if cut.cut == analysis.needed_cut)
+    kept, saved = analysis.needed.kept_blocks, ""
     if data.pruning is not None:
-        kept = data.pruning.kept_blocks
-    saved = "" if data.pruning is None else data.pruning.path
+        kept, saved = data.pruning.kept_blocks, data.pruning.path
     mistakes = mistakes_of(trained, split, judged.batches, kept, saved)
     few = next(iter(judged.batches))[0][:TIMED_IMAGES]
     times = time_costs(trained.network, few, 1, rounds=TIMED_ROUNDS)

@@ -10,12 +10,9 @@ from stagecost.records import JsonObject
 
 @dataclass(frozen=True)
 class Result:
-    """What a verb tells; every field is a key of its JSON object.
+    """What a verb tells; every field is a key of its JSON object."""
 
-    Attributes:
-        aliases: further key → the field that it repeats: two words for one thing, for one release.
-    """
-
+    #: further key → the field that it repeats: two words for one thing, for one release
     aliases: ClassVar[Mapping[str, str]] = {}
 
     def to_json(self) -> JsonObject:

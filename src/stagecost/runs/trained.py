@@ -18,7 +18,7 @@ from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, ResidualNetwork
 from stagecost.objective import LossFunction
 from stagecost.records import JsonObject
 from stagecost.runs.certainty import chance_of
-from stagecost.runs.folder import FINGERPRINT_FILE, RunFolder, check_same, has_moved
+from stagecost.runs.folder import FINGERPRINT_FILE, RunFolder, has_moved
 from stagecost.storage import read_json, read_metadata
 from stagecost.train.checkpoint import Checkpoint, read_checkpoint
 from stagecost.train.devices import select_device
@@ -32,40 +32,24 @@ Split = Literal["train", "val", "test", "all"]
 
 @dataclass(frozen=True)
 class Judged:
-    """Images that a network is judged on.
+    """Images that a network is judged on."""
 
-    Attributes:
-        batches: in order, without augmentation.
-        num_images: how many.
-        chance: accuracy of always guessing the most frequent class, percent.
-        warnings: what has changed of the images since the training.
-    """
-
-    batches: Iterable[tuple[Tensor, Tensor]]
-    num_images: int
-    chance: float
-    warnings: tuple[str, ...] = ()
+    batches: Iterable[tuple[Tensor, Tensor]]  #: in order, without augmentation
+    num_images: int  #: how many
+    chance: float  #: accuracy of always guessing the most frequent class, percent
+    warnings: tuple[str, ...] = ()  #: what has changed of the images since the training
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network and what is needed to judge it.
+    """A trained network and what is needed to judge it."""
 
-    Attributes:
-        path: of the run or the saved network.
-        network: in eval mode, on `device`.
-        settings: of the run that trained it.
-        image_format: how its images are prepared.
-        device: where it is.
-        checkpoint: the run's checkpoint; None for a saved network.
-    """
-
-    path: Path
-    network: ResidualNetwork
-    settings: RunSettings
-    image_format: ImageFormat
-    device: torch.device
-    checkpoint: Checkpoint | None = None
+    path: Path  #: of the run or the saved network
+    network: ResidualNetwork  #: in eval mode, on `device`
+    settings: RunSettings  #: of the run that trained it
+    image_format: ImageFormat  #: how its images are prepared
+    device: torch.device  #: where it is
+    checkpoint: Checkpoint | None = None  #: the run's checkpoint; None for a saved network
 
     @property
     def loss(self) -> LossFunction:
@@ -75,7 +59,7 @@ class Trained:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of its images."""
-        return self.image_format.channels, self.image_format.size, self.image_format.size
+        return self.image_format.shape
 
     def load(self, *splits: str, data: str | None = None) -> DataBundle:
         """Load splits of the images that it was trained on, or of other data prepared alike.
@@ -173,19 +157,19 @@ def open_trained(
     path = Path(path)
     if not path.is_dir():
         raise StageCostError(f"{path} is no folder: give a run or a saved network")
-    trained = _open(path, checkpoint, select_device(device))
-    trained.network.details |= trained.details()
-    return trained
-
-
-def _open(path: Path, checkpoint: CheckpointName, device: torch.device) -> Trained:
+    place = select_device(device)
     if (path / CONFIG_FILE).is_file():
         if checkpoint != "last":
             raise StageCostError(
                 f"{path} is a saved network, which has no checkpoints: leave --checkpoint out"
             )
-        return _open_saved(path, device)
-    return _open_run(RunFolder(path), checkpoint, device)
+        trained = _open_saved(path, place)
+    else:
+        trained = _open_run(RunFolder(path), checkpoint, place)
+    trained.network.details |= trained.details()
+    # The memory format of training, so that not even a rounding differs from what training measured.
+    trained.network.to(device=place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return trained
 
 
 def _open_run(run: RunFolder, name: CheckpointName, device: torch.device) -> Trained:
@@ -202,33 +186,22 @@ def _open_run(run: RunFolder, name: CheckpointName, device: torch.device) -> Tra
             f"{run.path}`"
         )
     checkpoint = read_checkpoint(file)
-    settings = checkpoint.settings
-    if run.config.is_file():
-        check_same(settings, run.settings(), run.path)
-        settings = run.settings()
+    settings = run.settings_beside(checkpoint)
     image_format = ImageFormat.from_json(checkpoint.metadata.get("image_format", {}))
     network = checkpoint.network()
     _check_together(network, settings, image_format, file)
-    return Trained(
-        path=run.path,
-        network=_placed(network, device),
-        settings=settings,
-        image_format=image_format,
-        device=device,
-        checkpoint=checkpoint,
-    )
+    return Trained(run.path, network, settings, image_format, device, checkpoint)
 
 
 def _open_saved(path: Path, device: torch.device) -> Trained:
-    network = load(path)
-    source = path / CONFIG_FILE
+    network, source = load(path), path / CONFIG_FILE
     config = read_json(source)
-    missing = [key for key in ("settings", "image_format") if key not in config]
-    if missing:
-        raise StageCostError(
-            f"{path} does not say how its images are prepared ({missing[0]!r} is missing in "
-            f"{CONFIG_FILE}): load it with stagecost.load, or save it with `stagecost prune`"
-        )
+    for key in ("settings", "image_format"):
+        if key not in config:
+            raise StageCostError(
+                f"{path} does not say how its images are prepared ({key!r} is missing in "
+                f"{CONFIG_FILE}): load it with stagecost.load, or save it with `stagecost prune`"
+            )
     try:
         settings = parse_settings(dict(config["settings"]))
         settings.check()
@@ -243,13 +216,7 @@ def _open_saved(path: Path, device: torch.device) -> Trained:
             f"{source} and {WEIGHTS_FILE} tell of different images: restore it from a copy"
         )
     _check_together(network, settings, image_format, source)
-    return Trained(
-        path=path,
-        network=_placed(network, device),
-        settings=settings,
-        image_format=image_format,
-        device=device,
-    )
+    return Trained(path, network, settings, image_format, device)
 
 
 def _check_together(
@@ -257,12 +224,12 @@ def _check_together(
 ) -> None:
     """Refuse a network that is not the one of its settings, or not one for its images."""
     assert network.description is not None
+    arguments = network.description.arguments
     wanted = {
         **settings.model.arguments(),
         "num_classes": len(image_format.class_names),
         "in_channels": image_format.channels,
     }
-    arguments = network.description.arguments
     wrong = [name for name, value in wanted.items() if arguments.get(name, value) != value]
     if network.description.name != settings.model.model:
         wrong = ["model", *wrong]
@@ -272,8 +239,3 @@ def _check_together(
         raise StageCostError(
             f"{source} contradicts itself about {wrong[0]}: restore it from a copy, or train anew"
         )
-
-
-def _placed(network: ResidualNetwork, device: torch.device) -> ResidualNetwork:
-    # The memory format of training, so that not even a rounding differs from what training measured.
-    return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

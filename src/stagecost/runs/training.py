@@ -39,37 +39,22 @@ AfterEpoch = Callable[[State, EpochRecord], EpochRecord]
 
 @dataclass(frozen=True)
 class TrainingResult(Result):
-    """What a finished run tells.
+    """What a finished run tells."""
 
-    Attributes:
-        run: its folder.
-        epochs: that were trained.
-        val_accuracy: percent; None without validation images.
-        val_loss: L_N.
-        num_images: of the validation split; 0 without one.
-        interval: Wilson's, of the accuracy.
-        num_blocks: that are left.
-        kept_blocks: the paper's indices k of these.
-        gamma: the stage weight that acted last.
-        cuts: during the training.
-        suggested_targets: depths worth training for, where every y_k bore a stage cost and could be cut.
-        seconds: over all sessions.
-        history: one entry an epoch; not part of the JSON.
-    """
-
-    run: str
-    epochs: int
-    val_accuracy: float | None
-    val_loss: float | None
-    num_images: int
-    interval: Interval | None
-    num_blocks: int
-    kept_blocks: tuple[int, ...]
-    gamma: float
-    cuts: tuple[CutRecord, ...]
+    run: str  #: its folder
+    epochs: int  #: that were trained
+    val_accuracy: float | None  #: percent; None without validation images
+    val_loss: float | None  #: L_N
+    num_images: int  #: of the validation split; 0 without one
+    interval: Interval | None  #: Wilson's, of the accuracy
+    num_blocks: int  #: that are left
+    kept_blocks: tuple[int, ...]  #: the paper's indices k of these
+    gamma: float  #: the stage weight that acted last
+    cuts: tuple[CutRecord, ...]  #: during the training
+    #: depths worth training for, where every y_k bore a stage cost and could be cut
     suggested_targets: tuple[int, ...]
-    seconds: float
-    history: tuple[EpochRecord, ...]
+    seconds: float  #: over all sessions
+    history: tuple[EpochRecord, ...]  #: one entry an epoch; not part of the JSON
 
     def to_json(self) -> JsonObject:
         """Return plain types for JSON."""
@@ -183,19 +168,12 @@ def _check_images(run: RunFolder, setup: Setup) -> None:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Writes the files of a run; does nothing in any but the first of several processes.
+    """Writes the files of a run; does nothing in any but the first of several processes."""
 
-    Attributes:
-        run: its folder.
-        lock: on it; None in the other processes.
-        setup: of the training.
-        own_stage_cost: whether the caller's stage cost is minimised, which the settings do not know.
-    """
-
-    run: RunFolder
-    lock: FolderLock | None
-    setup: Setup
-    own_stage_cost: bool
+    run: RunFolder  #: its folder
+    lock: FolderLock | None  #: on it; None in the other processes
+    setup: Setup  #: of the training
+    own_stage_cost: bool  #: whether the caller's stage cost is minimised, which the settings do not know
 
     def check_stage_cost(self, checkpoint: Checkpoint | None) -> None:
         """Refuse to go on with another stage cost than the run began with, as far as that is known.

@@ -145,8 +145,7 @@ def prepare(
     if settings.stage.target_norms == "own":
         network.give_norms(*settings.stage.cuts())
     check_schedule(settings.stage.schedule(), network)
-    shape = (data.format.channels, data.format.size, data.format.size)
-    check_batch(network, shape, min(training.batch_size, images) // training.num_processes)
+    check_batch(network, data.format.shape, min(training.batch_size, images) // training.num_processes)
     return Setup(settings, data, fabric, network, stage_cost_of(settings, network))
 
 
