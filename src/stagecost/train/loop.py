@@ -19,7 +19,7 @@ from stagecost.train.drop_path import draw_branch_scales, drop_rates
 from stagecost.train.history import Sums
 from stagecost.train.recipe import Batches, Moment, Recipe
 from stagecost.train.stage_cost import StageCostRule, acting_gamma, after_cuts
-from stagecost.train.state import State, freeze_stem
+from stagecost.train.state import State, freeze
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,7 @@ def fit(
     state.start_clock()
     while progress.epoch < recipe.epochs:
         state.network.train()
-        if recipe.freeze_stem:
-            freeze_stem(state.network)
+        freeze(state.network, recipe)
         for images, targets in batches.epoch(progress.epoch, progress.batch):
             moment = Moment(progress.epoch, progress.batch, len(batches), recipe.epochs)
             step = train_step(state, batches, rule, recipe, moment, images, targets)

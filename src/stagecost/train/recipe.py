@@ -66,6 +66,7 @@ class Recipe:
         gate: what comes back from beyond a cut that bears the stage cost is multiplied by it.
         drop_path: rate of the last branch; 0 leaves none out.
         freeze_stem: leave the stem as it is.
+        freeze_norms: leave running statistics as they are.
         seed: of what is drawn in a step.
         how: a pass through the network is done.
     """
@@ -80,6 +81,7 @@ class Recipe:
     gate: float = 1.0
     drop_path: float = 0.0
     freeze_stem: bool = False
+    freeze_norms: bool = False
     seed: int = 0
     how: Pass = LITERALLY
 
@@ -98,6 +100,7 @@ class Recipe:
             gate=settings.stage.gate,
             drop_path=settings.stage.drop_path,
             freeze_stem=training.freeze_stem,
+            freeze_norms=training.freeze_norms,
             seed=training.seed,
             how=Pass(checkpointing=training.activation_checkpointing, collapsed=True),
         )

@@ -65,6 +65,7 @@ class TrainingSettings:
         lr: the highest learning rate; 0.1 for sgd and 0.002 for adamw if not given.
         layer_decay: each layer before the head learns at this part of the rate of the one behind it.
         freeze_stem: leave the stem as it is, its running statistics too.
+        freeze_norms: leave the running statistics of all norms as they are, and train with them.
         warmup_epochs: epochs of linear warm-up, before the cosine to zero; may be a fraction.
         clip_norm: largest norm of the gradient; 0 does not clip.
         ema_decay: decay of an exponential moving average of the weights; 0 keeps none.
@@ -92,6 +93,7 @@ class TrainingSettings:
     lr: float | None = None
     layer_decay: float = 1.0
     freeze_stem: bool = False
+    freeze_norms: bool = False
     warmup_epochs: float = 1.0
     clip_norm: float = 0.0
     ema_decay: float = 0.0
