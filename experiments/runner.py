@@ -29,6 +29,7 @@ EXPERIMENTS = {
     "targets": "targets:TARGETS",
     "exits": "exits:EXITS",
     "pretrained": "pretrained.experiment:PRETRAINED",
+    "from-scratch": "from_scratch:FROM_SCRATCH",
     "targets-trials": "contrib.targets_trials:TARGETS_TRIALS",
     "loss-trajectory": "loss_trajectory:LOSS_TRAJECTORY",
     "bound": "bound:BOUND",

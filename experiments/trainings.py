@@ -122,10 +122,13 @@ def runs_of(
 
 
 def cut_from(trained: Trained, cut: Cut) -> ResidualNetwork:
-    """Return what a cut leaves; in a staged network statistics not of its own are estimated anew."""
+    """Return what a cut leaves; in a staged network statistics not of its own are estimated anew.
+
+    Statistics that stayed as they were in training are those of its cuts, too.
+    """
     small = trained.network.keep(cut)
-    network = trained.network
-    if not network.is_homogeneous and network.resolve(cut) not in network.targets:
+    network, frozen = trained.network, trained.settings.training.freeze_norms
+    if not (frozen or network.is_homogeneous or network.resolve(cut) in network.targets):
         recalibrate(small, trained.random_images(trained.load("train"), CALIBRATION_IMAGES))
     return small.eval()
 

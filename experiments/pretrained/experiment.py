@@ -13,14 +13,15 @@ whole       plain fine-tuning; its cut is made afterwards, without training
 joint       the whole network, and a target cut that learns from it (half labels, half distillation)
 cut_first   the same cut made first, its head fitted, then plain fine-tuning
 
-The cut is chosen before any training on validation images of the first seed: of those with at least a
-third fewer MACs that the search finds, the one with the least loss.
+The cut is chosen before any training on validation images of a seed of its own: of those with at least
+a third fewer MACs that the search finds, the one with the least loss. The recipes were chosen on the
+same images (`experiments.pretrained.trials`).
 """
 
 import json
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -52,7 +53,8 @@ from stagecost.train.setup import create_network, data_config
 
 LARGEST_PART = 0.67
 """Of the whole network's MACs, that a cut may have."""
-SEARCH_IMAGES = 128
+SEED_OF_CHOICE, HELD_OUT, SEARCH_IMAGES = 10, 1 / 3, 256
+"""Cut and recipe are chosen on validation images of this seed, of which more are held out."""
 BASE: Settings = {"device": "cpu", "batch_size": 32, "warmup_epochs": 0.25, "gamma": 0.0}
 IMAGENET: Settings = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 MODELS: dict[str, Settings] = {
@@ -61,14 +63,16 @@ MODELS: dict[str, Settings] = {
         "weights": "efficientnet_lite0.safetensors",
         "image_size": 96,
         "freeze_stem": True,
-        "lr": 0.01,
+        "freeze_norms": True,
+        "optimizer": "adamw",
+        "lr": 5e-4,
         "layer_decay": 0.9,
-        "epochs": 2,
+        "epochs": 3,
     },
     "vit": {
         "model": "timm/vit_small_patch14_dinov2",
         "weights": "vit_small.safetensors",
-        "image_size": 84,
+        "image_size": 56,
         "optimizer": "adamw",
         "weight_decay": 0.01,
         "lr": 1e-4,
@@ -94,6 +98,10 @@ MODELS: dict[str, Settings] = {
         "lr": 0.01,
     },
 }
+ON_DATA: dict[str, Settings] = {
+    "trashnet-112-lite0": {"image_size": 80},  # of 84
+}
+"""What differs on some images."""
 NAMES = {
     "cpu": (
         "flowers-1500-lite0",
@@ -110,6 +118,18 @@ from the whole network (`joint`), and cut first (`cut_first`), each for the same
 `linear` is not trained but for its head. The cut, any blocks, was chosen by the loss on validation
 images, with at least a third fewer MACs. The last columns are the difference to the plainly fine-tuned
 whole network on the same test images, over all seeds, and its 95 % interval."""
+
+
+def settings_of(name: str) -> Settings:
+    """Return the settings of plain fine-tuning of a name such as "flowers-1500-lite0"."""
+    return {**BASE, **MODELS[name.rpartition("-")[2]], **ON_DATA.get(name, {})}
+
+
+TRIALS = "trials.jsonl"
+TRIED = """\
+Trials of recipes on validation images of a seed of their own, in their order
+(`python -m experiments.pretrained.trials`); "norms anew": the cut with BatchNorm statistics estimated
+anew."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +152,7 @@ class Case:
         Raises:
             StageCostError: the file of weights is not there.
         """
-        settings = {**BASE, **MODELS[context.dataset.rpartition("-")[2]]}
+        settings = settings_of(context.dataset)
         folder = Path(context.options.get("weights", context.work.parent / "weights"))
         file = folder / settings["weights"]
         if not file.is_file():
@@ -141,6 +161,11 @@ class Case:
                 "name its folder by --weights"
             )
         return cls(context, {**settings, "weights": str(file)})
+
+    @property
+    def settings_of_choice(self) -> Settings:
+        """The same where cut and recipe are chosen: more images are held out."""
+        return {**self.settings, "val_fraction": HELD_OUT}
 
     @property
     def data(self) -> str:
@@ -173,10 +198,11 @@ class Case:
     @cached_property
     def cut(self) -> Cut:
         """The cut that is a target, chosen on validation images before any training."""
-        file, seed = self.context.work / "cut.json", self.context.seeds[0]
+        file = self.context.work / "cut.json"
         if file.is_file():
             return Cut(tuple(json.loads(file.read_text())["blocks"]))
-        network, bundle = self.network(self.fitted(seed)), self.bundle(seed)
+        case = Case(replace(self.context, work=file.with_name("choice")), self.settings_of_choice)
+        network, bundle = case.network(case.fitted(SEED_OF_CHOICE)), case.bundle(SEED_OF_CHOICE)
         shape = (bundle.format.channels, bundle.format.size, bundle.format.size)
         self.context.report(f"{self.context.dataset}: search for a cut")
         batches = eval_batches(bundle.splits["val"].first(SEARCH_IMAGES), bundle.format, batch_size=64)
@@ -211,6 +237,12 @@ class Case:
 
 
 ARMS = ("whole", "joint", "cut_first")
+COMPARED = (
+    (("joint", "whole"), ("whole", "whole")),
+    (("joint", "cut"), ("joint", "whole")),
+    (("joint", "cut"), ("cut_first", "cut")),
+)
+"""What the aims are about: (arm, cut) beside another one, on the same test images."""
 
 
 def run(context: Context) -> Row:
@@ -239,6 +271,10 @@ def run(context: Context) -> Row:
     bundle = case.bundle(context.seeds[0])
     return {
         "rows": rows,
+        "comparisons": [
+            {"dataset": rows[0]["dataset"], "model": rows[0]["model"], **_compared(right, *pair)}
+            for pair in COMPARED
+        ],
         "search": json.loads((context.work / "cut.json").read_text())["tried"],
         "num_train": len(bundle.splits["train"]),
         "num_val": len(bundle.splits["val"]),
@@ -286,6 +322,18 @@ def _row(case: Case, arm: str, cut: str, right: dict[tuple[str, str], list[Tenso
     }
 
 
+def _compared(
+    right: Mapping[tuple[str, str], list[Tensor]], first: tuple[str, str], second: tuple[str, str]
+) -> Row:
+    difference, interval = paired_difference(right[first], right[second])
+    return {
+        "first": ", ".join(first),
+        "second": ", ".join(second),
+        "difference": difference,
+        "interval": interval,
+    }
+
+
 def paired_difference(
     answers: Sequence[Tensor], others: Sequence[Tensor]
 ) -> tuple[float, tuple[float, float]]:
@@ -321,11 +369,11 @@ def training_macs(case: Case, arm: str) -> int:
 
 
 def section(records: Sequence[Record]) -> list[str]:
-    """Return the table."""
+    """Return the tables: the arms, what the aims are about, and the trials before."""
 
-    def interval(row: Row) -> str:
+    def interval(row: Row, key: str = "difference_to_whole") -> str:
         low, high = row["interval"]
-        return f"{row['difference_to_whole']:+.2f} ({low:+.2f} to {high:+.2f})"
+        return f"{row[key]:+.2f} ({low:+.2f} to {high:+.2f})"
 
     columns: Columns = {
         "data": "{dataset}",
@@ -339,12 +387,40 @@ def section(records: Sequence[Record]) -> list[str]:
         "MACs of training": "{training_macs:.3g}",
         "test images": "{num_test}",
     }
-    return [TEXT, table(rows_of(records), columns)]
+    compared: Columns = {
+        "data": "{dataset}",
+        "model": "{model}",
+        "arm, network": "{first}",
+        "beside": "{second}",
+        "points": lambda row: interval(row, "difference"),
+    }
+    parts = [TEXT, table(rows_of(records), columns), table(rows_of(records, "comparisons"), compared)]
+    return parts + trials_tried(records[0].file.with_name(TRIALS))
+
+
+def trials_tried(file: Path) -> list[str]:
+    """Return a table of the trials of recipes, if there were some."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+    def settings(row: Row) -> str:
+        return ", ".join(f"{key} {value}" for key, value in row["changed"].items())
+
+    def accuracies(row: Row) -> str:
+        return ", ".join(f"{name} {value:.2f}" for name, value in row["val_accuracy"].items())
+
+    columns: Columns = {
+        "trial on": "{dataset}",
+        "arm": "{arm}",
+        "settings": settings,
+        "validation accuracy": accuracies,
+        "images": "{num_val}",
+    }
+    return [TRIED, table(lines, columns)] if lines else []
 
 
 def trainings(tier: Tier, dataset: str) -> dict[str, Training]:
     """Return plain fine-tuning, for the record."""
-    return {"whole": Training({**BASE, **MODELS[dataset.rpartition("-")[2]]})}
+    return {"whole": Training(settings_of(dataset))}
 
 
 PRETRAINED = Experiment(

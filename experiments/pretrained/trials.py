@@ -1,4 +1,4 @@
-"""Trials of recipes for the experiment `pretrained`, on validation images of a seed that it does not use.
+"""Trials of recipes for the experiment `pretrained`, on validation images of a seed of their own.
 
     python -m experiments.pretrained.trials flowers-1500-lite0 joint lr=0.001 --weights DIR
 
@@ -15,16 +15,17 @@ from pathlib import Path
 
 import torch
 
-from experiments.pretrained.experiment import Case
+from experiments.pretrained.experiment import SEED_OF_CHOICE, TRIALS, Case
 from experiments.records import RESULTS
 from experiments.runner import WORK, Context
-from experiments.trainings import cut_from
+from stagecost.calibration import recalibrate
 from stagecost.data.batches import eval_batches
 from stagecost.network import ResidualNetwork
+from stagecost.train.validation import CALIBRATION_IMAGES
 from stagecost.trajectory import terminal_score
 
-FILE = RESULTS / "pretrained" / "trials.jsonl"
-SEED, HELD_OUT = 10, 1 / 3
+FILE = RESULTS / "pretrained" / TRIALS
+SEED = SEED_OF_CHOICE
 
 
 def trial(case: Case, arm: str) -> dict[str, float]:
@@ -41,8 +42,8 @@ def trial(case: Case, arm: str) -> dict[str, float]:
     trained = case.run(arm, SEED).open()
     if arm == "cut_first":
         return {"cut": accuracy(trained.network)}
-    anew = cut_from(trained, case.cut)
-    kept = trained.network.keep(case.cut)
+    kept, anew = (trained.network.keep(case.cut) for _ in range(2))
+    recalibrate(anew, trained.random_images(bundle, CALIBRATION_IMAGES))
     return {"whole": accuracy(trained.network), "cut": accuracy(kept), "cut, norms anew": accuracy(anew)}
 
 
@@ -61,10 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     say = lambda words: print(words, file=sys.stderr)  # noqa: E731
     context = Context("cpu", given.name, (SEED,), work, given.data_root, say, options)
     case = Case.of(context)
-    case = replace(case, settings={**case.settings, **changed, "val_fraction": HELD_OUT})
+    case = replace(case, settings={**case.settings_of_choice, **changed})
     line = {
         "dataset": given.name,
-        "arm": arm if (arm := given.arm) else "",
+        "arm": given.arm,
         "changed": changed,
         "val_accuracy": trial(case, given.arm),
         "num_val": len(case.bundle(SEED).splits["val"]),

@@ -302,6 +302,18 @@ def test_pretrained(quick: Quick, tmp_path: Path) -> None:
     assert "above whole" in shown("pretrained", records)
 
 
+def test_models_from_scratch(quick: Quick) -> None:
+    found, records = quick("from-scratch")
+    (row,) = found["rows"]
+    assert len(row["trajectory"]) == row["num_blocks"] + 1
+    assert row["trajectory"][-1] == pytest.approx(row["val_accuracy_before"])
+    assert row["val_accuracy_after"] >= row["val_accuracy_before"] - 2
+    cut = len(row["kept_blocks"]) < row["num_blocks"]
+    assert cut == (row["macs_after"] < row["macs_before"])
+    assert row["num_test"] == 60
+    assert "test_resnet" in shown("from-scratch", records)
+
+
 def test_order_gives_names_only_where_the_shapes_are_those() -> None:
     names = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
     tensors = {"x": torch.ones(2, 3), "y": torch.ones(4)}

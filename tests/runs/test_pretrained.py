@@ -102,6 +102,29 @@ def test_a_frozen_stem_stays_as_it_was(weights: Path, tmp_path: Path) -> None:
     assert {"layer4.0.conv1.weight", "layer4.0.bn1.running_mean"} <= moved
 
 
+def test_frozen_norms_keep_their_statistics_and_act_by_them(weights: Path, tmp_path: Path) -> None:
+    steps: list[Tensor] = []
+
+    def watch(state: State, step: Step) -> None:
+        steps.append(step.terms.losses)
+
+    settings = {**SETTINGS, "weights": str(weights), "freeze_norms": True, "epochs": 1}
+    train(settings, tmp_path / "run", on_step=watch)
+    network, start = open_trained(tmp_path / "run").network, torch.load(weights, weights_only=True)
+    state = network.state_dict()
+    statistics = {name for name in start if "running" in name}
+    assert len(statistics) > 10
+    assert all(torch.equal(state[name], start[name]) for name in statistics)
+    assert not torch.equal(state["layer4.0.bn1.weight"], start["layer4.0.bn1.weight"])
+    batch_statistics: list[Tensor] = []
+    train(
+        {**settings, "freeze_norms": False},
+        tmp_path / "other",
+        on_step=lambda _, step: batch_statistics.append(step.terms.losses),
+    )
+    assert not torch.allclose(steps[0], batch_statistics[0])  # of the same weights and images
+
+
 def test_layers_learn_at_rates_that_fall_towards_the_stem() -> None:
     network = sc.create_model("homogeneous", num_blocks=3, width=4)
     groups = parameter_groups(network, 0.1)

@@ -94,7 +94,7 @@ def fit(
     state.start_clock()
     while progress.epoch < recipe.epochs:
         state.network.train()
-        freeze(state.network, recipe)
+        freeze(state.network, stem=recipe.freeze_stem, norms=recipe.freeze_norms)
         for images, targets in batches.epoch(progress.epoch, progress.batch):
             moment = Moment(progress.epoch, progress.batch, len(batches), recipe.epochs)
             step = train_step(state, batches, rule, recipe, moment, images, targets)

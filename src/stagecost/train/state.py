@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -125,7 +125,7 @@ def start(
         network.remove_all_but(Cut(tuple(k for k, index in enumerate(indices) if index in kept_blocks)))
     # On CPUs, too, convolutions of few channels are much faster with channels last.
     network.to(memory_format=torch.channels_last)
-    freeze(network, training)
+    freeze(network, stem=training.freeze_stem, norms=training.freeze_norms)
     if training.compile:  # when it first meets a shape; parameters keep their names
         network.compile(dynamic=False)
     asked, model, optimizer = wrap(fabric, network, make_optimizer(network, training, weight_decay))
@@ -172,29 +172,17 @@ def by_layer(
     ]
 
 
-class Frozen(Protocol):
-    """What stays as it is in a training: settings, or the recipe that follows from them."""
-
-    @property
-    def freeze_stem(self) -> bool:
-        """Whether the stem does, its running statistics too."""
-
-    @property
-    def freeze_norms(self) -> bool:
-        """Whether the running statistics of all norms do."""
-
-
-def freeze(network: ResidualNetwork, frozen: Frozen) -> None:
-    """Leave out of the training what stays as it is; running statistics that do are what acts.
+def freeze(network: ResidualNetwork, *, stem: bool, norms: bool) -> None:
+    """Leave the stem out of the training, or the running statistics of all norms, which act then.
 
     To be called again whenever the network was put into training mode.
     """
-    if frozen.freeze_stem:
+    if stem:
         network.stem.requires_grad_(False)
-    part = network if frozen.freeze_norms else network.stem
-    if frozen.freeze_norms or frozen.freeze_stem:
-        for norm in (module for module in part.modules() if isinstance(module, _BatchNorm)):
-            norm.eval()
+    parts = [network] if norms else [network.stem] if stem else []
+    for module in (module for part in parts for module in part.modules()):
+        if isinstance(module, _BatchNorm):
+            module.eval()
 
 
 def wrap(
