@@ -67,7 +67,7 @@ MODELS: dict[str, Settings] = {
         "optimizer": "adamw",
         "lr": 5e-4,
         "layer_decay": 0.9,
-        "epochs": 3,
+        "epochs": 4,
     },
     "vit": {
         "model": "timm/vit_small_patch14_dinov2",
@@ -99,7 +99,8 @@ MODELS: dict[str, Settings] = {
     },
 }
 ON_DATA: dict[str, Settings] = {
-    "trashnet-112-lite0": {"image_size": 80},  # of 84
+    "trashnet-112-lite0": {"image_size": 80, "epochs": 3},  # photographs of 112×84, and more of them
+    "trashnet-112-vit": {"limit_train": 1200, "epochs": 3},
 }
 """What differs on some images."""
 NAMES = {
