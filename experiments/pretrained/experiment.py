@@ -395,7 +395,9 @@ def section(records: Sequence[Record]) -> list[str]:
         "beside": "{second}",
         "points": lambda row: interval(row, "difference"),
     }
-    parts = [TEXT, table(rows_of(records), columns), table(rows_of(records, "comparisons"), compared)]
+    parts = [TEXT, table(rows_of(records), columns)]
+    if pairs := rows_of(records, "comparisons"):
+        parts.append(table(pairs, compared))
     return parts + trials_tried(records[0].file.with_name(TRIALS))
 
 
