@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -22,7 +23,7 @@ from stagecost.exits.engine import run_with_exits
 from stagecost.exits.policy import POLICY_FILE, ExitPolicy, votes_at
 from stagecost.export.folder import export_network
 from stagecost.export.graphs import open_graph
-from stagecost.export.runner import Graphs
+from stagecost.export.runner import classify
 from stagecost.network import WEIGHTS_FILE, ResidualNetwork
 from stagecost.prediction import image_format_of, predict
 from stagecost.runs.evaluation import evaluate
@@ -69,94 +70,94 @@ def prepared(network: ResidualNetwork, pixels: Tensor) -> Tensor:
     [
         ("homogeneous", "pt2", None),
         ("staged", "onnx", None),
-        ("staged", "pt2", ExitPolicy((3, 7), (0.5,))),
+        ("staged", "pt2", ExitPolicy((3, 7), (0.5,), "patience", combine=True)),
         ("timm/test_vit", "onnx", None),
         ("timm/test_resnet", "onnx", ExitPolicy((1, 4), (0.5,))),
         ("timm/test_resnet", "pt2", None),
     ],
 )
-def test_graphs_give_the_outputs(
+def test_graphs_give_the_answers(
     name: str, kind: str, policy: ExitPolicy | None, tmp_path: Path
 ) -> None:
     network, pixels = network_of(name)
-    images = prepared(network, pixels[:7])
-    exported = export_network(network, tmp_path / "out", images, format=kind, policy=policy)
+    exported = export_network(network, tmp_path / "out", pixels[:7], format=kind, policy=policy)
     assert exported.depths == ((network.num_blocks,) if policy is None else policy.depths)
     assert exported.largest_difference <= 1e-4
-    state: tuple[Tensor, ...] = (images[:5],)
-    for file, depth in zip(exported.files, exported.depths, strict=True):
+    state: tuple[Tensor, ...] = (pixels[:5],)
+    with torch.no_grad():
+        outputs = network(prepared(network, pixels[:5]), depths="all")
+    policy = policy or ExitPolicy((network.num_blocks,))
+    said = votes_at(outputs, policy.depths, policy.criterion, combine=policy.combine)
+    for file, depth, labels, scores in zip(exported.files, exported.depths, *said, strict=True):
         assert file.endswith(kind)
-        *following, output = open_graph(tmp_path / "out" / file)(state)
+        *following, logits, answers, shares, sure = open_graph(tmp_path / "out" / file)(state)
         state = tuple(following)
-        with torch.no_grad():
-            expected = network(images[:5], depths=depth)
-        torch.testing.assert_close(output, expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(logits, outputs[depth], rtol=0, atol=1e-4)
+        torch.testing.assert_close(sure, scores, rtol=0, atol=1e-4)
+        assert torch.equal(answers, labels)
+        if not policy.combine:
+            expected = outputs[depth].softmax(dim=1).amax(dim=1)
+            torch.testing.assert_close(shares, expected, rtol=0, atol=1e-4)
     assert state == ()
+
+
+def run_graphs(folder: Path, pixels: Tensor) -> tuple[list[int], list[float], list[int]]:
+    """Let the runner classify bytes: class numbers, probabilities, depths."""
+    spec = json.loads((folder / "model.json").read_text())
+    graphs = [onnxruntime.InferenceSession(folder / file) for file in spec["files"]]
+    labels, shares, depths = classify(spec, graphs, pixels.numpy())
+    return [int(k) for k in labels], shares.tolist(), [int(k) for k in depths]
 
 
 def test_a_cut_network_is_one_graph_with_its_classes_and_its_preparation(tmp_path: Path) -> None:
     network, pixels = network_of("staged")
     small = network.keep(sc.Cut.stages(1, 2, 1))
-    export_network(small, tmp_path / "out", prepared(small, pixels))
+    export_network(small, tmp_path / "out", pixels)
     graph = onnx.load(tmp_path / "out" / "model.onnx")
     held = {one.key: json.loads(one.value) for one in graph.metadata_props}
     assert held["class_names"] == ["a", "b", "c", "d", "e"]
     assert held["mean"] == [0.4, 0.5, 0.6]
     assert held == json.loads((tmp_path / "out" / "model.json").read_text())
     assert sum(len(one.raw_data) for one in graph.graph.initializer) < 4.5 * sc.count_parameters(small)
-    labels, shares, depths = Graphs(tmp_path / "out").classify(pixels.numpy())
     said, _ = predict(small, list(pixels.permute(0, 2, 3, 1).numpy()))
-    assert ["abcde"[k] for k in labels] == [one.label for one in said]
-    np.testing.assert_allclose(shares, [one.probability for one in said], atol=1e-5)
-    assert set(depths) == {4}
+    for count in (1, 3, len(pixels)):
+        labels, shares, depths = run_graphs(tmp_path / "out", pixels[:count])
+        assert ["abcde"[k] for k in labels] == [one.label for one in said[:count]]
+        np.testing.assert_allclose(shares, [one.probability for one in said[:count]], atol=1e-5)
+        assert depths == [4] * count
 
 
 def test_torch_reads_a_pt2_file_alone(tmp_path: Path) -> None:
     network, pixels = network_of("homogeneous")
-    images = prepared(network, pixels)
-    export_network(network, tmp_path / "out", images, format="pt2")
+    export_network(network, tmp_path / "out", pixels, format="pt2")
     extra = {"stagecost.json": ""}
     program = torch.export.load(tmp_path / "out" / "model.pt2", extra_files=extra)
     assert json.loads(extra["stagecost.json"])["class_names"] == ["a", "b", "c", "d", "e"]
+    logits, labels, shares, _ = program.module()(pixels)
     with torch.no_grad():
-        torch.testing.assert_close(program.module()(images)[0], network(images), rtol=0, atol=1e-4)
-
-
-@pytest.fixture(scope="module")
-def segments(tmp_path_factory: pytest.TempPathFactory) -> tuple[ResidualNetwork, Tensor, Path]:
-    network, pixels = network_of("homogeneous")
-    folder = tmp_path_factory.mktemp("segments") / "out"
-    policy = ExitPolicy((0, 2, 4), (0.5, 0.5))
-    export_network(network, folder, prepared(network, pixels), policy=policy)
-    return network, pixels, folder
+        expected = network(prepared(network, pixels))
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+    assert torch.equal(labels, expected.argmax(dim=1))
+    torch.testing.assert_close(shares, expected.softmax(dim=1).amax(dim=1), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("criterion", "share"), [("max-probability", 0.5), ("margin", 0.5), ("patience", 0.0)]
+    ("criterion", "combine"),
+    [("margin", False), ("patience", True)],  # the other one is below, in an environment of its own
 )
-@pytest.mark.parametrize("combine", [False, True])
-def test_the_runner_decides_as_torch_does(
-    segments: tuple[ResidualNetwork, Tensor, Path],
-    criterion: str,
-    share: float,
-    combine: bool,
-    tmp_path: Path,
-) -> None:
-    network, pixels, folder = segments
+def test_the_runner_decides_as_torch_does(criterion: str, combine: bool, tmp_path: Path) -> None:
+    network, pixels = network_of("homogeneous")
     with torch.no_grad():
         outputs = network(prepared(network, pixels), depths="all")
     _, scores = votes_at(outputs, (0, 2, 4), criterion, combine=combine)
-    thresholds = [2.0, 2.0] if criterion == "patience" else scores[:2].quantile(share, dim=1).tolist()
+    thresholds = [2.0, 2.0] if criterion == "patience" else scores[:2].quantile(0.5, dim=1).tolist()
     policy = ExitPolicy((0, 2, 4), tuple(thresholds), criterion, combine)
     expected = run_with_exits(network, prepared(network, pixels), policy)
     assert len(set(expected.depths.tolist())) == (3 if criterion != "patience" else 2)
-    shutil.copytree(folder, tmp_path / "copy")
-    spec = json.loads((folder / "model.json").read_text())
-    spec |= policy.to_json()
-    (tmp_path / "copy" / "model.json").write_text(json.dumps(spec))
-    labels, _, depths = Graphs(tmp_path / "copy").classify(pixels.numpy())
-    assert depths.tolist() == expected.depths.tolist()
-    assert labels.tolist() == expected.labels.tolist()
+    export_network(network, tmp_path / "out", pixels, policy=policy)
+    labels, _, depths = run_graphs(tmp_path / "out", pixels)
+    assert depths == expected.depths.tolist()
+    assert labels == expected.labels.tolist()
 
 
 def test_it_runs_where_torch_is_not_installed(
@@ -172,11 +173,13 @@ def test_it_runs_where_torch_is_not_installed(
     exif = Image.Exif()
     exif[0x0112] = 6  # a camera held sideways
     photo.save(tmp_path / "photo.jpg", exif=exif)
+    large = Image.fromarray(rng.integers(0, 256, (90, 70, 3), dtype=np.uint8))
+    large.save(tmp_path / "large.jpg")  # which is decoded at a part of its size
     photo.putalpha(90)
     photo.save(tmp_path / "glass.png")
     for number, image in enumerate(pixels):
         Image.fromarray(image[0].numpy()).save(tmp_path / f"{number:02}.png")
-    files = sorted([*tmp_path.glob("*.png"), tmp_path / "photo.jpg"])
+    files = sorted([*tmp_path.glob("*.png"), *tmp_path.glob("*.jpg")])
     environment = tmp_path_factory.mktemp("without-torch")
     make_environment(environment, "onnxruntime", "numpy", "pillow")
     python = str(environment / "bin" / "python")
@@ -195,6 +198,14 @@ def test_it_runs_where_torch_is_not_installed(
         assert (label, where) == (outputs[depth][place].label, f"depth {depth}")
         assert float(share) == pytest.approx(outputs[depth][place].probability, abs=1e-4)
     assert len({row[3] for row in rows}) > 1
+    Image.fromarray(rng.integers(0, 60000, (8, 8), dtype=np.uint16)).save(tmp_path / "deep.png")
+    for files in ([], ["deep.png"]):
+        done = subprocess.run(
+            [*command[:2], *files], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert ("more than 8 bits" if files else "python run.py") in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_eight_bits_are_measured(runs: Runs, tmp_path: Path) -> None:

@@ -119,9 +119,11 @@ class OutputBatchNorm2d(_BatchNorm):
         """Keep the statistics of these depths only, in this order: they become y_0, y_1, …."""
         self.num_outputs = len(depths)
         if self.statistics == "per_output":
-            rows = list(depths)
             for name in ("running_mean", "running_var", "num_batches_tracked"):
-                setattr(self, name, getattr(self, name)[rows].clone())
+                buffer = getattr(self, name)
+                # Rows by [list] import seconds of torch's symbols where the buffer is on meta.
+                rows = torch.tensor(depths, dtype=torch.long, device=buffer.device)
+                setattr(self, name, buffer.index_select(0, rows))
 
 
 class OutputHead(nn.Module):

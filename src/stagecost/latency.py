@@ -123,12 +123,11 @@ def _summary(times: list[float], batch: int) -> Latency:
     )
 
 
-class LiveTensors(TorchDispatchMode):
+class _Tally:
     """Adds up what the tensors that operations make take at a time, in bytes."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.live: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
         self.peak: int = 0
 
@@ -141,6 +140,10 @@ class LiveTensors(TorchDispatchMode):
         self.live = {key: one for key, one in self.live.items() if one[0]() is not None}
         self.peak = max(self.peak, sum(size for _, size in self.live.values()))
         return result
+
+
+class LiveTensors(_Tally, TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The same while it is entered; torch's compiler is imported by modes that dispatch themselves."""
 
 
 def peak_memory(forward: Forward, images: Tensor) -> int:

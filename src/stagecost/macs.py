@@ -33,7 +33,7 @@ def count_macs(
     network: ResidualNetwork, image_shape: Sequence[int], cut: Cut | Sequence[Cut] = WHOLE
 ) -> int:
     """Count the MACs of the output of a cut, or of several in one pass, for one image (C, H, W)."""
-    with _counting(network) as (twin, count):
+    with counting(network) as (twin, count):
         twin(twin.sample(image_shape), cut)
         return count()
 
@@ -44,7 +44,7 @@ def macs_by_part(network: ResidualNetwork, image_shape: Sequence[int]) -> list[i
     The network is left alone.
     """
     counts: list[int] = []
-    with _counting(network) as (twin, count):
+    with counting(network) as (twin, count):
 
         def note(k: int, state: Tensor, following: Tensor) -> None:
             counts.append(count())
@@ -59,7 +59,7 @@ LAYERS = (nn.Conv2d, nn.Linear)
 
 
 @contextmanager
-def _counting(network: ResidualNetwork) -> Iterator[tuple[ResidualNetwork, Callable[[], int]]]:
+def counting(network: ResidualNetwork) -> Iterator[tuple[ResidualNetwork, Callable[[], int]]]:
     """Give a copy of a network, in eval mode, and what tells the MACs of its calls until now."""
     twin = copy.deepcopy(network).eval()
     with torch.no_grad():

@@ -1,6 +1,5 @@
 """What leaving early costs: multiply-accumulates by counting, seconds by measuring."""
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,10 +8,10 @@ from statistics import median
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from stagecost.exits.engine import EarlyExit
 from stagecost.exits.policy import ExitPolicy
+from stagecost.macs import counting
 from stagecost.network import ResidualNetwork
 from stagecost.trajectory import evaluation_mode
 
@@ -52,18 +51,19 @@ class Costs:
 
 
 def mac_costs(network: ResidualNetwork, image_shape: Sequence[int]) -> Costs:
-    """Count the MACs of leaving for one image of shape (C, H, W), on meta tensors."""
-    twin = copy.deepcopy(network).to("meta").eval()
-    rollout, reached, reads = twin.rollout(), list[int](), list[int]()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        state = twin.stem(twin.sample(image_shape))
+    """Count the MACs of leaving for one image of shape (C, H, W); the network is left alone."""
+    counts: list[int] = []
+    with counting(network) as (twin, count):
+        rollout, state = twin.rollout(), twin.stem(twin.sample(image_shape))
         for k in range(twin.num_blocks + 1):
             state = rollout.advance(state, max(k - 1, 0), k)
-            before = counter.get_total_flops()
+            counts.append(count())
             rollout.read(state, k)
-            reached.append(before - 2 * sum(reads))
-            reads.append((counter.get_total_flops() - before) // 2)
-    return Costs(tuple(r // 2 + read for r, read in zip(reached, reads, strict=True)), tuple(reads))
+            counts.append(count())
+    reads = [after - before for before, after in zip(counts[::2], counts[1::2], strict=True)]
+    before = accumulate(reads[:-1], initial=0)
+    cuts = [total - others for total, others in zip(counts[1::2], before, strict=True)]
+    return Costs(tuple(cuts), tuple(reads))
 
 
 def time_costs(network: ResidualNetwork, images: Tensor, batch_size: int, *, rounds: int = 5) -> Costs:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stagecost.data.images import ImageFormat
+from stagecost.data.images import ImageFormat, normalise
 from stagecost.errors import StageCostError
 from stagecost.exits.policy import ExitPolicy
-from stagecost.export.graphs import EXAMPLE, Format, open_graph, segments_of, trace, write
+from stagecost.export.graphs import ANSWERS, EXAMPLE, Format, open_graph, segments_of, trace, write
 from stagecost.export.int8 import INT8_FILE, quantise
 from stagecost.network import ResidualNetwork
 from stagecost.prediction import image_format_of
@@ -56,10 +56,10 @@ def export_network(
     Args:
         network: native or adapted, on the CPU, with `image_format` in its details.
         folder: must not be there, or be empty.
-        images: (n, C, H, W), n ≥ 3, prepared for the network, to compare both on.
+        images: bytes (n, C, H, W), n ≥ 3, of the network's size, to compare both on.
         format: for ONNX Runtime, or for torch.
         policy: of early exit, which makes one graph for each of its depths; None is one graph.
-        calibration: batches of training images, which make a further graph, of eight bits.
+        calibration: batches of training images as bytes, which make a further graph, of eight bits.
 
     Raises:
         StageCostError: the folder holds something, a package is missing, or the graphs and the network
@@ -78,10 +78,9 @@ def export_network(
     with new_folder(Path(folder)) as target, evaluation_mode(network):
         spec = describe(image_format_of(network), files, policy)
         state: tuple[Tensor, ...] = (images[:EXAMPLE].clone(),)
-        for segment, file in zip(segments_of(network, policy.depths), files, strict=True):
+        for segment, file in zip(segments_of(network, policy), files, strict=True):
             write(trace(segment, state), target / file, spec)
-            *following, _ = segment(*state)
-            state = tuple(following)
+            state = segment(*state)[: -len(ANSWERS)]
         difference = compare(network, [target / file for file in files], policy.depths, images)
         write_json(target / SPEC_FILE, spec)
         if format == "onnx":
@@ -106,10 +105,12 @@ def compare(
     """
     runs, largest = [open_graph(path) for path in graphs], 0.0
     for batch in (images[:1], images[1:]):
-        expected, state = network(batch, depths=list(depths)), [batch]
-        for run, output in zip(runs, expected, strict=True):
-            *state, given = run(tuple(state))
-            largest = max(largest, float((given - output).abs().max().nan_to_num(torch.inf)))
+        outputs = network(normalise(batch, image_format_of(network)), depths=list(depths))
+        state: tuple[Tensor, ...] = (batch,)
+        for run, expected in zip(runs, outputs, strict=True):
+            *following, logits, _, _, _ = run(state)
+            state = tuple(following)
+            largest = max(largest, float((logits - expected).abs().max().nan_to_num(torch.inf)))
     if largest > LARGEST_DIFFERENCE:
         raise StageCostError(
             f"the exported graphs differ by {largest:.2g} from the network, more than "

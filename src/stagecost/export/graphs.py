@@ -2,8 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,47 +10,82 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from stagecost.data.images import normalise
 from stagecost.dynamics import ResidualBlock, Rollout, SkipChain
+from stagecost.exits.policy import ExitPolicy, Votes
 from stagecost.network import ResidualNetwork
+from stagecost.prediction import image_format_of
 
 Format = Literal["onnx", "pt2"]
 State = tuple[Tensor, ...]
 Run = Callable[[State], State]
-"""Runs a graph: from the tensors of x_k, or images, to those of x_stop and y_stop."""
+"""Runs a graph: from images, or what the graph before it handed on, to what it hands on and answers."""
+ANSWERS = ("logits", "label", "probability", "score")
+"""The last outputs of a graph."""
 
 EXAMPLE = 2  # images that a graph is traced with: one alone would be taken for a constant
 EXTERNAL_FROM = 2**30  # bytes of weights, from which ONNX keeps them in a file beside the graph
 
 
 class Segment(nn.Module):
-    """A stretch of a network: from the images, or from x_k, to x_stop and y_stop."""
+    """A stretch of a network: from images, or from what the stretch before it hands on, to answers.
 
-    def __init__(self, network: ResidualNetwork, k: int, stop: int, *, begins: bool) -> None:
-        """Take a network in eval mode; branches that do not act here leave its copy, where they can."""
+    Handed on are the tensors of x_stop, and what `stagecost.exits.policy.Votes` holds of earlier depths.
+    All that an answer takes is in here: mean and spread of the pixels, criterion, combined answers.
+    """
+
+    def __init__(self, network: ResidualNetwork, policy: ExitPolicy, place: int) -> None:
+        """Take a network in eval mode; branches that do not act here leave its copy, where they can.
+
+        Args:
+            network: with `image_format` in its details.
+            policy: where images leave.
+            place: of the depth among the policy's at which the stretch ends.
+        """
         super().__init__()
+        self.k, self.stop = (0, *policy.depths)[place], policy.depths[place]
         # In the plain order of memory: files of torch do not hold another one.
         twin = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
         for position, block in enumerate(twin.blocks.values()):
-            if not k <= position < stop and isinstance(block, ResidualBlock):
+            if not self.k <= position < self.stop and isinstance(block, ResidualBlock):
                 block.residual = nn.Identity()
-        self.network, self.k, self.stop, self.begins = twin, k, stop, begins
+        self.network, self.policy, self.place = twin, policy, place
+        self.image_format = image_format_of(network)
+        of_patience = ("labels", "agreeing") if policy.criterion == "patience" else ()
+        self.held = (*(("total",) if policy.combine else ()), *of_patience)
 
     def forward(self, *tensors: Tensor) -> State:
-        """Map images or the tensors of x_k to the tensors of x_stop, if blocks are left, and y_stop."""
-        blocks = list(self.network.blocks.values())
+        """Map bytes (B, C, H, W), or what was handed on, to what is handed on and the answers.
+
+        Returns:
+            What goes on, unless no depth is left; logits (B, classes); labels, their probabilities, and
+            how sure they are, (B,) each.
+        """
+        blocks, policy = list(self.network.blocks.values()), self.policy
         rollout = Rollout(blocks, self.network.head, SkipChain(blocks))
-        given: Any = tensors[0] if len(tensors) == 1 else tensors
-        state = rollout.advance(self.network.stem(given) if self.begins else given, self.k, self.stop)
-        output = rollout.read(state, self.stop)
-        if self.stop == len(blocks):
-            return (output,)
-        return (*state, output) if isinstance(state, tuple) else (state, output)
+        votes = Votes(policy.criterion, combine=policy.combine)
+        if self.place == 0:
+            state: Any = self.network.stem(normalise(tensors[0], self.image_format))
+        else:
+            parts = tensors[: len(tensors) - len(self.held)]
+            state = parts[0] if len(parts) == 1 else parts
+            votes.asked = self.place
+            for name, part in zip(self.held, tensors[len(parts) :], strict=True):
+                setattr(votes, name, part)
+        state = rollout.advance(state, self.k, self.stop)
+        logits = rollout.read(state, self.stop)
+        labels, scores = votes.add(logits)
+        logs = (votes.total / votes.asked if policy.combine else logits).log_softmax(dim=1)
+        answers = (logits, labels, logs.amax(dim=1).exp(), scores)
+        if self.stop == policy.depths[-1]:
+            return answers
+        parts = state if isinstance(state, tuple) else (state,)
+        return (*parts, *(getattr(votes, name) for name in self.held), *answers)
 
 
-def segments_of(network: ResidualNetwork, depths: Sequence[int]) -> list[Segment]:
+def segments_of(network: ResidualNetwork, policy: ExitPolicy) -> list[Segment]:
     """Return the stretches of a network between the depths at which images may leave."""
-    pairs = pairwise((0, *depths))
-    return [Segment(network, k, stop, begins=not i).eval() for i, (k, stop) in enumerate(pairs)]
+    return [Segment(network, policy, place).eval() for place in range(len(policy.depths))]
 
 
 def trace(segment: Segment, example: State) -> ExportedProgram:
@@ -67,11 +101,14 @@ def write(program: ExportedProgram, path: Path, spec: Mapping[str, Any]) -> None
         torch.export.save(program, path, extra_files={"stagecost.json": json.dumps(spec)})
         return
     tensors = program.example_inputs[0]
+    first = tensors[0].dtype == torch.uint8
+    handed = len(program.graph_signature.user_outputs) - len(ANSWERS)
     graph = torch.onnx.export(
         program,
         dynamo=True,
         verbose=False,
-        input_names=["images"] if len(tensors) == 1 else [f"state_{k}" for k in range(len(tensors))],
+        input_names=["images"] if first else [f"state_{k}" for k in range(len(tensors))],
+        output_names=[*(f"next_{k}" for k in range(handed)), *ANSWERS],
     )
     assert graph is not None
     graph.model.metadata_props.update({key: json.dumps(value) for key, value in spec.items()})

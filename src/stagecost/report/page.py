@@ -7,10 +7,13 @@ scripts may run, the chart library, which travels in the page, draws them anew, 
 import base64
 import hashlib
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,10 +151,17 @@ def _templates() -> "Environment":
 
 @cache
 def _chart_library() -> str:
+    """Bundle the chart library; as that takes seconds, the bundle is kept in the user's cache."""
     with report_extra():
         import vl_convert
 
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    kept = home / "stagecost" / f"vega-{version('vl-convert-python')}.js"
+    with suppress(OSError):
+        return kept.read_text("utf-8")
     library: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    with suppress(OSError):
+        write_atomically(kept, library)
     return library
 
 

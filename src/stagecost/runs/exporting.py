@@ -6,17 +6,18 @@ from pathlib import Path
 
 from torch import Tensor
 
-from stagecost.data.batches import FixedBatches, eval_batches, sample_batches
-from stagecost.data.loading import DataBundle
+from stagecost.data.batches import sample_batches
+from stagecost.data.images import ImageSplit
 from stagecost.errors import StageCostError
 from stagecost.exits.policy import POLICY_FILE, ExitPolicy
 from stagecost.export.folder import export_network
 from stagecost.export.graphs import Format, open_graph
 from stagecost.export.int8 import INT8_FILE
 from stagecost.latency import measure_latency
+from stagecost.prediction import BATCH
 from stagecost.runs.measuring import called
 from stagecost.runs.results import Result
-from stagecost.runs.trained import CheckpointName, Split, Trained, open_trained
+from stagecost.runs.trained import CheckpointName, Trained, open_trained
 from stagecost.train.parsing import read_value
 
 COMPARED = 256  # images that graphs and network are compared on
@@ -92,7 +93,7 @@ def export(
     exported = export_network(
         trained.network,
         target,
-        _first(judged, COMPARED),
+        judged.images[:COMPARED],
         format=format,
         policy=policy,
         calibration=_calibration(trained, training) if int8 else None,
@@ -135,61 +136,53 @@ def _policy(trained: Trained, segments: str | None, threshold: float | None) -> 
     return ExitPolicy(every, (CERTAIN if threshold is None else threshold,) * (len(every) - 1))
 
 
-def _images(trained: Trained, data: str | None) -> tuple[FixedBatches, DataBundle]:
+def _images(trained: Trained, data: str | None) -> tuple[ImageSplit, ImageSplit]:
     """Return images to compare and measure on, and the training images with them.
 
     They are the validation images; the training images where there are fewer than three of these; or
     all of the data given.
-    """
-    if data is not None:
-        bundle = trained.load("all", data=data)
-        split: Split = "all"
-    else:
-        held_out = trained.settings.data.val_fraction > 0
-        bundle = trained.load("train", "val") if held_out else trained.load("train")
-        split = "val" if held_out and len(bundle.splits["val"]) >= LEAST else "train"
-    return eval_batches(bundle.splits[split], trained.image_format), bundle
-
-
-def _calibration(trained: Trained, bundle: DataBundle) -> Iterator[Tensor]:
-    """Yield batches of random training images, or of the data given."""
-    split = bundle.splits.get("train", bundle.splits.get("all"))
-    assert split is not None
-    seed = trained.settings.training.seed
-    batches = sample_batches(split, trained.image_format, count=CALIBRATION, seed=seed)
-    return (images for images, _ in batches)
-
-
-def _first(batches: FixedBatches, count: int) -> Tensor:
-    """Return the first images.
 
     Raises:
         StageCostError: there are fewer than three.
     """
-    images, _ = next(iter(batches))
-    if len(images) < LEAST:
-        raise StageCostError(f"{len(images)} images are too few to compare graphs on: give {LEAST}")
-    return images[:count]
+    if data is not None:
+        judged = training = trained.load("all", data=data).splits["all"]
+    else:
+        held_out = trained.settings.data.val_fraction > 0
+        splits = trained.load(*("train", "val") if held_out else ("train",)).splits
+        judged = training = splits["train"]
+        if held_out and len(splits["val"]) >= LEAST:
+            judged = splits["val"]
+    if len(judged) < LEAST:
+        raise StageCostError(f"{len(judged)} images are too few to compare graphs on: give {LEAST}")
+    return judged, training
 
 
-def _measured(folder: Path, name: str, batches: FixedBatches) -> Int8:
+def _calibration(trained: Trained, training: ImageSplit) -> Iterator[Tensor]:
+    """Yield batches of random training images, or of the data given, as bytes."""
+    seed = trained.settings.training.seed
+    batches = sample_batches(training, trained.image_format, count=CALIBRATION, seed=seed)
+    return (training.images[rows] for rows in batches.rows)
+
+
+def _measured(folder: Path, name: str, judged: ImageSplit) -> Int8:
     """Measure the graph of eight bits beside that of 32."""
     files = {"int8": folder / INT8_FILE, "float": folder / name}
     graphs = {key: open_graph(path) for key, path in files.items()}
-    right, count = dict.fromkeys(graphs, 0), 0
-    for images, targets in batches:
-        count += len(targets)
+    right = dict.fromkeys(graphs, 0)
+    for start in range(0, len(judged), BATCH):
+        rows = slice(start, start + BATCH)
         for key, run in graphs.items():
-            (outputs,) = run((images,))
-            right[key] += int((outputs.argmax(dim=1) == targets).sum())
+            _, labels, _, _ = run((judged.images[rows],))
+            right[key] += int((labels == judged.targets[rows]).sum())
     forwards = {key: called(run) for key, run in graphs.items()}
-    times = measure_latency(forwards, _first(batches, 1), seconds=0.5)
+    times = measure_latency(forwards, judged.images[:1], seconds=0.5)
     return Int8(
         file=INT8_FILE,
         file_bytes=files["int8"].stat().st_size,
-        accuracy=100 * right["int8"] / count,
-        accuracy_float=100 * right["float"] / count,
-        num_images=count,
+        accuracy=100 * right["int8"] / len(judged),
+        accuracy_float=100 * right["float"] / len(judged),
+        num_images=len(judged),
         p50_ms=times["int8"].p50_ms,
         p50_ms_float=times["float"].p50_ms,
     )

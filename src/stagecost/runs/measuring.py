@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stagecost.errors import StageCostError
+from stagecost.exits.policy import ExitPolicy
 from stagecost.export.graphs import Run, open_graph, segments_of, trace, write
 from stagecost.fast.reading import check_compiler
 from stagecost.latency import Forward, Inputs, measure_latency, peak_memory
@@ -97,15 +98,12 @@ def measure(
     forwards = {(p, b): _forward(opened[p], b, threads) for p in opened for b in backends}
     for size in batch:
         # How long images take does not depend on what is on them; each network gets some of its shape.
-        images = {path: _images(trained, size) for path, trained in opened.items()}
-        calls = {
-            f"{path} {backend}": partial(_call, forward, images[path])
-            for (path, backend), forward in forwards.items()
-        }
+        images = {key: _images(opened[key[0]], size, key[1]) for key in forwards}
+        calls = {" ".join(key): partial(_call, forwards[key], images[key]) for key in forwards}
         measured = measure_latency(calls, next(iter(images.values())), threads=threads, seconds=seconds)
         for (path, backend), latency in zip(forwards, measured.values(), strict=True):
-            eager = backend == "eager"
-            memory = peak_memory(opened[path].network, images[path]) if eager else None
+            eager, key = backend == "eager", (path, backend)
+            memory = peak_memory(forwards[key], images[key]) if eager else None
             timings.append(Timing(path, backend, memory_bytes=memory, **asdict(latency)))
     sizes = tuple(_size(path, trained) for path, trained in opened.items())
     return Measurements(str(place), sizes, tuple(timings))
@@ -126,8 +124,10 @@ def _size(path: str, trained: Trained) -> NetworkSize:
     )
 
 
-def _images(trained: Trained, count: int) -> Tensor:
-    return torch.zeros(count, *trained.image_shape, device=trained.device)
+def _images(trained: Trained, count: int, backend: str) -> Tensor:
+    """Return images as a backend takes them: graphs take bytes."""
+    kind = torch.uint8 if backend == "onnx" else torch.float32
+    return torch.zeros(count, *trained.image_shape, device=trained.device, dtype=kind)
 
 
 def _forward(trained: Trained, backend: str, threads: int) -> Forward:
@@ -138,10 +138,10 @@ def _forward(trained: Trained, backend: str, threads: int) -> Forward:
         check_compiler(trained.device.type)
         compiled: Forward = torch.compile(network, dynamic=False)
         return compiled
-    (segment,) = segments_of(network, [network.num_blocks])
+    (segment,) = segments_of(network, ExitPolicy((network.num_blocks,)))
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "model.onnx"
-        write(trace(segment, (_images(trained, 2),)), path, {})
+        write(trace(segment, (_images(trained, 2, backend),)), path, {})
         return called(open_graph(path, threads))
 
 

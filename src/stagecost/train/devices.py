@@ -11,11 +11,10 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from stagecost.errors import StageCostError
 
 if TYPE_CHECKING:
+    import torch
     from lightning_fabric import Fabric
 
 _PRECISIONS: Mapping[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -30,12 +29,14 @@ def is_first_process() -> bool:
     return os.environ.get(_STARTED_BY) != str(os.getppid())
 
 
-def select_device(name: str = "auto") -> torch.device:
+def select_device(name: str = "auto") -> "torch.device":
     """Return the device of this name; "auto" takes an accelerator if there is one.
 
     Raises:
         StageCostError: the name is unknown, or this machine has no such device.
     """
+    import torch
+
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next((kind for kind in ("cuda", "mps") if present[kind]), "cpu")
@@ -54,6 +55,8 @@ def make_fabric(
     Raises:
         StageCostError: the device is not there, or cannot compute in this precision.
     """
+    import torch
+
     kind = select_device(device).type
     if precision == "fp16" and kind == "cpu":
         raise StageCostError("--precision fp16 needs an accelerator: use --precision bf16 or 32")
