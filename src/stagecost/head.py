@@ -14,7 +14,7 @@ once an output, fits none of them in eval mode. So the policy is explicit:
 In training mode both normalise each output by the statistics of its own batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -152,6 +152,27 @@ class OutputHead(nn.Module):
         """Map what the pooling summed up over so many pixels, (…, C), to logits (…, classes)."""
         logits: Tensor = self.linear(summed / num_pixels)
         return logits
+
+    @torch.no_grad()
+    def folded(self, depth: int) -> Callable[[Tensor], Tensor]:
+        """Return H of one depth in eval mode, with its norm folded into a scale and a shift.
+
+        Equal up to rounding, and less than half as long for one image. It holds on to the weights as
+        they are now.
+        """
+        norm, row = self.norm, self.norm.row(depth)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight * (norm.running_var[row] + norm.eps).rsqrt()
+        shift = norm.bias - norm.running_mean[row] * scale
+        scale, shift = scale[:, None, None], shift[:, None, None]
+        weight, bias = self.linear.weight, self.linear.bias
+
+        def read(state: Tensor) -> Tensor:
+            summed = torch.addcmul(shift, state, scale).relu_().sum(dim=(2, 3))
+            return F.linear(summed / (state.shape[2] * state.shape[3]), weight, bias)
+
+        return read
 
     def select_outputs(self, depths: Sequence[int]) -> None:
         """Keep what belongs to these depths only (called when blocks are removed)."""

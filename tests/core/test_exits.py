@@ -20,6 +20,7 @@ from stagecost.exits.curve import (
     tried,
 )
 from stagecost.exits.policy import CRITERIA, Criterion, votes_at
+from stagecost.head import StatisticsPolicy
 from stagecost.macs import count_macs, macs_by_part
 from stagecost.network import ResidualNetwork
 
@@ -94,7 +95,22 @@ def test_every_image_leaves_where_a_literal_loop_says(
         policy = sc.ExitPolicy(depths, (threshold,) * (len(depths) - 1), criterion, combine)
         answers = sc.run_with_exits(network, x, policy)
         assert (answers.labels.tolist(), answers.depths.tolist()) == literally(outputs, policy)
+        alone = [sc.run_with_exits(network, x[i : i + 1], policy) for i in range(4)]
+        assert torch.equal(torch.cat([each.labels for each in alone]), answers.labels[:4])
+        assert torch.equal(torch.cat([each.depths for each in alone]), answers.depths[:4])
     assert set(sc.run_with_exits(network, x[:1], policy).depths.tolist()) == {n}
+
+
+@pytest.mark.parametrize("statistics", ["per_output", "terminal"])
+def test_a_folded_head_reads_what_the_head_reads(statistics: StatisticsPolicy) -> None:
+    head = sc.OutputHead(6, 5, num_outputs=3, statistics=statistics)
+    for depth in (0, 1, 2, 0, 1, 2):
+        head(torch.randn(4, 6, 3, 5) + depth, depth)  # moves the statistics
+    nn.init.normal_(head.norm.weight)
+    nn.init.normal_(head.norm.bias)
+    state = torch.randn(7, 6, 3, 5).contiguous(memory_format=torch.channels_last)
+    for depth in range(3):
+        assert torch.allclose(head.folded(depth)(state), head.eval()(state, depth), atol=1e-5)
 
 
 def test_blocks_behind_an_exit_see_those_alone_that_are_left() -> None:
@@ -207,6 +223,18 @@ def test_the_curve_is_never_below_the_cuts(combine: bool) -> None:
 
 def _ways(policy: sc.ExitPolicy) -> tuple[object, ...]:
     return policy.depths, policy.criterion, policy.combine, policy.thresholds[:1] or (0.0,)
+
+
+def test_images_leave_at_the_depths_that_are_given() -> None:
+    outputs = made_outputs()
+    curve = curve_of(outputs, EVEN, depths=(2, 1))
+    asked = {point.policy.depths for point in curve.points if len(point.policy.depths) > 1}
+    assert asked
+    assert set().union(*asked) <= {1, 2, outputs.num_blocks}
+    assert len(curve.cuts) == outputs.num_blocks + 1
+    for depths in ((1, 9), (-1,)):
+        with pytest.raises(StageCostError, match="depth"):
+            curve_of(outputs, EVEN, depths=depths)
 
 
 def test_a_point_of_the_curve_is_what_leaving_brings() -> None:

@@ -53,6 +53,15 @@ def test_a_budget_is_kept(trained: Trained, tmp_path: Path) -> None:
     assert done.expected_time_ratio > 0
 
 
+def test_images_are_asked_at_the_targets_of_the_training(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train({**TINY, "num_blocks": 4, "targets": ["2"], "epochs": 1}, run)
+    done = exit_early(run, max_drop=2, batch=(20,), device="cpu")
+    asked = {row.depths for row in done.curve if len(row.depths) > 1}
+    assert asked <= {(2, 4)}
+    assert [row.depths for row in done.cuts] == [(k,) for k in range(5)]
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({}, "--max-drop, --max-macs or --max-time"),
     ({"max_drop": -1.0}, "--max-drop is -1.0"),

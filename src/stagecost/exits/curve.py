@@ -23,7 +23,7 @@ from stagecost.trajectory import COLLAPSED, Loader, device_of, evaluation_mode, 
 
 MOST_EXITS = 4
 """Depths at which a policy asks, at most: each costs the head."""
-NUM_THRESHOLDS = 40
+NUM_THRESHOLDS = 100
 BEAM = 8
 """Sets of depths that grow by one more, at most: those with the most points on the curve."""
 
@@ -165,8 +165,9 @@ def exit_curve(
     criteria: Sequence[Criterion] = CRITERIA,
     combine: bool = False,
     times: Sequence[Costs] = (),
+    depths: Sequence[int] = (),
 ) -> ExitCurve:
-    """Try early exit at all depths of a network.
+    """Try early exit from a network.
 
     Args:
         network: trained so that its outputs at smaller depths are good.
@@ -175,12 +176,14 @@ def exit_curve(
         criteria: how an image is found to be sure.
         combine: answer by all depths asked.
         times: measured for some batch sizes (`stagecost.exits.costs.time_costs`).
+        depths: at which images may leave, such as those that the training was for; all if none is given.
+            The fewer policies there are to choose from, the less the choice owes to luck.
 
     Raises:
-        StageCostError: there are no images, or no class labels.
+        StageCostError: there are no images, or no class labels, or a depth is not one of the network's.
     """
-    outputs = all_outputs(network, loader)
-    return curve_of(outputs, mac_costs(network, image_shape), times, criteria=criteria, combine=combine)
+    outputs, macs = all_outputs(network, loader), mac_costs(network, image_shape)
+    return curve_of(outputs, macs, times, criteria=criteria, combine=combine, depths=depths)
 
 
 def curve_of(
@@ -190,12 +193,14 @@ def curve_of(
     *,
     criteria: Sequence[Criterion] = CRITERIA,
     combine: bool = False,
+    depths: Sequence[int] = (),
 ) -> ExitCurve:
     """Make the curve from outputs; see `exit_curve`.
 
     Sets of depths grow by one at a time, from those that no other policy beats.
     """
-    depths = tried_depths(outputs.num_blocks)
+    depths = sorted({*depths, outputs.num_blocks}) if depths else tried_depths(outputs.num_blocks)
+    ExitPolicy(tuple(depths), (0.0,) * (len(depths) - 1)).check(outputs.num_blocks)
     cuts = [p for k in range(outputs.num_blocks + 1) for p in tried(outputs, macs, times, (k,))]
     front = frontier(cuts)
     for criterion in criteria:
@@ -206,7 +211,8 @@ def curve_of(
             more = (tried(outputs, macs, times, s, criterion, combine) for s in new if s not in seen)
             found = frontier([*found, *(point for points in more for point in points)])
             seen.update(new)
-            counts = Counter(p.policy.depths for p in found if len(p.policy.depths) < MOST_EXITS)
+            asked = (p.policy.depths for p in found)
+            counts = Counter(s for s in asked if len(s) < MOST_EXITS and set(s) <= set(depths))
             sets = [each for each, _ in counts.most_common(BEAM)]
             new = [tuple(sorted({*each, k})) for each in sets for k in depths if k not in each]
         front = frontier([*front, *found])
@@ -269,14 +275,18 @@ def tried(
 
 
 def _grid(scores: Tensor, criterion: Criterion) -> Tensor:
-    """Return thresholds worth trying, (T,), from the scores at the depths that let images leave."""
+    """Return thresholds worth trying, (T,), from the scores at the depths that let images leave.
+
+    They lie halfway between scores, so that rounding does not decide who leaves.
+    """
     if not len(scores):  # a fixed cut
         return torch.zeros(1)
     if criterion == "patience":
         return torch.arange(2.0, len(scores) + 1)
-    places = torch.linspace(0, scores.numel() - 1, NUM_THRESHOLDS).round().long()
-    thresholds: Tensor = torch.unique(scores.flatten().sort().values[places])
-    return thresholds
+    ordered = torch.unique(scores)
+    between = torch.cat([ordered[:1], (ordered[1:] + ordered[:-1]) / 2])
+    places = torch.linspace(0, len(between) - 1, min(len(between), NUM_THRESHOLDS)).round().long()
+    return between[places]
 
 
 def frontier(points: Iterable[ExitPoint]) -> list[ExitPoint]:

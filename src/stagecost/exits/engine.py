@@ -4,6 +4,7 @@ Whoever is sure leaves; the rows that are left are put together, so that the blo
 images. The states come from the network's own roll-out.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from stagecost.errors import StageCostError
 from stagecost.exits.policy import ExitPolicy, Votes
+from stagecost.head import OutputHead
 from stagecost.network import ResidualNetwork
 from stagecost.trajectory import COLLAPSED, device_of, evaluation_mode, to_device
 
@@ -45,8 +47,12 @@ class EarlyExit:
             raise StageCostError("a network in training mode lets nobody leave: call network.eval()")
         self.network, self.policy = network, policy
         self.rollout = network.rollout(COLLAPSED)
-        thresholds = (*policy.thresholds, None)
-        self.stretches = list(zip(pairwise((0, *policy.depths)), thresholds, strict=True))
+        thresholds, heads = (*policy.thresholds, None), map(self._head, policy.depths)
+        self.stretches = list(zip(pairwise((0, *policy.depths)), heads, thresholds, strict=True))
+
+    def _head(self, depth: int) -> Callable[[Tensor], Tensor]:
+        head = self.network.head
+        return head.folded(depth) if isinstance(head, OutputHead) else lambda state: head(state, depth)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Answers:
@@ -60,11 +66,15 @@ class EarlyExit:
         """
         state = self.network.stem(images)
         votes, left = Votes(self.policy.criterion, combine=self.policy.combine), Remaining()
-        for (k, stop), threshold in self.stretches:
+        for (k, stop), head, threshold in self.stretches:
             state = self.rollout.advance(state, k, stop)
-            labels, scores = votes.add(self.rollout.read(state, stop))
+            labels, scores = votes.add(head(self.rollout.tail(state, stop)))
             if threshold is None:
                 break
+            if len(scores) == 1:  # which is soon told
+                if scores.item() >= threshold:
+                    break
+                continue
             staying = scores < threshold
             count = int(staying.sum())
             if count == 0:

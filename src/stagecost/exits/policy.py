@@ -120,6 +120,9 @@ class Votes:
             The answers, (B,), int64, and how sure they are, (B,).
         """
         self.asked += 1
+        if self.criterion == "max-probability" and not self.combine:
+            best, labels = outputs.softmax(dim=1).max(dim=1)
+            return labels, best
         logs = outputs.log_softmax(dim=1)
         if self.combine:
             self.total = logs if self.asked == 1 else self.total + logs

@@ -130,7 +130,8 @@ def exit_early(
     outputs = all_outputs(trained.network, val.batches)
     macs = mac_costs(trained.network, trained.image_shape)
     criteria = CRITERIA if criterion == "all" else (criterion,)
-    curve = curve_of(outputs, macs, times, criteria=criteria, combine=combine)
+    depths = trained_depths(trained)
+    curve = curve_of(outputs, macs, times, criteria=criteria, combine=combine, depths=depths)
     chosen = curve.choose(max_drop=max_drop, max_macs=max_macs, max_time=max_time)
     LOG.info("reading the test images")
     tests, judged = _loaded(trained, "test", data, allow_trained=allow_trained)
@@ -141,6 +142,14 @@ def exit_early(
     chosen.policy.save(trained.path)
     write_json(RunFolder(trained.path).exits, result.to_json())
     return result
+
+
+def trained_depths(trained: Trained) -> tuple[int, ...]:
+    """Return the depths that a training was for; none if it was for all, or for other cuts."""
+    cuts = trained.settings.stage.cuts()
+    if not all(cut.is_prefix for cut in cuts):
+        return ()
+    return tuple(cut.depth for cut in cuts if cut.depth <= trained.network.num_blocks)
 
 
 def _check(
