@@ -110,7 +110,7 @@ def _row_of(exits: Exits) -> Row:
         "accuracy": exits.accuracy_exit,
         "mean_macs_ratio": exits.mean_macs_ratio,
         "depths": list(exits.depths),
-        "threshold": exits.threshold,
+        "thresholds": list(exits.thresholds),
         "criterion": exits.criterion,
         "drop_interval": list(exits.drop_interval),
         "time_ratios": [timing.ratio for timing in exits.timings],

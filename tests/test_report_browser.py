@@ -53,7 +53,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "accuracy_exit": 98.5,
         "mean_blocks": 2.6,
         "mean_macs_ratio": 0.2,
-        "threshold": 0.4,
+        "thresholds": [0.4],
         "timings": [
             {"batch_size": 1, "seconds_full": 0.002, "seconds_exit": 0.001, "ratio": 0.5},
             {"batch_size": 256, "seconds_full": 0.001, "seconds_exit": 0.0004, "ratio": 0.4},

@@ -222,7 +222,7 @@ def test_the_curve_is_never_below_the_cuts(combine: bool) -> None:
 
 
 def _ways(policy: sc.ExitPolicy) -> tuple[object, ...]:
-    return policy.depths, policy.criterion, policy.combine, policy.thresholds[:1] or (0.0,)
+    return policy.depths, policy.criterion, policy.combine, [policy.thresholds]
 
 
 def test_images_leave_at_the_depths_that_are_given() -> None:
@@ -239,7 +239,9 @@ def test_images_leave_at_the_depths_that_are_given() -> None:
 
 def test_a_point_of_the_curve_is_what_leaving_brings() -> None:
     outputs = made_outputs()
-    (point,) = tried(outputs, EVEN, [EVEN, Costs((1.0, 2, 2, 2), (1.0,) * 4)], (1, 3), thresholds=(0.6,))
+    (point,) = tried(
+        outputs, EVEN, [EVEN, Costs((1.0, 2, 2, 2), (1.0,) * 4)], (1, 3), thresholds=[(0.6,)]
+    )
     sure = outputs.logits[1].softmax(1).amax(1) >= 0.6
     right = torch.where(sure, outputs.right[1], outputs.right[3])
     share = float(sure.double().mean())

@@ -256,9 +256,10 @@ def _exit(console: Console, result: Exits) -> None:
     for depth, share in zip(result.depths, result.leaving, strict=True):
         table.add_row(f"depth {depth}", f"{share:.1%}", "█" * round(24 * share), style="")
     console.print(table)
-    if result.threshold is not None:
+    if result.thresholds:
         together = ", answered by all depths asked" if result.combined else ""
-        _line(console, f"{result.criterion} of at least {result.threshold:.4g}{together}")
+        least = ", ".join(f"{threshold:.4g}" for threshold in result.thresholds)
+        _line(console, f"{result.criterion} of at least {least}{together}")
     for name, accuracy, interval in (
         ("whole network", result.accuracy_full, result.interval_full),
         ("with exits", result.accuracy_exit, result.interval_exit),

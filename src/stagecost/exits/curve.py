@@ -24,6 +24,7 @@ from stagecost.trajectory import COLLAPSED, Loader, device_of, evaluation_mode, 
 MOST_EXITS = 4
 """Depths at which a policy asks, at most: each costs the head."""
 NUM_THRESHOLDS = 100
+SWEEPS = 2
 BEAM = 8
 """Sets of depths that grow by one more, at most: those with the most points on the curve."""
 
@@ -197,7 +198,8 @@ def curve_of(
 ) -> ExitCurve:
     """Make the curve from outputs; see `exit_curve`.
 
-    Sets of depths grow by one at a time, from those that no other policy beats.
+    Sets of depths grow by one at a time, from those that no other policy beats, with one threshold for
+    all of their depths. Then each threshold is moved by itself.
     """
     depths = sorted({*depths, outputs.num_blocks}) if depths else tried_depths(outputs.num_blocks)
     ExitPolicy(tuple(depths), (0.0,) * (len(depths) - 1)).check(outputs.num_blocks)
@@ -215,6 +217,9 @@ def curve_of(
             counts = Counter(s for s in asked if len(s) < MOST_EXITS and set(s) <= set(depths))
             sets = [each for each, _ in counts.most_common(BEAM)]
             new = [tuple(sorted({*each, k})) for each in sets for k in depths if k not in each]
+        for _ in range(SWEEPS):
+            several = [p.policy for p in found if len(p.policy.thresholds) > 1]
+            found = frontier([*found, *(q for p in several for q in _varied(outputs, macs, times, p))])
         front = frontier([*front, *found])
     return ExitCurve(tuple(front), tuple(cuts), cuts[-1].accuracy, len(outputs.targets))
 
@@ -233,9 +238,9 @@ def tried(
     depths: tuple[int, ...],
     criterion: Criterion = "max-probability",
     combine: bool = False,
-    thresholds: Sequence[float] | None = None,
+    thresholds: Sequence[Sequence[float]] | None = None,
 ) -> list[ExitPoint]:
-    """Try policies that ask at some depths, each with one threshold for all of them.
+    """Try policies that ask at some depths.
 
     Args:
         outputs: of every depth.
@@ -244,14 +249,17 @@ def tried(
         depths: k_1 < … < k_m.
         criterion: what the score is.
         combine: see `ExitPolicy`.
-        thresholds: to try; chosen from the scores if not given.
+        thresholds: to try, m-1 in each; if not given, chosen from the scores, one for all depths.
     """
     labels, scores = votes_at(outputs.logits, depths, criterion, combine=combine)
-    grid = _grid(scores[:-1], criterion) if thresholds is None else torch.tensor(thresholds)
+    if thresholds is None:
+        grid = _grid(scores[:-1], criterion)[:, None].expand(-1, len(depths) - 1)
+    else:
+        grid = torch.tensor(thresholds, dtype=torch.float32)
     staying = torch.ones(len(grid), len(outputs.targets), dtype=torch.bool)
     numbers, right = [], torch.zeros(len(grid), dtype=torch.float64)
     for place, (answers, score) in enumerate(zip(labels, scores, strict=True)):
-        leaving = staying if place == len(depths) - 1 else staying & (score >= grid[:, None])
+        leaving = staying if place == len(depths) - 1 else staying & (score >= grid[:, place, None])
         numbers.append(leaving.sum(dim=1))
         right += (leaving & (answers == outputs.targets)).sum(dim=1)
         staying = staying & ~leaving
@@ -270,8 +278,21 @@ def tried(
         torch.stack(by_time).amax(dim=0).tolist(),
         strict=True,
     )
-    repeated = len(depths) - 1
-    return [ExitPoint(ExitPolicy(depths, (t,) * repeated, criterion, combine), *row) for t, *row in rows]
+    return [ExitPoint(ExitPolicy(depths, tuple(ts), criterion, combine), *row) for ts, *row in rows]
+
+
+def _varied(
+    outputs: Outputs, macs: Costs, times: Sequence[Costs], policy: ExitPolicy
+) -> list[ExitPoint]:
+    """Try a policy with each of its thresholds moved by itself."""
+    ways = (policy.depths, policy.criterion, policy.combine)
+    _, scores = votes_at(outputs.logits, *ways[:2], combine=policy.combine)
+    moved = [
+        (*policy.thresholds[:i], t, *policy.thresholds[i + 1 :])
+        for i in range(len(policy.thresholds))
+        for t in _grid(scores[i : i + 1], policy.criterion).tolist()
+    ]
+    return tried(outputs, macs, times, *ways, thresholds=moved) if moved else []
 
 
 def _grid(scores: Tensor, criterion: Criterion) -> Tensor:

@@ -168,7 +168,7 @@ class Exits:
         accuracy_full: percent, of the whole network; `accuracy_exit` with exits.
         mean_blocks: that an image goes through.
         mean_macs_ratio: of the whole network's MACs.
-        threshold: at which an image leaves; missing if all leave at one depth.
+        thresholds: at which an image leaves at each depth but the last.
         timings: for each batch size.
     """
 
@@ -179,7 +179,7 @@ class Exits:
     accuracy_exit: float
     mean_blocks: float
     mean_macs_ratio: float
-    threshold: float = math.nan
+    thresholds: tuple[float, ...] = ()
     timings: tuple[Timing, ...] = ()
 
 

@@ -101,13 +101,14 @@ def what_exits_do(exits: Exits) -> str:
         for depth, share in zip(exits.depths, exits.leaving, strict=False)
     ]
     where = ", ".join(places)
-    if not math.isfinite(exits.threshold):
+    if not exits.thresholds:
         return f"All images leave at one depth: {where}."
     rule = {"patience": "the answers of so many depths in a row agree"}.get(
         exits.criterion, f"its {exits.criterion.replace('-', ' ')} is that large"
     )
+    least = ", ".join(map(measure_text, exits.thresholds))
     return (
-        f"An image leaves as soon as {rule}: {measure_text(exits.threshold)}. Of the test images leave "
+        f"An image leaves as soon as {rule}: {least}. Of the test images leave "
         f"{where}. Nothing was trained for it."
     )
 

@@ -40,7 +40,8 @@ class ExitRow:
     """A point of a curve on the test images."""
 
     depths: tuple[int, ...]  #: at which the head is asked; one alone is a fixed cut
-    threshold: float | None  #: at which an image leaves before the last of them; None for a fixed cut
+    threshold: float | None  #: at which an image leaves at the first of them; None for a fixed cut
+    thresholds: tuple[float, ...]  #: the same at each of them but the last
     criterion: Criterion  #: what is compared with it
     accuracy: float  #: percent
     val_accuracy: float  #: percent, on the validation images that chose it
@@ -64,7 +65,8 @@ class Exits(Result):
 
     run: str  #: folder that the policy was saved in
     criterion: Criterion  #: how an image is found to be sure
-    threshold: float | None  #: at which it leaves; None if all leave at one depth
+    threshold: float | None  #: at which it leaves at the first depth; None if all leave at one depth
+    thresholds: tuple[float, ...]  #: at which it leaves at each depth but the last
     depths: tuple[int, ...]  #: at which the head is asked
     combined: bool  #: whether the depths asked answer together
     accuracy_full: float  #: percent of the test images, of the whole network
@@ -233,6 +235,7 @@ def _measured(
         run=str(trained.path),
         criterion=policy.criterion,
         threshold=policy.thresholds[0] if policy.thresholds else None,
+        thresholds=policy.thresholds,
         depths=policy.depths,
         combined=policy.combine,
         accuracy_full=full,
@@ -262,12 +265,13 @@ def _measured(
 
 
 def _row(outputs: Outputs, macs: Costs, times: Sequence[Costs], point: ExitPoint) -> ExitRow:
-    policy, threshold = point.policy, point.policy.thresholds[0] if point.policy.thresholds else None
+    policy = point.policy
     ways = (policy.depths, policy.criterion, policy.combine)
-    (test,) = tried(outputs, macs, times, *ways, thresholds=(threshold or 0.0,))
+    (test,) = tried(outputs, macs, times, *ways, thresholds=[policy.thresholds])
     return ExitRow(
         depths=policy.depths,
-        threshold=threshold,
+        threshold=policy.thresholds[0] if policy.thresholds else None,
+        thresholds=policy.thresholds,
         criterion=policy.criterion,
         accuracy=test.accuracy,
         val_accuracy=point.accuracy,
