@@ -406,7 +406,7 @@ def trials_tried(file: Path) -> list[str]:
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
     def settings(row: Row) -> str:
-        return ", ".join(f"{key} {value}" for key, value in row["changed"].items())
+        return ", ".join(f"{key} {value}" for key, value in row["settings"].items())
 
     def accuracies(row: Row) -> str:
         return ", ".join(f"{name} {value:.2f}" for name, value in row["val_accuracy"].items())

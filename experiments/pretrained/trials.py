@@ -26,6 +26,7 @@ from stagecost.trajectory import terminal_score
 
 FILE = RESULTS / "pretrained" / TRIALS
 SEED = SEED_OF_CHOICE
+SHOWN = ("optimizer", "lr", "layer_decay", "freeze_norms", "epochs", "image_size")
 
 
 def trial(case: Case, arm: str) -> dict[str, float]:
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     line = {
         "dataset": given.name,
         "arm": given.arm,
-        "changed": changed,
+        "settings": {key: case.settings[key] for key in (*SHOWN, *changed) if key in case.settings},
         "val_accuracy": trial(case, given.arm),
         "num_val": len(case.bundle(SEED).splits["val"]),
     }
