@@ -280,6 +280,7 @@ def test_refusals_are_one_line_and_leave_nothing(
     refuse("--segments is 'x'", segments="x")
     refuse("--threshold is 2", segments="1", threshold=2.0)
     refuse(r"--threshold is 0\.5", threshold=0.5)
+    refuse(r"--threshold 0\.5 and --segments exits", segments="exits", threshold=0.5)
     refuse("format 'tflite' is unknown", format="tflite")
     refuse("--int8 is for one graph", int8=True)
     refuse("is no folder", network=tmp_path / "none")

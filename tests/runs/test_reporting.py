@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -21,16 +22,15 @@ from stagecost.runs.trained import open_trained
 @pytest.mark.parametrize("which", ["three", "saved"])
 def test_mistakes_are_those_of_the_cut(trained: Trained, which: str) -> None:
     run = open_trained(trained.three, device="cpu")
-    bundle = run.load("test")
-    batches, split = list(run.batches("test")), bundle.splits["test"]
+    batches = run.batches("test")
     saved = str(trained.saved) if which == "saved" else ""
-    found = mistakes_of(run, split, batches, [0], saved)
+    found = mistakes_of(run, batches, [0, 1], saved)
     small = open_trained(trained.saved, device="cpu").network
     with torch.no_grad():
         before = torch.cat([run.network(x).argmax(1) for x, _ in batches])
-        cut = small if saved else (lambda x: run.network(x, Cut.first(1)))
+        cut = small if saved else (lambda x: run.network(x, Cut.first(2)))
         after = torch.cat([cut(x).argmax(1) for x, _ in batches])
-    right = split.targets
+    right = batches.split.targets
     assert found.count == int(((before == right) & (after != right)).sum()) > 0
     assert len(found.newly_wrong) == min(12, found.count)
     assert found.confusion is not None
@@ -40,6 +40,18 @@ def test_mistakes_are_those_of_the_cut(trained: Trained, which: str) -> None:
     assert counts.sum(1).tolist() == torch.bincount(right, minlength=10).tolist()
     for image in found.newly_wrong:
         assert image.label != image.answer
+
+
+def test_another_network_in_the_place_of_the_small_one_is_passed_over(
+    trained: Trained, tmp_path: Path
+) -> None:
+    other = shutil.copytree(trained.saved, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"image_format": {}}))
+    run = open_trained(trained.three, device="cpu")
+    for folder, kept in ((other, [0, 1]), (trained.saved, [0])):
+        found = [mistakes_of(run, run.batches("val"), kept, name) for name in (str(folder), "")]
+        assert found[0] == found[1]
 
 
 def test_a_thumbnail_is_the_image() -> None:
@@ -67,6 +79,11 @@ def test_a_report_tells_of_mistakes_times_and_exits(trained: Trained, tmp_path: 
     assert len(page.encode()) < 3_000_000
     (run / "exit.json").write_text('{"run": "x"}')
     with pytest.raises(StageCostError, match=r"exit\.json does not tell of exits"):
+        report(run, device="cpu")
+    (run / "exit.json").unlink()
+    pruning = json.loads((run / "pruning.json").read_text())
+    (run / "pruning.json").write_text(json.dumps(pruning | {"kept_blocks": [0, 3]}))
+    with pytest.raises(StageCostError, match=r"pruning\.json .*blocks \[0, 3\] cannot be kept"):
         report(run, device="cpu")
 
 

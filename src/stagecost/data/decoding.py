@@ -41,21 +41,14 @@ Levels = tuple[float, float]
 
 @dataclass(frozen=True)
 class Pixels:
-    """Decoded images.
+    """Decoded images."""
 
-    Attributes:
-        array: bytes of shape (n, channels, size, size).
-        kept: which of the images that were asked for these are, as places among them; (n,).
-        levels: the values of more than 8 bits that became 0 and 255; None if there were none.
-        broken: the images that cannot be decoded, and why, a text for each.
-        clipped: whether there were values beyond the levels.
-    """
-
-    array: ByteArray
-    kept: IntArray
+    array: ByteArray  #: bytes of shape (n, channels, size, size)
+    kept: IntArray  #: which of the images that were asked for these are, as places among them; (n,)
+    #: the values of more than 8 bits that became 0 and 255; None if there were none
     levels: Levels | None
-    broken: tuple[str, ...] = ()
-    clipped: bool = False
+    broken: tuple[str, ...] = ()  #: the images that cannot be decoded, and why, a text for each
+    clipped: bool = False  #: whether there were values beyond the levels
 
 
 @dataclass(frozen=True)
@@ -219,7 +212,7 @@ def _decode(
             pool.submit(_fill, pixels[at : at + CHUNK], images, rows[at : at + CHUNK], at, shape, asked)
             for at in range(0, len(rows), CHUNK)
         ]
-        with _progress(len(rows)) as advance:
+        with progress("decoding images", len(rows), PROGRESS_FROM) as advance:
             for job in jobs:
                 seen.add(job.result())
                 advance(CHUNK)
@@ -323,14 +316,14 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on standard error for a long read, if somebody is watching."""
-    if total <= PROGRESS_FROM or not sys.stderr.isatty():
+def progress(text: str, total: int, least: int) -> Iterator[Callable[[int], None]]:
+    """Show on standard error how many of more than `least` images are done, if somebody is watching."""
+    if total <= least or not sys.stderr.isatty():
         yield lambda count: None
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("decoding images", total=total)
+        task = bar.add_task(text, total=total)
         yield lambda count: bar.advance(task, count)

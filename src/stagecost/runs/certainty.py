@@ -18,11 +18,7 @@ Interval = tuple[float, float]
 
 
 def check_points(name: str, points: float) -> None:
-    """Refuse what is no number of points of accuracy.
-
-    Raises:
-        StageCostError: it is negative, or not finite.
-    """
+    """Refuse what is no number of points of accuracy."""
     if not (math.isfinite(points) and points >= 0):
         raise StageCostError(f"{name} is {points}: give points of accuracy, at least 0")
 

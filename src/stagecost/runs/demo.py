@@ -66,8 +66,6 @@ def demo(output: str | Path = "stagecost-demo", *, seed: int = 0) -> Demo:
     stage = _trained(folder / "stage-cost", "stage cost", seed, {**RECIPE, **STAGE_COST})
     plain = _trained(folder / "plain", "plain", seed, {**RECIPE, "gamma": 0.0})
     analysis = analysis_of(stage, "val", TOLERANCE)
-    bundle = stage.load("val")
-    images = bundle.splits["val"], stage.judged_on(bundle, "val")
     small = folder / "pruned"
     shutil.rmtree(small, ignore_errors=True)  # the outcome of an earlier demo in this folder
     pruning = prune(stage.path, small, max_drop=TOLERANCE)
@@ -85,7 +83,7 @@ def demo(output: str | Path = "stagecost-demo", *, seed: int = 0) -> Demo:
         plain_run=str(plain.path),
         shallow_run=str(shallow.path),
         network=str(small),
-        report=write_run_report(stage, analysis, test, images).report,
+        report=write_run_report(stage, analysis, test, stage.judged("val")).report,
         analyze=analysis,
         prune=pruning,
         test=test,

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor
 
 from stagecost.data.batches import sample_batches
-from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
 from stagecost.exits.costs import Costs, Timing, mac_costs, measure_ratio, time_costs
 from stagecost.exits.curve import (
@@ -126,8 +126,8 @@ def exit_early(
     """
     _check(max_drop, max_macs, max_time, batch)
     trained = open_trained(run, checkpoint=checkpoint, device=device)
-    bundle, val = _loaded(trained, "val", data, allow_trained=allow_trained)
-    times = [_times(trained, bundle, size) for size in batch]
+    val = _loaded(trained, "val", data, allow_trained=allow_trained)
+    times = [_times(trained, val, size) for size in batch]
     LOG.info("choosing exits on %s validation images", f"{val.num_images:,}")
     outputs = all_outputs(trained.network, val.batches)
     macs = mac_costs(trained.network, trained.image_shape)
@@ -136,8 +136,8 @@ def exit_early(
     curve = curve_of(outputs, macs, times, criteria=criteria, combine=combine, depths=depths)
     chosen = curve.choose(max_drop=max_drop, max_macs=max_macs, max_time=max_time)
     LOG.info("reading the test images")
-    tests, judged = _loaded(trained, "test", data, allow_trained=allow_trained)
-    timings = tuple(_timing(trained, tests, chosen.policy, size) for size in batch)
+    judged = _loaded(trained, "test", data, allow_trained=allow_trained)
+    timings = tuple(_timing(trained, judged, chosen.policy, size) for size in batch)
     doubts = warnings_on(curve.accuracy_full, curve.num_images, val.chance, max_drop)
     warnings = (*val.warnings, *judged.warnings, *doubts)
     result = _measured(trained, curve, chosen, macs, times, judged, timings, warnings)
@@ -171,7 +171,7 @@ def _check(
 
 def _loaded(
     trained: Trained, split: Literal["val", "test"], data: str | None, *, allow_trained: bool
-) -> tuple[DataBundle, Judged]:
+) -> Judged:
     try:
         bundle = trained.load(split, data=data)
     except StageCostError:
@@ -182,30 +182,29 @@ def _loaded(
             ) from None
         raise
     other = data is not None
-    return bundle, trained.judged_on(bundle, split, other=other, allow_trained=allow_trained)
+    return trained.judged_on(bundle, split, other=other, allow_trained=allow_trained)
 
 
-def _sample(trained: Trained, bundle: DataBundle, split: str, batch_size: int) -> Tensor:
-    """Draw images to measure on: whole batches, in random order."""
-    images = bundle.splits[split]
+def _sample(trained: Trained, judged: Judged, batch_size: int) -> tuple[Tensor, int]:
+    """Draw images to measure on, whole batches in random order; and images of a batch."""
+    images = judged.batches.split
     size = min(batch_size, len(images))
     count = min(len(images), max(TIMED_IMAGES, 4 * size)) // size * size
     batches = sample_batches(
         images, trained.image_format, count=count, seed=0, batch_size=count, device=trained.device
     )
-    return torch.cat([each for each, _ in batches])
+    return torch.cat([each for each, _ in batches]), size
 
 
-def _times(trained: Trained, bundle: DataBundle, batch_size: int) -> Costs:
+def _times(trained: Trained, val: Judged, batch_size: int) -> Costs:
     LOG.info("measuring the parts of the network at batch size %d", batch_size)
-    images = _sample(trained, bundle, "val", batch_size)
-    return time_costs(trained.network, images, min(batch_size, len(images)))
+    return time_costs(trained.network, *_sample(trained, val, batch_size))
 
 
-def _timing(trained: Trained, bundle: DataBundle, policy: ExitPolicy, batch_size: int) -> Timing:
+def _timing(trained: Trained, test: Judged, policy: ExitPolicy, batch_size: int) -> Timing:
     LOG.info("measuring early exit at batch size %d", batch_size)
-    images = _sample(trained, bundle, "test", batch_size)
-    return measure_ratio(trained.network, images, policy, min(batch_size, len(images)))
+    images, size = _sample(trained, test, batch_size)
+    return measure_ratio(trained.network, images, policy, size)
 
 
 def _measured(
@@ -226,11 +225,7 @@ def _measured(
     depths, before = torch.cat([a.depths for a in answers]).cpu(), outputs.right[-1]
     shares = [float((depths == k).double().mean()) for k in policy.depths]
     full, exits = (100 * float(each.double().mean()) for each in (before, right))
-    count = len(right)
-
-    def rows(points: Sequence[ExitPoint]) -> tuple[ExitRow, ...]:
-        return tuple(_row(outputs, macs, times, point) for point in points)
-
+    count, row = len(right), partial(_row, outputs, macs, times)
     return Exits(
         run=str(trained.path),
         criterion=policy.criterion,
@@ -254,8 +249,8 @@ def _measured(
         expected_time_ratio=chosen.time_ratio,
         timings=timings,
         leaving=tuple(shares),
-        curve=rows(curve.points),
-        cuts=rows(curve.cuts),
+        curve=tuple(map(row, curve.points)),
+        cuts=tuple(map(row, curve.cuts)),
         oracle=tuple(
             OracleRow(last, accuracy, ratio)
             for last, (ratio, accuracy) in enumerate(oracle_curve(outputs, macs))

@@ -117,8 +117,12 @@ def _policy(trained: Trained, segments: str | None, threshold: float | None) -> 
     """Return where images may leave: the depths given, and the thresholds given or saved for these."""
     num_blocks = trained.network.num_blocks
     saved = ExitPolicy.load(trained.path) if (trained.path / POLICY_FILE).is_file() else None
-    if segments == "exits":
+    if segments == "exits" and threshold is None:
         return saved or ExitPolicy.load(trained.path)
+    if segments == "exits":
+        raise StageCostError(
+            f"--threshold {threshold} and --segments exits, which have thresholds: leave one of them out"
+        )
     if threshold is not None and not (segments is not None and 0 < threshold <= 1):
         raise StageCostError(
             f"--threshold is {threshold}: give a probability above 0 and up to 1, beside --segments"

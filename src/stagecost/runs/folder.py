@@ -161,9 +161,6 @@ def check_same(stored: RunSettings, wanted: RunSettings, path: Path) -> None:
     """Refuse settings that are not those of a run.
 
     Free are those that the result does not depend on; and where the images are, if they moved.
-
-    Raises:
-        StageCostError: names the first that differs.
     """
     before, after = stored.to_flat(), wanted.to_flat()
     if has_moved(before["data"]):

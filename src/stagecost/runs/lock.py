@@ -21,11 +21,7 @@ class FolderLock:
         self.folder, self.descriptor = folder, descriptor
 
     def check(self) -> None:
-        """Refuse to go on where the folder was removed or replaced meanwhile.
-
-        Raises:
-            StageCostError: as described.
-        """
+        """Refuse to go on where the folder was removed or replaced meanwhile."""
         if not _is_file(self.descriptor, self.folder / LOCK_FILE):
             raise StageCostError(
                 f"{self.folder} was removed or replaced while this run was writing to it: start again "

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from stagecost.cut import Cut
-from stagecost.data.images import ImageSplit
+from stagecost.data.batches import FixedBatches
 from stagecost.errors import StageCostError
-from stagecost.models.catalogue import load
-from stagecost.network import CONFIG_FILE
+from stagecost.models.catalogue import cut_to, load
+from stagecost.network import CONFIG_FILE, ResidualNetwork
 from stagecost.report.data import THUMBNAIL, Confusion, WrongImage
 from stagecost.runs.trained import Trained
 from stagecost.trajectory import COLLAPSED, evaluation_mode
@@ -33,54 +33,46 @@ class Mistakes:
 
 
 def mistakes_of(
-    trained: Trained,
-    split: ImageSplit,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    kept_blocks: Sequence[int],
-    saved: str = "",
+    trained: Trained, batches: FixedBatches, kept_blocks: Sequence[int], saved: str = ""
 ) -> Mistakes:
     """Compare a cut with the whole network, image by image.
 
     Args:
         trained: the whole network.
-        split: the images as bytes.
-        batches: the same, in the same order, as the network takes them.
+        batches: the images, in order.
         kept_blocks: the paper's k of the blocks that stay.
         saved: folder of the small network, if there is one, which may have been trained on.
     """
-    network = trained.network
-    cut = Cut(tuple(network.block_indices.index(k) for k in kept_blocks))
-    small = _saved(saved, trained)
-    whole, left, targets = [], [], []
+    network, small = trained.network, _saved(saved, trained, kept_blocks)
+    cuts = [Cut.whole(), cut_to(network, kept_blocks)] if small is None else [Cut.whole()]
+    answers = []
     with evaluation_mode(network):
-        for images, labels in batches:
-            both = [Cut.whole(), cut] if small is None else [Cut.whole()]
-            outputs = [
-                *network(images, both, how=COLLAPSED),
-                *([] if small is None else [small(images)]),
-            ]
-            whole.append(outputs[0].argmax(dim=1).cpu())
-            left.append(outputs[1].argmax(dim=1).cpu())
-            targets.append(labels.cpu())
-    before, after, right = torch.cat(whole), torch.cat(left), torch.cat(targets)
+        for images, _ in batches:
+            outputs = [*network(images, cuts, how=COLLAPSED)]
+            outputs += [] if small is None else [small(images)]
+            answers.append(torch.stack(outputs).argmax(dim=2).cpu())
+    (before, after), right = torch.cat(answers, dim=1), batches.split.targets.cpu()
     rows = ((before == right) & (after != right)).nonzero().flatten().tolist()
     names = trained.image_format.class_names
     count = min(len(rows), MOST_SHOWN)
     chosen = [rows[place * len(rows) // count] for place in range(count)]
+    images = batches.split.images
     wrong = tuple(
-        WrongImage(thumbnail(split.images[row]), names[right[row]], names[after[row]]) for row in chosen
+        WrongImage(thumbnail(images[row]), names[right[row]], names[after[row]]) for row in chosen
     )
     return Mistakes(_confusion(right, after, names), wrong, len(rows))
 
 
-def _saved(folder: str, trained: Trained) -> Callable[[Tensor], Tensor] | None:
-    """Load the small network, unless it is there no more or is for other images by now."""
+def _saved(folder: str, trained: Trained, kept_blocks: Sequence[int]) -> ResidualNetwork | None:
+    """Load the small network, unless it is there no more, or another one is by now."""
     if not folder or not (Path(folder) / CONFIG_FILE).is_file():
         return None
     try:
-        return load(folder).to(trained.device).eval()
+        small = load(folder)
     except StageCostError:
         return None
+    images = small.details.get("image_format") == trained.image_format.to_json()
+    return small.to(trained.device) if images and small.block_indices == (*kept_blocks,) else None
 
 
 def _confusion(targets: Tensor, answers: Tensor, names: tuple[str, ...]) -> Confusion | None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from stagecost.cut import Cut
 from stagecost.data.batches import sample_batches
-from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
 from stagecost.macs import count_macs
 from stagecost.models.catalogue import cut_to
@@ -34,11 +33,7 @@ class Request:
     search: bool = False  #: among cuts of any blocks
 
     def check(self) -> None:
-        """Refuse what asks for nothing, or for two things at once.
-
-        Raises:
-            StageCostError: as described.
-        """
+        """Refuse what asks for nothing, or for two things at once."""
         if self.max_drop is not None:
             check_points("--max-drop", self.max_drop)
         if self.max_drop is None and self.max_loss_increase is None and self.keep is None:
@@ -51,7 +46,7 @@ class Request:
                 "--search looks for the blocks to keep, and they are given: leave it out"
             )
 
-    def plan(self, trained: Trained, val: Judged, bundle: DataBundle) -> PruningPlan:
+    def plan(self, trained: Trained, val: Judged) -> PruningPlan:
         """Plan which blocks stay.
 
         Raises:
@@ -59,7 +54,7 @@ class Request:
         """
         keep = self.keep
         if self.search:
-            trajectory, keep = self._searched(trained, val, bundle)
+            trajectory, keep = self._searched(trained, val)
         else:
             trajectory = measure(trained, val)
             if isinstance(keep, Sequence):
@@ -74,9 +69,9 @@ class Request:
             loss=trained.loss,
         )
 
-    def _searched(self, trained: Trained, val: Judged, bundle: DataBundle) -> tuple[Trajectory, Cut]:
+    def _searched(self, trained: Trained, val: Judged) -> tuple[Trajectory, Cut]:
         """Search for cuts on some validation images; return the cheapest within the limits on all."""
-        network, images = trained.network, bundle.splits["val"]
+        network, images = trained.network, val.batches.split
         some = sample_batches(
             images, trained.image_format, count=SEARCH_IMAGES, seed=0, device=trained.device
         )

@@ -2,11 +2,11 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stagecost.data.decoding import progress
 from stagecost.prediction import BATCH, Prediction, image_files, predict
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, open_trained
@@ -49,7 +49,7 @@ def predict_files(
     """
     trained = open_trained(network, checkpoint=checkpoint, device=device)
     files = image_files(images)
-    with _progress(len(files)) as advance:
+    with progress("classifying images", len(files), BATCH) as advance:
         predictions, broken = predict(
             trained.network, files, top_k=top_k, skip_broken=skip_broken, advance=advance
         )
@@ -74,16 +74,3 @@ def _write_csv(path: Path, predictions: Sequence[Prediction]) -> None:
         numbers = [value for each in one.top for value in (each.label, each.probability)]
         writer.writerow([one.path, *numbers])
     write_atomically(path, text.getvalue().encode("utf-8", "surrogateescape"))
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Show on standard error how many images are done, if there are many and somebody is watching."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    silent = total <= BATCH or not console.is_terminal
-    with Progress(console=console, transient=True, disable=silent) as bar:
-        task = bar.add_task("classifying images", total=total)
-        yield lambda count: bar.advance(task, count)

@@ -116,7 +116,7 @@ def prune(
             raise StageCostError(f"{run} is a saved network: give the run that it was pruned from")
         bundle = trained.load("train", "val", data=data)
         val = trained.judged_on(bundle, "val", allow_trained=allow_trained)
-        plan = request.plan(trained, val, bundle)
+        plan = request.plan(trained, val)
         pruned = _recalibrated(trained, plan, bundle, val)
         right_after = None
         if finetune_epochs:
@@ -133,11 +133,7 @@ def prune(
 
 
 def check_new_folder(path: Path) -> None:
-    """Refuse a folder in which a saved network would meet another one, or a run.
-
-    Raises:
-        StageCostError: as described.
-    """
+    """Refuse a folder in which a saved network would meet another one, or a run."""
     if (path / CONFIG_FILE).exists() or RunFolder(path).config.exists():
         raise StageCostError(f"{path} holds a network or a run already: give another --output")
 

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from stagecost import __version__
-from stagecost.data.images import ImageSplit
 from stagecost.errors import StageCostError
 from stagecost.exits.costs import time_costs
 from stagecost.macs import count_macs, macs_by_part
+from stagecost.models.catalogue import cut_to
 from stagecost.records import JsonObject, read_record
 from stagecost.report.data import ReportData
 from stagecost.report.page import write_comparison, write_report
 from stagecost.runs.analysis import Analysis, measure, summarise
 from stagecost.runs.certainty import Interval, check_points
 from stagecost.runs.evaluation import Evaluation
-from stagecost.runs.exiting import Exits
+from stagecost.runs.exiting import ExitRow, Exits, OracleRow
 from stagecost.runs.folder import RunFolder
 from stagecost.runs.mistakes import mistakes_of
 from stagecost.runs.pruning import Pruning
@@ -154,27 +154,21 @@ def _compared(trained: Trained, analysis: Analysis) -> ComparedRun:
     )
 
 
-Images = tuple[ImageSplit, Judged]
-"""The images of a split: as bytes, and as the network takes them."""
-
-
 def _judged(
     trained: Trained, tolerance: float, data: str | None, *, allow_trained: bool
-) -> tuple[Analysis, Images]:
+) -> tuple[Analysis, Judged]:
     """Analyse a network on its validation images, or the training images where it had none."""
     # The report says which split it shows.
     split: Split = "val" if trained.settings.data.val_fraction > 0 else "train"
-    bundle = trained.load(split, data=data)
-    judged = trained.judged_on(bundle, split, other=data is not None, allow_trained=allow_trained)
-    analysis = summarise(trained, measure(trained, judged), judged, split, tolerance)
-    return analysis, (bundle.splits[split], judged)
+    judged = trained.judged(split, data, allow_trained=allow_trained)
+    return summarise(trained, measure(trained, judged), judged, split, tolerance), judged
 
 
 def write_run_report(
     trained: Trained,
     analysis: Analysis,
     test: Sequence[NamedEvaluation] = (),
-    images: Images | None = None,
+    images: Judged | None = None,
 ) -> Report:
     """Write the report of an opened run; with images, of wrong answers and of its times, too."""
     data = report_data(trained, analysis, test)
@@ -195,7 +189,7 @@ def report_data(
     settings = {**trained.settings.to_flat(), "gamma": checkpoint.gamma}
     macs = macs_by_part(trained.network, trained.image_shape)
     depths = range(analysis.num_blocks + 1)
-    pruning, exits = _record(run.pruning, Pruning, "a pruning"), _record(run.exits, Exits, "exits")
+    pruning, exits = _record(run.pruning, Pruning, trained), _record(run.exits, Exits, trained)
     content = {
         "run": str(run.path),
         "settings": {**settings, "num_blocks": analysis.num_blocks},
@@ -213,14 +207,13 @@ def report_data(
     return ReportData.from_json(content)
 
 
-def with_images(data: ReportData, trained: Trained, analysis: Analysis, images: Images) -> ReportData:
+def with_images(data: ReportData, trained: Trained, analysis: Analysis, images: Judged) -> ReportData:
     """Add what needs the images: what the cut gets wrong, and the time of an image at every depth."""
-    split, judged = images
     kept, saved = analysis.needed.kept_blocks, ""
     if data.pruning is not None:
         kept, saved = data.pruning.kept_blocks, data.pruning.path
-    mistakes = mistakes_of(trained, split, judged.batches, kept, saved)
-    few = next(iter(judged.batches))[0][:TIMED_IMAGES]
+    mistakes = mistakes_of(trained, images.batches, kept, saved)
+    few = next(iter(images.batches))[0][:TIMED_IMAGES]
     times = time_costs(trained.network, few, 1, rounds=TIMED_ROUNDS)
     return replace(
         data,
@@ -234,33 +227,32 @@ def with_images(data: ReportData, trained: Trained, analysis: Analysis, images: 
 def exit_points(exits: Exits, macs: float, test: Sequence[NamedEvaluation]) -> list[JsonObject]:
     """Return cuts, exits, the oracle and networks that were trained alone, all on test images."""
 
-    def point(series: str, name: str, accuracy: float, ratio: float) -> JsonObject:
-        return {"series": series, "name": name, "accuracy": accuracy, "macs": ratio * macs}
+    def share(row: ExitRow | OracleRow) -> tuple[float, float]:
+        return row.accuracy, row.mean_macs_ratio * macs
 
-    cuts = [point("cuts", f"{r.depths[0]} blocks", r.accuracy, r.mean_macs_ratio) for r in exits.cuts]
-    early = [
-        point("early exits", f"exits at {', '.join(map(str, r.depths))}", r.accuracy, r.mean_macs_ratio)
-        for r in exits.curve
+    rows = [
+        *(("cuts", f"{row.depths[0]} blocks", *share(row)) for row in exits.cuts),
+        *(("early exits", f"exits at {', '.join(map(str, r.depths))}", *share(r)) for r in exits.curve),
+        *(("oracle", f"first right depth, {r.last} at the latest", *share(r)) for r in exits.oracle),
+        *(("trained alone", row.name, row.accuracy, row.macs) for row in test),
     ]
-    oracle = [
-        point("oracle", f"first right depth, {r.last} at the latest", r.accuracy, r.mean_macs_ratio)
-        for r in exits.oracle
-    ]
-    alone = [point("trained alone", r.name, r.accuracy, r.macs / macs) for r in test]
-    return [*cuts, *early, *oracle, *alone]
+    return [dict(zip(("series", "name", "accuracy", "macs"), row, strict=True)) for row in rows]
 
 
-def _record(file: Path, kind: type[Kind], words: str) -> Kind | None:
-    """Read the outcome of the latest verb of a kind, if there is one."""
+def _record(file: Path, kind: type[Kind], trained: Trained) -> Kind | None:
+    """Read the outcome of the latest verb of a kind, if there is one, and if it is of this network."""
     if not file.is_file():
         return None
     try:
         content = read_json(file)
         if isinstance(content, dict):
             content = {key: value for key, value in content.items() if key not in kind.aliases}
-        return read_record(kind, content)
+        record = read_record(kind, content)
+        if isinstance(record, Pruning):  # blocks may have left the network since
+            cut_to(trained.network, record.kept_blocks)
+        return record
     except ValueError as error:
-        verb = "prune again" if kind is Pruning else "run `stagecost exit` again"
+        words, verb = ("a pruning", "prune") if kind is Pruning else ("exits", "run `stagecost exit`")
         raise StageCostError(
-            f"{file} does not tell of {words} ({error}): {verb}, or delete it"
+            f"{file} does not tell of {words} of this network ({error}): {verb} again, or delete it"
         ) from None

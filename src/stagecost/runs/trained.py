@@ -1,12 +1,10 @@
 """Opening what was trained: a run folder, or the folder of a saved network, with its images."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from stagecost.data.batches import FixedBatches, eval_batches, sample_batches
 from stagecost.data.fingerprint import check_fingerprint
@@ -34,7 +32,7 @@ Split = Literal["train", "val", "test", "all"]
 class Judged:
     """Images that a network is judged on."""
 
-    batches: Iterable[tuple[Tensor, Tensor]]  #: in order, without augmentation
+    batches: FixedBatches  #: in order, without augmentation
     num_images: int  #: how many
     chance: float  #: accuracy of always guessing the most frequent class, percent
     warnings: tuple[str, ...] = ()  #: what has changed of the images since the training
@@ -127,7 +125,7 @@ class Trained:
         path = self.path / FINGERPRINT_FILE
         return path.read_text(errors="replace") if path.is_file() else None
 
-    def batches(self, split: Split, data: str | None = None) -> Iterable[tuple[Tensor, Tensor]]:
+    def batches(self, split: Split, data: str | None = None) -> FixedBatches:
         """Load one split as batches, in order, without augmentation."""
         return self.judged(split, data).batches
 

@@ -151,11 +151,7 @@ def _prepare(run: RunFolder, settings: RunSettings) -> Setup:
 
 
 def _check_images(run: RunFolder, setup: Setup) -> None:
-    """Refuse to go on with a run on other images than it began with.
-
-    Raises:
-        StageCostError: says which split has changed.
-    """
+    """Refuse to go on with a run on other images than it began with."""
     if not (run.last.is_file() and run.fingerprint.is_file()):
         return
     changes = check_fingerprint(run.fingerprint.read_text(errors="replace"), setup.data, "train")
@@ -176,11 +172,7 @@ class RunFiles:
     own_stage_cost: bool  #: whether the caller's stage cost is minimised, which the settings do not know
 
     def check_stage_cost(self, checkpoint: Checkpoint | None) -> None:
-        """Refuse to go on with another stage cost than the run began with, as far as that is known.
-
-        Raises:
-            StageCostError: a caller gave it before and not now, or the other way round.
-        """
+        """Refuse to go on with another stage cost than the run began with, as far as that is known."""
         if checkpoint is not None and checkpoint.own_stage_cost != self.own_stage_cost:
             raise StageCostError(
                 f"{self.run.path} was trained {'with' if checkpoint.own_stage_cost else 'without'} a "
