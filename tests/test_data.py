@@ -20,7 +20,7 @@ from sklearn.model_selection import train_test_split
 from data_files import parquet, png, refuse
 from stagecost.data import hub, idx, known, sources
 from stagecost.data.augmentation import Augmentation
-from stagecost.data.batches import epoch_batches, eval_batches, num_batches, sample_batches
+from stagecost.data.batches import ImageBatches, eval_batches, num_batches, sample_batches
 from stagecost.data.config import DataConfig
 from stagecost.data.images import ImageFormat, ImageSplit, normalise
 from stagecost.data.loading import load_data
@@ -584,18 +584,10 @@ def test_batches_resume_and_divide_among_processes(
 ) -> None:
     split = numbered(count)
 
-    def batches(**options: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return list(
-            epoch_batches(
-                split,
-                GREY,
-                batch_size=batch_size,
-                seed=seed,
-                epoch=epoch,
-                augmentation=Augmentation(1, flip=True),
-                **options,
-            )
-        )
+    def batches(first_batch: int = 0, **options: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        shifted = Augmentation(1, flip=True)
+        every = ImageBatches(split, GREY, shifted, batch_size, seed, **options)
+        return list(every.epoch(epoch, first_batch))
 
     whole = batches()
     assert len(whole) == num_batches(count, batch_size)
@@ -622,8 +614,8 @@ def test_epochs_and_seeds_differ_and_the_global_state_is_left_alone() -> None:
     split, plain = numbered(50), Augmentation(0, flip=False)
 
     def order(seed: int, epoch: int) -> list[int]:
-        batches = epoch_batches(split, GREY, batch_size=25, seed=seed, epoch=epoch, augmentation=plain)
-        return torch.cat([targets for _, targets in batches]).tolist()
+        batches = ImageBatches(split, GREY, plain, 25, seed)
+        return torch.cat([targets for _, targets in batches.epoch(epoch)]).tolist()
 
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     orders = [order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]

@@ -20,9 +20,9 @@ from experiments.peers.packages import with_exits
 from experiments.peers.protocol import EXITS_LR, Cost, Outcome, Protocol
 from experiments.peers.twins import module_macs, plain_twin
 from experiments.trainings import Run, images_of_an_epoch
+from stagecost.data.batches import ImageBatches
 from stagecost.macs import count_parameters, macs_by_part
 from stagecost.runs.trained import Split, Trained
-from stagecost.train.recipe import ImageBatches
 from stagecost.train.setup import prepare
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import stagecost as sc
 from stagecost.cut import Cut
-from stagecost.data.batches import epoch_batches
+from stagecost.data.batches import ImageBatches
 from stagecost.data.config import DataConfig
 from stagecost.data.loading import load_data
 from stagecost.errors import StageCostError
@@ -80,17 +80,10 @@ def plain_loop() -> dict[str, torch.Tensor]:
         nesterov=True,
     )
     steps = 270 // 64
+    batches = ImageBatches(data.splits["train"], data.format, data.augmentation, 64, seed=7)
     for epoch in range(2):
         network.train()
-        batches = epoch_batches(
-            data.splits["train"],
-            data.format,
-            batch_size=64,
-            seed=7,
-            epoch=epoch,
-            augmentation=data.augmentation,
-        )
-        for batch, (x, y) in enumerate(batches):
+        for batch, (x, y) in enumerate(batches.epoch(epoch)):
             step = epoch * steps + batch
             rate = (
                 (step + 1) / steps

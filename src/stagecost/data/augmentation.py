@@ -9,16 +9,12 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random shifts and mirror images, for a whole batch at once.
+    """Random shifts and mirror images, for a whole batch at once."""
 
-    Attributes:
-        pad: the largest shift, in pixels: images are padded with zeros by so much on every side
-            and cropped to their size at a random place.
-        flip: whether half of the images, drawn at random, are mirrored left to right.
-    """
-
+    #: the largest shift, in pixels: images are padded with zeros by so much on every side and cropped to
+    #: their size at a random place
     pad: int
-    flip: bool
+    flip: bool  #: whether half of the images, drawn at random, are mirrored left to right
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Shift and mirror each image of a batch (n, channels, height, width) by itself.

@@ -27,59 +27,57 @@ def num_batches(split_len: int, batch_size: int) -> int:
     return max(1, split_len // batch_size)
 
 
-def epoch_batches(
-    split: ImageSplit,
-    image_format: ImageFormat,
-    *,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    augmentation: Augmentation,
-    first_batch: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    device: torch.device | str | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Return an iterator over one epoch's shuffled training batches.
+@dataclass(frozen=True)
+class ImageBatches:
+    """Labelled images, shuffled and augmented for training, in another order each epoch.
 
-    A batch depends on `seed`, `epoch` and its place in the epoch only: a run that is resumed at
-    `first_batch` sees what it would have seen. The images left over after the last whole batch
-    are dropped (others in each epoch); a split smaller than one batch is one batch.
-
-    Args:
-        split: the training images.
-        image_format: how to normalise them.
-        batch_size: images in a batch, over all processes together.
-        seed: ≥ 0; with `epoch`, decides the order; with the batch's place too, the augmentation.
-        epoch: counted from 0.
-        augmentation: applied to the bytes, before they are normalised.
-        first_batch: the first batch to yield, counted from 0.
-        rank: this process, which gets every `world_size`-th image of a batch from number `rank`.
-        world_size: the number of processes.
-        device: where the batches are to be; None: where the split is.
-
-    Yields:
-        Normalised float32 images (n, channels, height, width) and int64 targets (n,).
+    The images left over after the last whole batch of an epoch are dropped; a split smaller than one
+    batch is one batch.
 
     Raises:
-        StageCostError: the batch size is less than 1, or a batch has fewer images than there are
-            processes.
+        StageCostError: there are no images, the batch size is less than 1, or a batch has fewer images
+            than there are processes.
     """
-    count = num_batches(len(split), batch_size)
-    check_shares(len(split), batch_size, world_size)
-    size = min(batch_size, len(split))
-    order = torch.randperm(len(split), generator=torch_generator(seed, Stream.ORDER, epoch))
 
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in range(first_batch, count):
+    split: ImageSplit  #: the training images
+    image_format: ImageFormat  #: how they are normalised
+    augmentation: Augmentation  #: of the bytes, before they are normalised
+    wanted_size: int  #: images of a batch, over all processes together; there may be fewer images
+    seed: int  #: ≥ 0; with the epoch, decides the order; with the batch's place, the augmentation
+    rank: int = 0  #: of this process, which gets every `world_size`-th image of a batch from here on
+    world_size: int = 1  #: number of processes
+    device: torch.device | None = None  #: where the batches are to be; None: where the split is
+
+    def __post_init__(self) -> None:
+        """Refuse what has no batches."""
+        num_batches(len(self.split), self.wanted_size)
+        check_shares(len(self.split), self.wanted_size, self.world_size)
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a batch, over all processes together."""
+        return min(self.wanted_size, len(self.split))
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch."""
+        return num_batches(len(self.split), self.wanted_size)
+
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of an epoch, counted from 0, from one of them on.
+
+        Yields:
+            Normalised float32 images (n, channels, height, width) and int64 targets (n,).
+        """
+        split, size = self.split, self.batch_size
+        order = torch.randperm(len(split), generator=torch_generator(self.seed, Stream.ORDER, epoch))
+        for batch in range(first_batch, len(self)):
             rows = order[batch * size : (batch + 1) * size].to(split.images.device)
             # Drawn for the whole batch, so that the processes together see what one would see.
-            draws = augmentation.draw(size, torch_generator(seed, Stream.AUGMENT, epoch, batch))
-            shared = rows[rank::world_size]
-            images = augmentation.apply(split.images[shared].to(device), draws[rank::world_size])
-            yield normalise(images, image_format), split.targets[shared].to(device)
-
-    return batches()
+            generator = torch_generator(self.seed, Stream.AUGMENT, epoch, batch)
+            draws = self.augmentation.draw(size, generator)[self.rank :: self.world_size]
+            shared = rows[self.rank :: self.world_size]
+            images = self.augmentation.apply(split.images[shared].to(self.device), draws)
+            yield normalise(images, self.image_format), split.targets[shared].to(self.device)
 
 
 @dataclass(frozen=True)
@@ -87,18 +85,12 @@ class FixedBatches:
     """The same batches of a split each time that they are iterated over, without augmentation.
 
     Yields normalised float32 images (n, channels, height, width) and int64 targets (n,).
-
-    Attributes:
-        split: all images.
-        image_format: how to normalise them.
-        rows: the images of each batch, by their places in the split.
-        device: where the batches are to be; None: where the split is.
     """
 
-    split: ImageSplit
-    image_format: ImageFormat
-    rows: Sequence[slice | Tensor]
-    device: torch.device | str | None
+    split: ImageSplit  #: all images
+    image_format: ImageFormat  #: how to normalise them
+    rows: Sequence[slice | Tensor]  #: the images of each batch, by their places in the split
+    device: torch.device | str | None  #: where the batches are to be; None: where the split is
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -168,11 +160,7 @@ def sample_batches(
 
 
 def check_shares(split_len: int, batch_size: int, world_size: int) -> None:
-    """Refuse batches that have fewer images than there are processes.
-
-    Raises:
-        StageCostError: as described.
-    """
+    """Refuse batches that have fewer images than there are processes."""
     size = min(batch_size, split_len)
     if size < world_size:
         raise StageCostError(

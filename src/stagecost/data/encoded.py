@@ -39,19 +39,14 @@ def image_suffixes() -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Images:
-    """Encoded images, which are read when asked for.
+    """Encoded images, which are read when asked for."""
 
-    Attributes:
-        read: reads the images at some rows, see `open_record`.
-        name: names the image at a row, for messages.
-        mark: tells, without decoding, whether the image at a row was changed: wherever its folder is,
-            its file and the size of that, or a checksum.
-        array: all of them, as bytes of shape (n, height, width), where they are in memory already.
-    """
-
-    read: Callable[[Sequence[int]], Sequence[Any]]
-    name: Callable[[int], str]
+    read: Callable[[Sequence[int]], Sequence[Any]]  #: reads the images at some rows, see `open_record`
+    name: Callable[[int], str]  #: names the image at a row, for messages
+    #: tells, without decoding, whether the image at a row was changed: wherever its folder is, its file
+    #: and the size of that, or a checksum
     mark: Callable[[int], str]
+    #: all of them, as bytes of shape (n, height, width), where they are in memory already
     array: ByteArray | None = None
 
 
@@ -109,17 +104,11 @@ def file_images(folder: Path, names: Sequence[str]) -> Images:
 
 @dataclass(frozen=True)
 class Part:
-    """Some labelled images: a split, or one file of it.
+    """Some labelled images: a split, or one file of it."""
 
-    Attributes:
-        names: the names of the classes.
-        labels: the place of each image's class among `names`, `WITHHELD` or `LEFT_OUT`; (n,).
-        images: the images, on request.
-    """
-
-    names: tuple[str, ...]
-    labels: IntArray
-    images: Images
+    names: tuple[str, ...]  #: the names of the classes
+    labels: IntArray  #: the place of each image's class among `names`, `WITHHELD` or `LEFT_OUT`; (n,)
+    images: Images  #: the images, on request
 
     def used(self) -> dict[str, int]:
         """Return the number of images of each class that has any."""
@@ -148,16 +137,10 @@ def joined(parts: Sequence[Part]) -> Part:
 
 @dataclass(frozen=True)
 class Source:
-    """A labelled set of images whose labels have been read and whose images have not.
+    """A labelled set of images whose labels have been read and whose images have not."""
 
-    Attributes:
-        name: the data set's name.
-        class_names: of all parts.
-        parts: by some of the names 'train', 'val' and 'test'; they share the class names.
-        warnings: what was left out, and what looks odd; a line each.
-    """
-
-    name: str
-    class_names: tuple[str, ...]
+    name: str  #: the data set's name
+    class_names: tuple[str, ...]  #: of all parts
+    #: by some of the names 'train', 'val' and 'test'; they share the class names
     parts: Mapping[str, Part]
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  #: what was left out, and what looks odd; a line each

@@ -2,8 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -31,23 +31,20 @@ def _quiet(*, bars: bool) -> Iterator[None]:
     import datasets
 
     hub: Any = import_module("huggingface_hub.utils")  # its stubs hide the public functions
-    restore: list[Callable[[], None]] = []
-    for verbosity in (datasets.logging, hub.logging):
-        level = verbosity.get_verbosity()
-        restore.append(lambda set_level=verbosity.set_verbosity, level=level: set_level(level))  # type: ignore[misc]
-        verbosity.set_verbosity(logging.CRITICAL)
-    # Both libraries warn when told to change bars that the user has set by environment variable.
-    if not bars and datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS is None:
-        restore += [datasets.enable_progress_bars] if datasets.is_progress_bar_enabled() else []
-        datasets.disable_progress_bars()
-    if not bars and os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") is None:
-        restore += [] if hub.are_progress_bars_disabled() else [hub.enable_progress_bars]
-        hub.disable_progress_bars()
-    try:
+    with ExitStack() as undo:
+        for verbosity in (datasets.logging, hub.logging):
+            undo.callback(verbosity.set_verbosity, verbosity.get_verbosity())
+            verbosity.set_verbosity(logging.CRITICAL)
+        # Both libraries warn when told to change bars that the user has set by environment variable.
+        if not bars and datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS is None:
+            if datasets.is_progress_bar_enabled():
+                undo.callback(datasets.enable_progress_bars)
+            datasets.disable_progress_bars()
+        if not bars and os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") is None:
+            if not hub.are_progress_bars_disabled():
+                undo.callback(hub.enable_progress_bars)
+            hub.disable_progress_bars()
         yield
-    finally:
-        for undo in restore:
-            undo()
 
 
 def tables_of(dataset: Any, origin: str) -> tuple[dict[str, list[Table]], tuple[str, ...]]:

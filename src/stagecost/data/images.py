@@ -17,26 +17,17 @@ INTERPOLATIONS = ("bicubic", "bilinear")
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """The images that a network takes, and the classes that it tells apart.
+    """The images that a network takes, and the classes that it tells apart."""
 
-    Attributes:
-        channels: 1 (grey) or 3 (red, green, blue).
-        size: side of the square images, in pixels.
-        mean: mean of each channel, for pixels in [0, 1].
-        std: standard deviation of each channel, for pixels in [0, 1].
-        class_names: the name of each class, in the order of the targets.
-        levels: the values of pixels of more than 8 bits that became 0 and 255 in the training images;
-            None if there were none.
-        interpolation: by which images are resized: bicubic or bilinear.
-    """
-
-    channels: int
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    class_names: tuple[str, ...]
+    channels: int  #: 1 (grey) or 3 (red, green, blue)
+    size: int  #: side of the square images, in pixels
+    mean: tuple[float, ...]  #: mean of each channel, for pixels in [0, 1]
+    std: tuple[float, ...]  #: standard deviation of each channel, for pixels in [0, 1]
+    class_names: tuple[str, ...]  #: the name of each class, in the order of the targets
+    #: the values of pixels of more than 8 bits that became 0 and 255 in the training images; None if
+    #: there were none
     levels: tuple[float, float] | None = None
-    interpolation: str = "bicubic"
+    interpolation: str = "bicubic"  #: by which images are resized: bicubic or bilinear
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -59,10 +50,8 @@ class ImageFormat:
         """
         try:
             hints = get_type_hints(cls)
-            given = {name: content[name] for name in hints if name not in ("levels", "interpolation")}
-            given["levels"] = content.get("levels")
-            given["interpolation"] = content.get("interpolation", cls.interpolation)
-            result = cls(**{name: read_typed(hints[name], v, name) for name, v in given.items()})
+            given = {"levels": None, "interpolation": cls.interpolation, **content}
+            result = cls(**{name: read_typed(hints[name], given[name], name) for name in hints})
         except KeyError as error:
             raise StageCostError(
                 f"the stored image format has no entry {error}: save the network again"
@@ -71,46 +60,34 @@ class ImageFormat:
             raise StageCostError(
                 f"the stored image format is damaged ({error}): save the network again"
             ) from error
-        if not len(result.mean) == len(result.std) == result.channels:
-            raise StageCostError(
-                f"the stored image format has {result.channels} channels, {len(result.mean)} means "
-                f"and {len(result.std)} standard deviations: save the network again"
-            )
-        for what, wrong in (
-            (f"{result.channels} channels", result.channels not in (1, 3)),
-            (f"a size of {result.size} pixels", not 1 <= result.size <= LARGEST),
-            (
-                "no class names, or one twice",
-                not len(result.class_names) == len({*result.class_names}) > 0,
-            ),
-            (f"the means {result.mean}", not all(map(math.isfinite, result.mean))),
-            (f"the standard deviations {result.std}", not all(0 < s < math.inf for s in result.std)),
-            (
-                f"the interpolation {result.interpolation!r}",
-                result.interpolation not in INTERPOLATIONS,
-            ),
-            (f"the levels {result.levels}", result.levels is not None and not _is_range(*result.levels)),
-        ):
-            if wrong:
-                raise StageCostError(f"the stored image format has {what}: save the network again")
+        if wrong := result._impossible():
+            raise StageCostError(f"the stored image format has {wrong}: save the network again")
         return result
 
-
-def _is_range(low: float, high: float) -> bool:
-    return math.isfinite(low) and math.isfinite(high) and low < high
+    def _impossible(self) -> str:
+        """Name what no network can take; "" if there is nothing."""
+        mean, std, names = self.mean, self.std, self.class_names
+        low, high = self.levels or (0, 1)
+        numbers = f"{self.channels} channels, {len(mean)} means and {len(std)} standard deviations"
+        checks = {
+            numbers: not len(mean) == len(std) == self.channels,
+            f"{self.channels} channels": self.channels not in (1, 3),
+            f"a size of {self.size} pixels": not 1 <= self.size <= LARGEST,
+            "no class names, or one twice": not len(names) == len({*names}) > 0,
+            f"the means {mean}": not all(map(math.isfinite, mean)),
+            f"the standard deviations {std}": not all(0 < s < math.inf for s in std),
+            f"the interpolation {self.interpolation!r}": self.interpolation not in INTERPOLATIONS,
+            f"the levels {self.levels}": not -math.inf < low < high < math.inf,
+        }
+        return next((what for what, wrong in checks.items() if wrong), "")
 
 
 @dataclass(frozen=True)
 class ImageSplit:
-    """Labelled images in memory.
+    """Labelled images in memory."""
 
-    Attributes:
-        images: bytes (uint8) of shape (n, channels, height, width).
-        targets: class numbers (int64) of shape (n,).
-    """
-
-    images: Tensor
-    targets: Tensor
+    images: Tensor  #: bytes (uint8) of shape (n, channels, height, width)
+    targets: Tensor  #: class numbers (int64) of shape (n,)
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -4,6 +4,7 @@ Others with the same class names and shape are augmented alike. They are normali
 statistics if their own agree with these, as those of a copy do.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stagecost.data.augmentation import NO_AUGMENTATION, Augmentation
@@ -35,40 +36,26 @@ class KnownData:
     augmentation: Augmentation
 
 
+def _known(
+    channels: int,
+    size: int,
+    names: Sequence[str],
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None,
+    augmentation: Augmentation,
+    num_classes: int = 10,
+) -> KnownData:
+    typical = frozenset(map(name_key, names))
+    return KnownData(channels, size, num_classes, typical, statistics, augmentation)
+
+
 _CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 _CIFAR100 = ["apple", "aquarium_fish", "lawn_mower", "sweet_pepper", "wardrobe", "willow_tree", "worm"]
+_OF_CIFAR10 = (0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)
+_OF_CIFAR100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 KNOWN = {
-    "digits": KnownData(1, 8, 10, frozenset(map(name_key, DIGIT_NAMES)), None, NO_AUGMENTATION),
-    "mnist": KnownData(
-        1,
-        28,
-        10,
-        frozenset(map(name_key, DIGIT_NAMES)),
-        ((0.1307,), (0.3081,)),
-        Augmentation(2, flip=False),
-    ),
-    "fashion-mnist": KnownData(
-        1,
-        28,
-        10,
-        frozenset(map(name_key, FASHION_NAMES)),
-        ((0.2860,), (0.3530,)),
-        Augmentation(2, flip=True),
-    ),
-    "cifar10": KnownData(
-        3,
-        32,
-        10,
-        frozenset(map(name_key, _CIFAR10)),
-        ((0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)),
-        Augmentation(4, flip=True),
-    ),
-    "cifar100": KnownData(
-        3,
-        32,
-        100,
-        frozenset(map(name_key, _CIFAR100)),
-        ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-        Augmentation(4, flip=True),
-    ),
+    "digits": _known(1, 8, DIGIT_NAMES, None, NO_AUGMENTATION),
+    "mnist": _known(1, 28, DIGIT_NAMES, ((0.1307,), (0.3081,)), Augmentation(2, flip=False)),
+    "fashion-mnist": _known(1, 28, FASHION_NAMES, ((0.2860,), (0.3530,)), Augmentation(2, flip=True)),
+    "cifar10": _known(3, 32, _CIFAR10, _OF_CIFAR10, Augmentation(4, flip=True)),
+    "cifar100": _known(3, 32, _CIFAR100, _OF_CIFAR100, Augmentation(4, flip=True), num_classes=100),
 }

@@ -32,23 +32,17 @@ ALL = "all"  # the images of all splits together
 
 @dataclass(frozen=True)
 class DataBundle:
-    """Everything that training and evaluation need to know about the images.
+    """Everything that training and evaluation need to know about the images."""
 
-    Attributes:
-        format: what the network takes.
-        splits: the splits that were asked for, by the names 'train', 'val' and 'test', or 'all'.
-        augmentation: what is usual for training on these images, or none if that was asked for.
-        name: the data set's name.
-        chosen: which images make each split, those included that were not asked for.
-        warnings: what was left out, and what looks odd; a line each.
-    """
-
-    format: ImageFormat
+    format: ImageFormat  #: what the network takes
+    #: the splits that were asked for, by the names 'train', 'val' and 'test', or 'all'
     splits: dict[str, ImageSplit]
+    #: what is usual for training on these images, or none if that was asked for
     augmentation: Augmentation
-    name: str
+    name: str  #: the data set's name
+    #: which images make each split, those included that were not asked for
     chosen: Mapping[str, Rows] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  #: what was left out, and what looks odd; a line each
 
     @property
     def num_classes(self) -> int:

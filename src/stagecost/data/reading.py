@@ -34,6 +34,7 @@ class Reader:
             )
         self.source, self.rows, self.config = source, dict(rows), config
         self.known_format = like
+        self.interpolation = config.interpolation or ImageFormat.interpolation
         self.splits: dict[str, ImageSplit] = {}
         self.broken: list[str] = []
         self.warnings: list[str] = []
@@ -70,24 +71,19 @@ class Reader:
         part = self.rows[splits[0]].part
         index = np.sort(np.concatenate([self.rows[split].index for split in splits]))
         if image_format is None:
-            pixels = read_pixels(
-                part.images,
-                index,
-                channels=len(self.config.mean) if self.config.mean else None,
-                size=self.config.image_size,
-                interpolation=self.config.interpolation or ImageFormat.interpolation,
-            )
+            channels = len(self.config.mean) if self.config.mean else None
+            size, levels, way = self.config.image_size, None, self.interpolation
         else:
-            channels, size, levels = image_format.channels, image_format.size, image_format.levels
-            way = image_format.interpolation
-            pixels = read_pixels(
-                part.images, index, channels=channels, size=size, levels=levels, interpolation=way
+            channels, size = image_format.channels, image_format.size
+            levels, way = image_format.levels, image_format.interpolation
+        pixels = read_pixels(
+            part.images, index, channels=channels, size=size, levels=levels, interpolation=way
+        )
+        if image_format is not None and levels is None and pixels.levels is not None:
+            self.warnings.append(
+                f"{splits[0]} has images of more than 8 bits, and the training images had none: "
+                f"scaled from {pixels.levels[0]:g} … {pixels.levels[1]:g}"
             )
-            if levels is None and pixels.levels is not None:
-                self.warnings.append(
-                    f"{splits[0]} has images of more than 8 bits, and the training images had none: "
-                    f"scaled from {pixels.levels[0]:g} … {pixels.levels[1]:g}"
-                )
         if pixels.clipped:
             self.warnings.append(
                 f"{splits[0]} has brighter or darker pixels than the training images: cut off"
@@ -142,8 +138,7 @@ class Reader:
             statistics = published
         if self.config.mean and self.config.std:
             statistics = self.config.mean, self.config.std
-        way = self.config.interpolation or ImageFormat.interpolation
-        names = self.source.class_names
+        names, way = self.source.class_names, self.interpolation
         return ImageFormat(channels, size, *statistics, names, pixels.levels, way)
 
 

@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -126,19 +127,14 @@ def _read(path: Path, groups: Sequence[int], column: str) -> "pa.ChunkedArray":
 
 def _images(path: Path, column: str, starts: IntArray) -> Images:
     """Return the images in a column, read by groups of rows, whose first rows are `starts`."""
-    kept: dict[int, pa.ChunkedArray] = {}
-    lock = Lock()
+    lock, read_group = Lock(), lru_cache(2)(lambda number: _read(path, [number], column))
 
     def group_of(row: int) -> int:
         return int(np.searchsorted(starts, row, side="right")) - 1
 
     def group(number: int) -> "pa.ChunkedArray":
         with lock:  # the last two groups are kept, as rows are mostly read in order
-            if number not in kept:
-                for old in [*kept][:-1]:
-                    del kept[old]
-                kept[number] = _read(path, [number], column)
-            return kept[number]
+            return read_group(number)
 
     def read(rows: Sequence[int]) -> list[Any]:
         records = [

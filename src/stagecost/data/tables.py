@@ -34,19 +34,12 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Table:
-    """A table that is read column by column.
+    """A table that is read column by column."""
 
-    Attributes:
-        origin: its file or split, for messages.
-        schema: the columns, with what Hugging Face `datasets` notes of them.
-        column: reads a column.
-        images: returns the images of a column, on request.
-    """
-
-    origin: str
-    schema: "pa.Schema"
-    column: Callable[[str], "pa.ChunkedArray"]
-    images: Callable[[str], Images]
+    origin: str  #: its file or split, for messages
+    schema: "pa.Schema"  #: the columns, with what Hugging Face `datasets` notes of them
+    column: Callable[[str], "pa.ChunkedArray"]  #: reads a column
+    images: Callable[[str], Images]  #: returns the images of a column, on request
 
 
 @contextmanager
@@ -63,11 +56,7 @@ def reading(origin: str) -> Iterator[None]:
 
 
 def refuse_doubled(origin: str, columns: Sequence[str]) -> None:
-    """Refuse a table with two columns of one name.
-
-    Raises:
-        StageCostError: there are such columns.
-    """
+    """Refuse a table with two columns of one name."""
     doubled = sorted({name for name in columns if columns.count(name) > 1})
     if doubled:
         raise StageCostError(f"{origin} has two columns {listed(doubled)}: rename one of them")

@@ -8,12 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from stagecost.data.augmentation import Augmentation
-from stagecost.data.batches import epoch_batches, num_batches
-from stagecost.data.images import ImageFormat, ImageSplit
 from stagecost.dynamics import Pass
 from stagecost.network import LITERALLY
 from stagecost.train.settings import RunSettings
@@ -21,19 +17,12 @@ from stagecost.train.settings import RunSettings
 
 @dataclass(frozen=True)
 class Moment:
-    """A step of a training, before it is done.
+    """A step of a training, before it is done."""
 
-    Attributes:
-        epoch: counted from 0.
-        batch: of the epoch, counted from 0.
-        steps_per_epoch: batches of each epoch.
-        epochs: of the whole training.
-    """
-
-    epoch: int
-    batch: int
-    steps_per_epoch: int
-    epochs: int
+    epoch: int  #: counted from 0
+    batch: int  #: of the epoch, counted from 0
+    steps_per_epoch: int  #: batches of each epoch
+    epochs: int  #: of the whole training
 
     @property
     def step(self) -> int:
@@ -53,37 +42,21 @@ class Moment:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the steps of a training are done.
+    """How the steps of a training are done."""
 
-    Attributes:
-        epochs: passes over the images.
-        lr: the highest learning rate.
-        warmup_epochs: of linear warm-up, before the cosine to zero.
-        clip_norm: largest norm of the gradient; 0 does not clip.
-        sampled_depths: how many outputs bear the stage cost in a step; 0 is all.
-        sandwich: the smallest cut and one that is drawn bear the stage cost in a step.
-        equilibrium: gradients are means of the losses behind a block, not sums.
-        gate: what comes back from beyond a cut that bears the stage cost is multiplied by it.
-        drop_path: rate of the last branch; 0 leaves none out.
-        freeze_stem: leave the stem as it is.
-        freeze_norms: leave running statistics as they are.
-        seed: of what is drawn in a step.
-        how: a pass through the network is done.
-    """
-
-    epochs: int
-    lr: float
-    warmup_epochs: float = 0.0
-    clip_norm: float = 0.0
-    sampled_depths: int = 0
-    sandwich: bool = False
-    equilibrium: bool = False
-    gate: float = 1.0
-    drop_path: float = 0.0
-    freeze_stem: bool = False
-    freeze_norms: bool = False
-    seed: int = 0
-    how: Pass = LITERALLY
+    epochs: int  #: passes over the images
+    lr: float  #: the highest learning rate
+    warmup_epochs: float = 0.0  #: of linear warm-up, before the cosine to zero
+    clip_norm: float = 0.0  #: largest norm of the gradient; 0 does not clip
+    sampled_depths: int = 0  #: how many outputs bear the stage cost in a step; 0 is all
+    sandwich: bool = False  #: the smallest cut and one that is drawn bear the stage cost in a step
+    equilibrium: bool = False  #: gradients are means of the losses behind a block, not sums
+    gate: float = 1.0  #: what comes back from beyond a cut that bears the stage cost is multiplied by it
+    drop_path: float = 0.0  #: rate of the last branch; 0 leaves none out
+    freeze_stem: bool = False  #: leave the stem as it is
+    freeze_norms: bool = False  #: leave running statistics as they are
+    seed: int = 0  #: of what is drawn in a step
+    how: Pass = LITERALLY  #: a pass through the network is done
 
     @classmethod
     def of(cls, settings: RunSettings) -> "Recipe":
@@ -126,7 +99,7 @@ def learning_rate_factor(step: int, total_steps: int, warmup_steps: int) -> floa
 
 
 class Batches(Protocol):
-    """The training data, batch by batch; a batch is a function of its place alone."""
+    """The training data, such as `ImageBatches`; a batch is a function of its place alone."""
 
     @property
     def batch_size(self) -> int:
@@ -137,52 +110,3 @@ class Batches(Protocol):
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the (images, targets) of an epoch, from a batch on."""
-
-
-@dataclass(frozen=True)
-class ImageBatches:
-    """`Batches` of labelled images in memory: shuffled and augmented, in another order each epoch.
-
-    Attributes:
-        split: the images.
-        image_format: how they are normalised.
-        augmentation: of the bytes.
-        wanted_size: images a batch, over all processes together; there may be fewer images.
-        seed: of order and augmentation.
-        rank: of this process.
-        world_size: number of processes.
-        device: where the batches are to be.
-    """
-
-    split: ImageSplit
-    image_format: ImageFormat
-    augmentation: Augmentation
-    wanted_size: int
-    seed: int
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device | None = None
-
-    @property
-    def batch_size(self) -> int:
-        """Images of a batch, over all processes together."""
-        return min(self.wanted_size, len(self.split))
-
-    def __len__(self) -> int:
-        """Return the number of batches of an epoch."""
-        return num_batches(len(self.split), self.wanted_size)
-
-    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the (images, targets) of an epoch, from a batch on."""
-        return epoch_batches(
-            self.split,
-            self.image_format,
-            batch_size=self.wanted_size,
-            seed=self.seed,
-            epoch=epoch,
-            augmentation=self.augmentation,
-            first_batch=first_batch,
-            rank=self.rank,
-            world_size=self.world_size,
-            device=self.device,
-        )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stagecost.data.batches import check_shares, eval_batches, sample_batches
+from stagecost.data.batches import ImageBatches, check_shares, eval_batches, sample_batches
 from stagecost.data.config import DataConfig
 from stagecost.data.images import INTERPOLATIONS
 from stagecost.data.loading import DataBundle
@@ -19,7 +19,7 @@ from stagecost.objective import StageCost
 from stagecost.train.checkpoint import Checkpoint, restore_state
 from stagecost.train.cutting import check_schedule
 from stagecost.train.devices import launch, make_fabric
-from stagecost.train.recipe import ImageBatches, Recipe
+from stagecost.train.recipe import Recipe
 from stagecost.train.settings import RunSettings
 from stagecost.train.stage_cost import loss_of, stage_cost_of
 from stagecost.train.state import State, check_batch, start
@@ -31,21 +31,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Setup:
-    """A training that can start.
+    """A training that can start."""
 
-    Attributes:
-        settings: of it.
-        data: its images; "train", and "val" if there are validation images.
-        fabric: device, precision and processes; not launched.
-        network: whole, with random weights or those that were given.
-        stage_cost: that the settings describe.
-    """
-
-    settings: RunSettings
-    data: DataBundle
-    fabric: "Fabric"
-    network: ResidualNetwork
-    stage_cost: StageCost
+    settings: RunSettings  #: of it
+    data: DataBundle  #: its images; "train", and "val" if there are validation images
+    fabric: "Fabric"  #: device, precision and processes; not launched
+    network: ResidualNetwork  #: whole, with random weights or those that were given
+    stage_cost: StageCost  #: that the settings describe
 
     @property
     def recipe(self) -> Recipe:
@@ -77,16 +69,12 @@ class Setup:
     def validation(self) -> Validation:
         """What judges its epochs."""
         data, device = self.data, self.fabric.device
-        val = (
-            eval_batches(data.splits["val"], data.format, device=device)
-            if "val" in data.splits
-            else None
-        )
-        seed = self.settings.training.seed
+        val, seed = data.splits.get("val"), self.settings.training.seed
         calibration = sample_batches(
             data.splits["train"], data.format, count=CALIBRATION_IMAGES, seed=seed, device=device
         )
-        return Validation(val, calibration, loss_of(self.settings.training.label_smoothing))
+        batches = None if val is None else eval_batches(val, data.format, device=device)
+        return Validation(batches, calibration, loss_of(self.settings.training.label_smoothing))
 
     def start(self, checkpoint: Checkpoint | None = None) -> State:
         """Start the processes, and the training; or go on where a checkpoint was written.
