@@ -10,71 +10,41 @@ from stagecost.records import JsonObject, read_record, writable
 
 @dataclass(frozen=True)
 class CutRecord:
-    """A cut during the training.
+    """A cut during the training."""
 
-    Attributes:
-        epoch: after which it was made.
-        num_blocks_before: blocks that there were.
-        kept_blocks: the paper's indices k of those that stay.
-        val_loss_before: of the network before it; None without validation images.
-        val_loss_after: of the network after it.
-        val_accuracy_before: percent.
-        val_accuracy_after: percent.
-    """
-
-    epoch: int
-    num_blocks_before: int
-    kept_blocks: tuple[int, ...]
-    val_loss_before: float | None
-    val_loss_after: float | None
-    val_accuracy_before: float | None
-    val_accuracy_after: float | None
+    epoch: int  #: after which it was made
+    num_blocks_before: int  #: blocks that there were
+    kept_blocks: tuple[int, ...]  #: the paper's indices k of those that stay
+    val_loss_before: float | None  #: of the network before it; None without validation images
+    val_loss_after: float | None  #: of the network after it
+    val_accuracy_before: float | None  #: percent
+    val_accuracy_after: float | None  #: percent
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What an epoch brought.
+    """What an epoch brought."""
 
-    Attributes:
-        epoch: counted from 1.
-        num_blocks: of the network in this epoch.
-        seconds: since the training began, over all sessions.
-        learning_rate: of its last step.
-        train_objective: mean over its images, as they were trained on.
-        train_loss: L_N, likewise.
-        train_accuracy: percent, likewise.
-        gamma: the stage weight of its last step.
-        val_loss: L_N; None without validation images.
-        val_accuracy: percent.
-        val_losses: L_0 … L_N.
-        val_accuracies: percent, of y_0 … y_N.
-        cut: that was made after it.
-    """
-
-    epoch: int
-    num_blocks: int
-    seconds: float
-    learning_rate: float
-    train_objective: float
-    train_loss: float
-    train_accuracy: float
-    gamma: float
-    val_loss: float | None = None
-    val_accuracy: float | None = None
-    val_losses: tuple[float, ...] | None = None
-    val_accuracies: tuple[float, ...] | None = None
-    cut: CutRecord | None = None
+    epoch: int  #: counted from 1
+    num_blocks: int  #: of the network in this epoch
+    seconds: float  #: since the training began, over all sessions
+    learning_rate: float  #: of its last step
+    train_objective: float  #: mean over its images, as they were trained on
+    train_loss: float  #: L_N, likewise
+    train_accuracy: float  #: percent, likewise
+    gamma: float  #: the stage weight of its last step
+    val_loss: float | None = None  #: L_N; None without validation images
+    val_accuracy: float | None = None  #: percent
+    val_losses: tuple[float, ...] | None = None  #: L_0 … L_N
+    val_accuracies: tuple[float, ...] | None = None  #: percent, of y_0 … y_N
+    cut: CutRecord | None = None  #: that was made after it
 
     def to_json(self) -> JsonObject:
         """Return plain types for JSON."""
         return dict(writable(asdict(self)))
 
     def check(self) -> None:
-        """Refuse measurements over depth that are not of all depths.
-
-        Raises:
-            ValueError: as described.
-        """
+        """Refuse measurements over depth that are not of all depths."""
         if (self.val_losses is None) != (self.val_accuracies is None):
             raise ValueError(f"epoch {self.epoch} has losses or accuracies over depth, not both")
         for values in (self.val_losses, self.val_accuracies):
@@ -106,24 +76,15 @@ class Sums:
 
 @dataclass
 class Progress:
-    """How far a training has come.
+    """How far a training has come."""
 
-    Attributes:
-        epoch: complete epochs.
-        batch: steps done in the epoch under way.
-        sums: of the epoch under way.
-        seconds: spent, over all sessions.
-        averaged: how often the moving average was updated.
-        history: one entry an epoch.
-        notes: what callers of the loop want to have back when the training goes on, as JSON values.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    sums: Sums = field(default_factory=Sums)
-    seconds: float = 0.0
-    averaged: int = 0
-    history: list[EpochRecord] = field(default_factory=list)
+    epoch: int = 0  #: complete epochs
+    batch: int = 0  #: steps done in the epoch under way
+    sums: Sums = field(default_factory=Sums)  #: of the epoch under way
+    seconds: float = 0.0  #: spent, over all sessions
+    averaged: int = 0  #: how often the moving average was updated
+    history: list[EpochRecord] = field(default_factory=list)  #: one entry an epoch
+    #: what callers of the loop want to have back when the training goes on, as JSON values
     notes: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> JsonObject:

@@ -24,42 +24,25 @@ from stagecost.train.state import State, freeze
 
 @dataclass(frozen=True)
 class Step:
-    """A step that was done.
+    """A step that was done."""
 
-    Attributes:
-        moment: of it.
-        stage_cost: what was minimised, before depths were sampled; of the network as it is.
-        terms: of the objective.
-        correct: images that the whole network got right.
-        samples: images.
-    """
-
-    moment: Moment
-    stage_cost: StageCost
-    terms: ObjectiveTerms
-    correct: int
-    samples: int
+    moment: Moment  #: of it
+    stage_cost: StageCost  #: what was minimised, before depths were sampled; of the network as it is
+    terms: ObjectiveTerms  #: of the objective
+    correct: int  #: images that the whole network got right
+    samples: int  #: images
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """An epoch that was done.
+    """An epoch that was done."""
 
-    Attributes:
-        number: counted from 1.
-        sums: over its images.
-        moment: of its last step.
-        stage_cost: of its last step, see `Step`.
-        gamma: the stage weight of its last step.
-        learning_rate: of its last step.
-    """
-
-    number: int
-    sums: Sums
-    moment: Moment
-    stage_cost: StageCost
-    gamma: float
-    learning_rate: float
+    number: int  #: counted from 1
+    sums: Sums  #: over its images
+    moment: Moment  #: of its last step
+    stage_cost: StageCost  #: of its last step, see `Step`
+    gamma: float  #: the stage weight of its last step
+    learning_rate: float  #: of its last step
 
 
 OnStep = Callable[[State, Step], None]
@@ -179,11 +162,7 @@ def end_epoch(state: State, rule: StageCostRule, recipe: Recipe, steps: int) -> 
 
 
 def check_weights(state: State) -> None:
-    """Refuse weights, or running statistics, that are no finite numbers.
-
-    Raises:
-        StageCostError: as described.
-    """
+    """Refuse weights, or running statistics, that are no finite numbers."""
     for network in state.networks:
         for name, tensor in network.state_dict().items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

@@ -120,11 +120,7 @@ class TrainingSettings:
         return default if self.lr is None else self.lr
 
     def check(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            StageCostError: names the first impossible value and what is possible.
-        """
+        """Refuse impossible values."""
         for name in ("epochs", "batch_size", "num_processes"):
             _check_least(self, name, 1)
         for name in ("gamma", "weight_decay", "warmup_epochs", "clip_norm", "seed"):
@@ -189,11 +185,7 @@ class StageCostSettings:
     plain_after_cuts: bool = False
 
     def check(self, epochs: int) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            StageCostError: names the value and what is possible.
-        """
+        """Refuse impossible values."""
         for name in ("first_depth", "sampled_depths"):
             _check_least(self, name, 0)
         _check_part(self, "drop_path")
@@ -278,11 +270,7 @@ class RunSettings:
     stage: StageCostSettings = field(default_factory=StageCostSettings)
 
     def check(self) -> None:
-        """Refuse impossible values.
-
-        Raises:
-            StageCostError: names the first impossible value and what is possible.
-        """
+        """Refuse impossible values."""
         _check_part(self.data, "val_fraction")
         self.training.check()
         self.stage.check(self.training.epochs)

@@ -42,29 +42,17 @@ class Asked(nn.Module):
 
 @dataclass
 class State:
-    """What a running training holds.
+    """What a running training holds."""
 
-    Attributes:
-        fabric: device, precision and processes.
-        network: the bare network.
-        asked: the network beside the cuts that it is asked for.
-        model: the same as Fabric wraps it, through which training calls go.
-        optimizer: of its parameters.
-        average: the moving average, if one is kept.
-        indices: the paper's indices k of the blocks at the start, whatever has left.
-        stages: positions of the blocks at the start, grouped.
-        progress: how far it has come.
-    """
-
-    fabric: "Fabric"
-    network: ResidualNetwork
-    asked: Asked
-    model: nn.Module
-    optimizer: Optimizer
-    average: AveragedModel | None
-    indices: tuple[int, ...]
-    stages: Stages
-    progress: Progress = field(default_factory=Progress)
+    fabric: "Fabric"  #: device, precision and processes
+    network: ResidualNetwork  #: the bare network
+    asked: Asked  #: the network beside the cuts that it is asked for
+    model: nn.Module  #: the same as Fabric wraps it, through which training calls go
+    optimizer: Optimizer  #: of its parameters
+    average: AveragedModel | None  #: the moving average, if one is kept
+    indices: tuple[int, ...]  #: the paper's indices k of the blocks at the start, whatever has left
+    stages: Stages  #: positions of the blocks at the start, grouped
+    progress: Progress = field(default_factory=Progress)  #: how far it has come
     _mark: float = field(default_factory=monotonic)
 
     @property
@@ -202,9 +190,6 @@ def check_batch(network: ResidualNetwork, image_shape: Sequence[int], batch_size
         network: is left as it is.
         image_shape: (C, H, W).
         batch_size: images that are normalised together.
-
-    Raises:
-        StageCostError: as described.
     """
     if batch_size > 1:
         return

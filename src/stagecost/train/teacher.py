@@ -12,17 +12,11 @@ from stagecost.train.recipe import Batches
 
 @dataclass
 class Taught:
-    """Training data, and a loss of which one half is the divergence from a teacher's output.
+    """Training data, and a loss of which one half is the divergence from a teacher's output."""
 
-    Attributes:
-        batches: the training data.
-        teacher: in eval mode, where the batches are.
-        own_loss: of the other half.
-    """
-
-    batches: Batches
-    teacher: nn.Module
-    own_loss: LossFunction
+    batches: Batches  #: the training data
+    teacher: nn.Module  #: in eval mode, where the batches are
+    own_loss: LossFunction  #: of the other half
     _answers: Tensor = field(default_factory=lambda: torch.empty(0), init=False)
 
     @property

@@ -17,17 +17,12 @@ CALIBRATION_IMAGES = 2048
 
 @dataclass(frozen=True)
 class Validation:
-    """Judges the network after an epoch.
+    """Judges the network after an epoch."""
 
-    Attributes:
-        val: the validation images; None if there are none.
-        calibration: training images drawn at random, for head statistics that training does not visit.
-        loss: of the training.
-    """
-
-    val: Loader | None
+    val: Loader | None  #: the validation images; None if there are none
+    #: training images drawn at random, for head statistics that training does not visit
     calibration: Loader
-    loss: LossFunction
+    loss: LossFunction  #: of the training
 
     def record(self, state: State, epoch: Epoch, recipe: Recipe) -> EpochRecord:
         """Measure the network that an epoch has left."""
