@@ -72,7 +72,9 @@ def pretrained_model(
     """
     kept_blocks = None
     if weights == "pretrained":
-        tensors = _pretrained(name, arguments)
+        if "/" not in name:
+            raise StageCostError(f"model {name!r} has no pretrained weights: give a file")
+        tensors = _library(name).pretrained(**arguments)
     elif Path(weights).is_dir():
         saved, tensors = _saved(Path(weights), name)
         arguments, kept_blocks = {**saved.arguments, **arguments}, saved.kept_blocks
@@ -89,11 +91,7 @@ def pretrained_model(
 
 
 def _saved(folder: Path, name: str) -> tuple[NetworkDescription, dict[str, torch.Tensor]]:
-    """Read a saved network that others are to start from.
-
-    Raises:
-        StageCostError: it is another network.
-    """
+    """Read a saved network that others are to start from."""
     saved = read_description(read_config(folder), folder / CONFIG_FILE)
     if saved.name != name:
         raise StageCostError(f"{folder} holds a network {saved.name!r}: give it as --model")
@@ -101,38 +99,30 @@ def _saved(folder: Path, name: str) -> tuple[NetworkDescription, dict[str, torch
 
 
 def _build(name: str, arguments: Mapping[str, Any]) -> ResidualNetwork:
+    """Build a network, described by all arguments: a saved one must not depend on later defaults."""
     builder = find_builder(name)
+    signature = inspect.signature(builder)
     try:
-        inspect.signature(builder).bind(**arguments)
+        bound = signature.bind(**arguments)
     except TypeError as error:
-        known = ", ".join(inspect.signature(builder).parameters)
-        raise StageCostError(f"model {name!r}: {error}; it takes {known}") from None
+        raise StageCostError(
+            f"model {name!r}: {error}; it takes {', '.join(signature.parameters)}"
+        ) from None
     network = builder(**arguments)
-    network.description = NetworkDescription(name, _complete(builder, arguments))
+    bound.apply_defaults()
+    complete = dict(bound.arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            complete |= complete.pop(parameter.name)
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in complete.items()}
+    network.description = NetworkDescription(name, plain)
     return network
-
-
-def _pretrained(name: str, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    if "/" not in name:
-        raise StageCostError(f"model {name!r} has no pretrained weights: give a file")
-    return _library(name).pretrained(**arguments)
 
 
 def _library(name: str) -> "LibraryBuilder":
     from stagecost.models.adapters.libraries import LibraryBuilder
 
     return LibraryBuilder(name)
-
-
-def _complete(builder: Builder, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all arguments with their defaults: a saved network must not depend on later ones."""
-    bound = inspect.signature(builder).bind(**arguments)
-    bound.apply_defaults()
-    complete = dict(bound.arguments)
-    for parameter in bound.signature.parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            complete |= complete.pop(parameter.name)
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in complete.items()}
 
 
 def rebuild(description: NetworkDescription, numbers: int) -> ResidualNetwork:
@@ -178,11 +168,7 @@ LARGEST_EXAMPLE = 1024  # side of the images for which a model of a library is b
 
 
 def _check_arguments(builder: Builder, arguments: Mapping[str, Any]) -> None:
-    """Refuse what a description of a library's model must not say.
-
-    Raises:
-        StageCostError: it would fetch or open files, or take images of unusual size.
-    """
+    """Refuse what a description of a library's model must not say."""
     if builder.__module__ == native.__name__:
         return
     if fetching := [name for name in _FETCHING if arguments.get(name)]:
@@ -199,11 +185,7 @@ def _check_arguments(builder: Builder, arguments: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _at_most(numbers: int) -> Iterator[None]:
-    """Stop what builds modules with more numbers, before it fills them.
-
-    Raises:
-        StageCostError: as described.
-    """
+    """Stop what builds modules with more numbers, before it fills them."""
     left = numbers
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -323,11 +305,7 @@ def check_fit(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Refuse weights that are no finite numbers, and variances below 0.
-
-    Raises:
-        StageCostError: names the first tensor that has one.
-    """
+    """Refuse weights that are no finite numbers, and variances below 0."""
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             continue

@@ -140,58 +140,33 @@ def staged(
     return _assemble(seed, stem, blocks, widths[-1], num_classes, head_statistics)
 
 
-def _bottleneck(
-    blocks_per_stage: Sequence[int],
-    width: int,
-    num_classes: int,
-    in_channels: int,
-    head_statistics: StatisticsPolicy,
-) -> ResidualNetwork:
-    _check_sizes(blocks_per_stage, [width] * len(blocks_per_stage), num_classes, in_channels, 2)
-    widths = tuple(4 * width * 2**stage for stage in range(len(blocks_per_stage)))
-    seed = draw_seed()
-    stem = nn.Sequential(
-        nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False),
-        nn.MaxPool2d(3, stride=2, padding=1),
-    )
-    blocks = _stages(width, blocks_per_stage, widths, bottleneck_branch)
-    return _assemble(seed, stem, blocks, widths[-1], num_classes, head_statistics)
+def _bottleneck(layers: int, *blocks_per_stage: int) -> Callable[..., ResidualNetwork]:
+    """Register the ImageNet-sized network of bottleneck blocks that has so many layers."""
+
+    @register_model(f"preact_resnet{layers}")
+    def build(
+        *,
+        width: int = 64,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        head_statistics: StatisticsPolicy = "per_output",
+    ) -> ResidualNetwork:
+        _check_sizes(blocks_per_stage, [width] * len(blocks_per_stage), num_classes, in_channels, 2)
+        widths = tuple(4 * width * 2**stage for stage in range(len(blocks_per_stage)))
+        seed = draw_seed()
+        stem = nn.Sequential(
+            nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False),
+            nn.MaxPool2d(3, stride=2, padding=1),
+        )
+        blocks = _stages(width, blocks_per_stage, widths, bottleneck_branch)
+        return _assemble(seed, stem, blocks, widths[-1], num_classes, head_statistics)
+
+    return build
 
 
-@register_model("preact_resnet50")
-def preact_resnet50(
-    *,
-    width: int = 64,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    head_statistics: StatisticsPolicy = "per_output",
-) -> ResidualNetwork:
-    """Build the ImageNet-sized network of 3, 4, 6, 3 bottleneck blocks (N = 16)."""
-    return _bottleneck((3, 4, 6, 3), width, num_classes, in_channels, head_statistics)
-
-
-@register_model("preact_resnet101")
-def preact_resnet101(
-    *,
-    width: int = 64,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    head_statistics: StatisticsPolicy = "per_output",
-) -> ResidualNetwork:
-    """Build the ImageNet-sized network of 3, 4, 23, 3 bottleneck blocks (N = 33)."""
-    return _bottleneck((3, 4, 23, 3), width, num_classes, in_channels, head_statistics)
-
-
-@register_model("preact_resnet152")
-def preact_resnet152(
-    *,
-    width: int = 64,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    head_statistics: StatisticsPolicy = "per_output",
-) -> ResidualNetwork:
-    """Build the ImageNet-sized network of 3, 8, 36, 3 bottleneck blocks (N = 50)."""
-    return _bottleneck((3, 8, 36, 3), width, num_classes, in_channels, head_statistics)
+preact_resnet50 = _bottleneck(50, 3, 4, 6, 3)  #: N = 16
+preact_resnet101 = _bottleneck(101, 3, 4, 23, 3)  #: N = 33
+preact_resnet152 = _bottleneck(152, 3, 8, 36, 3)  #: N = 50
 
 
 def _stages(

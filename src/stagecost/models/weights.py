@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stagecost.errors import StageCostError
 from stagecost.network import ResidualNetwork
+from stagecost.text import one_line
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -26,8 +27,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise StageCostError(f"{path} is no file of weights ({reason}): give another one") from None
+        raise StageCostError(
+            f"{path} is no file of weights ({one_line(error)}): give another one"
+        ) from None
     for key in ("state_dict", "model"):
         content = content.get(key, content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):

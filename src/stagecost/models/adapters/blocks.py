@@ -21,21 +21,13 @@ MAX_SUMS = 6  # a forward with more residual sums is a loop over branches, not o
 
 @dataclass(eq=False)
 class Stretch:
-    """A residual block in the flow.
+    """A residual block in the flow."""
 
-    Attributes:
-        path: of its module, or "container#2" for the third sum in a container's forward.
-        step: what it does.
-        skip: what is left of that without the branches.
-        call: of its module; None where it is a part of a container's forward.
-        branches: modules that serve a branch and nothing else, by path.
-    """
-
-    path: str
-    step: list[Operation]
-    skip: list[Operation]
-    call: Operation | None
-    branches: list[str]
+    path: str  #: of its module, or "container#2" for the third sum in a container's forward
+    step: list[Operation]  #: what it does
+    skip: list[Operation]  #: what is left of that without the branches
+    call: Operation | None  #: of its module; None where it is a part of a container's forward
+    branches: list[str]  #: modules that serve a branch and nothing else, by path
 
 
 @dataclass

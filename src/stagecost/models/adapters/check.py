@@ -20,6 +20,7 @@ from stagecost.models.adapters.contract import UnknownBranchesError, violations
 from stagecost.models.adapters.libraries import family, library_model, library_names
 from stagecost.records import JsonObject
 from stagecost.storage import read_json, write_json
+from stagecost.text import markdown_table, one_line
 
 SMALL = re.compile("atto|femto|pico|nano|tiny|xx?s|small|mini|lite|test|_[st](_|$)|_0[0-9]|1[048]|26")
 """What the names of small models have."""
@@ -35,21 +36,15 @@ VARIANTS: list[tuple[dict[str, Any], int]] = [
 
 @dataclass
 class ModelCheck:
-    """What the contract says of the models of a list.
+    """What the contract says of the models of a list."""
 
-    Attributes:
-        supported: names of those that keep it.
-        refused: name → why it cannot be viewed.
-        wrong: name → what it does not keep, or the error that it ended in.
-        unchecked: name → why it was not tried: too large, or no oracle for its blocks.
-        versions: of the libraries.
-    """
-
-    supported: list[str] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
+    supported: list[str] = field(default_factory=list)  #: names of those that keep it
+    refused: dict[str, str] = field(default_factory=dict)  #: name → why it cannot be viewed
+    #: name → what it does not keep, or the error that it ended in
     wrong: dict[str, str] = field(default_factory=dict)
+    #: name → why it was not tried: too large, or no oracle for its blocks
     unchecked: dict[str, str] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)  #: of the libraries
 
     def __contains__(self, name: str) -> bool:
         """Tell whether a model was looked at."""
@@ -62,20 +57,17 @@ class ModelCheck:
 
     def to_json(self) -> JsonObject:
         """Return plain types for JSON."""
-        return {key: getattr(self, key) for key in self.__dataclass_fields__}
+        return dict(vars(self))
 
     def to_markdown(self) -> str:
         """Return a table of numbers, one line a library, and the refused models by their reasons."""
-        names = [*self.supported, *self.refused, *self.wrong, *self.unchecked]
-        lines = [
-            "| library | supported | refused | wrong | not checked |",
-            "| --- | --- | --- | --- | --- |",
-        ]
+        groups = (self.supported, self.refused, self.wrong, self.unchecked)
+        names = [name for group in groups for name in group]
+        rows: list[list[object]] = []
         for library in sorted({name.partition("/")[0] for name in names}):
-            groups = (self.supported, self.refused, self.wrong, self.unchecked)
             counts = [sum(name.startswith(f"{library}/") for name in group) for group in groups]
-            cells = [f"{library} {self.versions.get(library, '')}".strip(), *map(str, counts)]
-            lines.append(f"| {' | '.join(cells)} |")
+            rows.append([f"{library} {self.versions.get(library, '')}".strip(), *counts])
+        lines = [markdown_table(["library", "supported", "refused", "wrong", "not checked"], rows)]
         reasons: dict[str, list[str]] = {}
         for name, reason in self.refused.items():
             short = "ambiguous sums" if "ambiguous" in reason else reason.partition(": ")[2]
@@ -147,7 +139,7 @@ def _check(name: str, outcome: ModelCheck, max_parameters: float) -> str:
         outcome.refused[name] = str(error)
         return f"refused: {error}"
     except Exception as error:
-        found = [f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"]
+        found = [f"{type(error).__name__}: {one_line(error)}"]
     if found:
         outcome.wrong[name] = "; ".join(found)
         return f"wrong: {outcome.wrong[name]}"

@@ -26,21 +26,13 @@ SIZE_ARGUMENTS = {"timm": "img_size", "torchvision": "image_size"}
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a model wants its images, by its library's own configuration.
+    """How a model wants its images, by its library's own configuration."""
 
-    Attributes:
-        size: side of the square images, in pixels.
-        mean: of each channel, for pixels in [0, 1].
-        std: of each channel, for pixels in [0, 1].
-        interpolation: by which images are resized, such as bicubic.
-        crop: part of the resized image's side that the middle crop has.
-    """
-
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str
-    crop: float
+    size: int  #: side of the square images, in pixels
+    mean: tuple[float, ...]  #: of each channel, for pixels in [0, 1]
+    std: tuple[float, ...]  #: of each channel, for pixels in [0, 1]
+    interpolation: str  #: by which images are resized, such as bicubic
+    crop: float  #: part of the resized image's side that the middle crop has
 
     def to_json(self) -> JsonObject:
         """Return plain types for JSON."""
@@ -186,9 +178,8 @@ class LibraryBuilder:
         try:
             return dict(self._build(size, pretrained=True, **arguments).state_dict())
         except (OSError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
             raise StageCostError(
-                f"no pretrained weights of {self.name} ({reason}): give a file of weights"
+                f"no pretrained weights of {self.name} ({one_line(error)}): give a file of weights"
             ) from None
 
     def fitted(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -225,11 +216,11 @@ class LibraryBuilder:
         # Only models that are made for one size take it as an argument.
         argument = SIZE_ARGUMENTS[self.package]
         try:
-            return library_model(self.name, **(options | {argument: size}))
-        except TypeError as error:
-            if argument not in str(error):
-                raise StageCostError(f"{self.name}: {error}") from None
-        try:
+            try:
+                return library_model(self.name, **(options | {argument: size}))
+            except TypeError as error:
+                if argument not in str(error):
+                    raise
             return library_model(self.name, **options)
         except TypeError as error:
             raise StageCostError(f"{self.name}: {error}") from None

@@ -18,6 +18,7 @@ from stagecost.models.adapters.blocks import Flow, flow_of
 from stagecost.models.adapters.kinds import IDEMPOTENT, KINDS, Kind
 from stagecost.models.adapters.program import Part, Program, State, needed
 from stagecost.models.adapters.tracing import Operation, Trace, Value, leaves, record
+from stagecost.text import one_line
 
 Inputs = tuple[Tensor, ...]
 BATCHES = 2, 3
@@ -222,10 +223,11 @@ def _recorded(model: nn.Module, inputs: Inputs) -> Trace:
     try:
         return record(model, inputs)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
         mode = "training" if model.training else "evaluation"
-        raise StageCostError(f"in {mode} mode it fails on inputs of {shapes} ({reason})") from error
+        raise StageCostError(
+            f"in {mode} mode it fails on inputs of {shapes} ({one_line(error)})"
+        ) from error
 
 
 def _state(values: list[Value]) -> Any:

@@ -35,21 +35,13 @@ def needed(
 
 @dataclass(frozen=True)
 class Part:
-    """What is computed in a pass, from what.
+    """What is computed in a pass, from what."""
 
-    Attributes:
-        trace: of the pass.
-        batch: its batch size.
-        operations: in order; those that the output does not need are left out.
-        given: the inputs.
-        output: a structure of values.
-    """
-
-    trace: Trace
-    batch: int
-    operations: Sequence[Operation]
-    given: Sequence[Value]
-    output: Any
+    trace: Trace  #: of the pass
+    batch: int  #: its batch size
+    operations: Sequence[Operation]  #: in order; those that the output does not need are left out
+    given: Sequence[Value]  #: the inputs
+    output: Any  #: a structure of values
 
     @property
     def kept(self) -> list[Operation]:
@@ -80,11 +72,7 @@ class Part:
 
 
 def refuse_readings(trace: Trace, operations: Iterable[Operation]) -> None:
-    """Refuse what goes on by the values of its tensors.
-
-    Raises:
-        StageCostError: outside of the modules that are called, Python got to know a value.
-    """
+    """Refuse what goes on by the values of its tensors."""
     calls = set(operations)
     for name, call in trace.readings:
         if calls.isdisjoint((call, *call.holders())):

@@ -14,21 +14,13 @@ from stagecost.models.adapters.tracing import Operation, Trace, Value, leaves
 
 @dataclass(eq=False)
 class ResidualSum:
-    """A sum of skip terms and branches.
+    """A sum of skip terms and branches."""
 
-    Attributes:
-        operation: that adds, last.
-        skips: terms that stay when the branches go; none where a concatenation loses a part.
-        branches: terms that go.
-        region: functions on the ways of the branches.
-        owner: the innermost module call that holds the branches and the sum.
-    """
-
-    operation: Operation
-    skips: list[Value]
-    branches: list[Value]
-    region: set[Operation] = field(repr=False)
-    owner: Operation
+    operation: Operation  #: that adds, last
+    skips: list[Value]  #: terms that stay when the branches go; none where a concatenation loses a part
+    branches: list[Value]  #: terms that go
+    region: set[Operation] = field(repr=False)  #: functions on the ways of the branches
+    owner: Operation  #: the innermost module call that holds the branches and the sum
 
     @property
     def start(self) -> int:

@@ -58,31 +58,21 @@ def leaves(structure: Any, kind: type) -> list[Any]:
 
 @dataclass(eq=False)
 class Operation:
-    """A call of a function, or of a module with all that it calls.
+    """A call of a function, or of a module with all that it calls."""
 
-    Attributes:
-        target: the function; the path of the module; or None for a sum that became its skip terms.
-        args: with `Value` in the place of tensors, as are `kwargs` and `result`.
-        start: how many functions were called before it.
-        end: how many were called when it returned.
-        first_value: values with smaller numbers existed before it.
-        changed: values that it changed in place → what they became.
-        inside: the calls of a module.
-        context: whether gradients were on, and autocast: a replay must find the same.
-        parent: the module call that called it.
-    """
-
+    #: the function; the path of the module; or None for a sum that became its skip terms
     target: Callable[..., Any] | str | None
-    args: Any
+    args: Any  #: with `Value` in the place of tensors, as are `kwargs` and `result`
     kwargs: Any
-    start: int = 0
-    end: int = 0
-    first_value: int = 0
+    start: int = 0  #: how many functions were called before it
+    end: int = 0  #: how many were called when it returned
+    first_value: int = 0  #: values with smaller numbers existed before it
     result: Any = None
+    #: values that it changed in place → what they became
     changed: dict[Value, Value] = field(default_factory=dict)
-    inside: "list[Operation]" = field(default_factory=list)
-    context: Hashable = None
-    parent: "Operation | None" = None
+    inside: "list[Operation]" = field(default_factory=list)  #: the calls of a module
+    context: Hashable = None  #: whether gradients were on, and autocast: a replay must find the same
+    parent: "Operation | None" = None  #: the module call that called it
 
     @property
     def name(self) -> str:
@@ -122,24 +112,16 @@ class Operation:
 
 @dataclass
 class Trace:
-    """What a forward pass did.
+    """What a forward pass did."""
 
-    Attributes:
-        root: the call of the model.
-        functions: all function calls, in order.
-        producers: value → the function that made it.
-        varying: values that depend on the model's inputs.
-        sources: value → the path of the parameter or other tensor of the model that it is.
-        shapes: value → its shape.
-        readings: names of functions that gave Python the value of a varying tensor, and by what call.
-    """
-
-    root: Operation
-    functions: list[Operation] = field(default_factory=list)
-    producers: dict[Value, Operation] = field(default_factory=dict)
-    varying: set[Value] = field(default_factory=set)
+    root: Operation  #: the call of the model
+    functions: list[Operation] = field(default_factory=list)  #: all function calls, in order
+    producers: dict[Value, Operation] = field(default_factory=dict)  #: value → the function that made it
+    varying: set[Value] = field(default_factory=set)  #: values that depend on the model's inputs
+    #: value → the path of the parameter or other tensor of the model that it is
     sources: dict[Value, str] = field(default_factory=dict)
-    shapes: dict[Value, tuple[int, ...]] = field(default_factory=dict)
+    shapes: dict[Value, tuple[int, ...]] = field(default_factory=dict)  #: value → its shape
+    #: names of functions that gave Python the value of a varying tensor, and by what call
     readings: list[tuple[str, Operation]] = field(default_factory=list)
 
     @property

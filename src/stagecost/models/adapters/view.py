@@ -33,6 +33,7 @@ from stagecost.models.adapters.parts import (
 from stagecost.models.adapters.program import Program
 from stagecost.network import NetworkDescription, ResidualNetwork
 from stagecost.records import JsonObject
+from stagecost.text import one_line
 
 
 class AdaptedNetwork(ResidualNetwork):
@@ -94,11 +95,7 @@ class AdaptedNetwork(ResidualNetwork):
         return bool(self.resolve(cut).blocks)
 
     def give_norms(self, *cuts: Cut) -> None:
-        """Refuse: the state dict of a view is the live model's, which has no place for further norms.
-
-        Raises:
-            StageCostError: always.
-        """
+        """Refuse: the state dict of a view is the live model's, which has no place for further norms."""
         raise StageCostError("a view of another model has no norms beside the model's: share them")
 
     def keep(self, cut: Cut) -> "AdaptedNetwork":
@@ -150,11 +147,7 @@ class AdaptedNetwork(ResidualNetwork):
 
 
 def _tensors(inputs: Any) -> tuple[Tensor, ...]:
-    """Return inputs as a tuple.
-
-    Raises:
-        StageCostError: they are no tensor and no tuple of tensors.
-    """
+    """Return inputs as a tuple."""
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     if other := [type(each).__name__ for each in given if not isinstance(each, Tensor)]:
         raise StageCostError(f"inputs hold a {other[0]}: give a tensor or a tuple of tensors")
@@ -203,8 +196,7 @@ def adapt(
     try:
         twin = copy.deepcopy(model).cpu()
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise StageCostError(f"{name}: it cannot be copied ({reason})") from error
+        raise StageCostError(f"{name}: it cannot be copied ({one_line(error)})") from error
     try:
         parts = take_apart(twin, inputs, split_branches=split_branches)
         check(AdaptedNetwork(twin, parts, inputs))
