@@ -249,5 +249,12 @@ def test_a_run_on_a_local_folder_can_be_used_from_anywhere(
     monkeypatch.chdir(tmp_path)
     settings = settings_for(RunFolder(tmp_path / "run"), {"data": "images"}, resume=False)
     assert settings.data.data == str(tmp_path / "images")
-    known = settings_for(RunFolder(tmp_path / "other"), {"data": "digits"}, resume=False)
-    assert known.data.data == "digits"
+    (tmp_path / "~images").mkdir()  # a path is taken as it is, before ~ means somebody's home
+    others = {
+        "digits": "digits",
+        "~images": str(tmp_path / "~images"),
+        "~nobody-here/x": "~nobody-here/x",
+    }
+    for given, meant in others.items():
+        other = settings_for(RunFolder(tmp_path / "other"), {"data": given}, resume=False)
+        assert other.data.data == meant

@@ -47,7 +47,9 @@ def test_another_network_in_the_place_of_the_small_one_is_passed_over(
 ) -> None:
     other = shutil.copytree(trained.saved, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps(config | {"image_format": {}}))
+    (other / "config.json").write_text(
+        json.dumps(config | {"image_format": config["image_format"] | {"size": 9}})
+    )
     run = open_trained(trained.three, device="cpu")
     for folder, kept in ((other, [0, 1]), (trained.saved, [0])):
         found = [mistakes_of(run, run.batches("val"), kept, name) for name in (str(folder), "")]

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from stagecost.data.known import KNOWN_NAMES
+from stagecost.data.sources import local_folder
 from stagecost.errors import StageCostError
 from stagecost.storage import write_atomically
 from stagecost.text import one_line
@@ -152,9 +152,8 @@ def settings_for(folder: RunFolder, given: Mapping[str, Any], *, resume: bool) -
 def _located(given: Mapping[str, Any]) -> dict[str, Any]:
     """Make the path of a local folder absolute, so that the run can be used from anywhere."""
     data = str(given.get("data") or "")
-    if data in ("", *KNOWN_NAMES) or not Path(data).expanduser().exists():
-        return dict(given)
-    return {**given, "data": str(Path(data).expanduser().resolve())}
+    folder = local_folder(data) if data else None
+    return dict(given) if folder is None else {**given, "data": str(folder.resolve())}
 
 
 def check_same(stored: RunSettings, wanted: RunSettings, path: Path) -> None:

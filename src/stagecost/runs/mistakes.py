@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stagecost.cut import Cut
 from stagecost.data.batches import FixedBatches
+from stagecost.data.images import ImageFormat
 from stagecost.errors import StageCostError
 from stagecost.models.catalogue import cut_to, load
 from stagecost.network import CONFIG_FILE, ResidualNetwork
@@ -69,10 +70,11 @@ def _saved(folder: str, trained: Trained, kept_blocks: Sequence[int]) -> Residua
         return None
     try:
         small = load(folder)
+        images = ImageFormat.from_json(small.details.get("image_format", {}))
     except StageCostError:
         return None
-    images = small.details.get("image_format") == trained.image_format.to_json()
-    return small.to(trained.device) if images and small.block_indices == (*kept_blocks,) else None
+    alike = images == trained.image_format and small.block_indices == (*kept_blocks,)
+    return small.to(trained.device) if alike else None
 
 
 def _confusion(targets: Tensor, answers: Tensor, names: tuple[str, ...]) -> Confusion | None:
