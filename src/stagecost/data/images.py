@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stagecost.errors import StageCostError
-from stagecost.records import JsonObject, read_typed
+from stagecost.records import JsonObject, read_typed, writable
 
 LARGEST = 4096  # side of images, in pixels
 INTERPOLATIONS = ("bicubic", "bilinear")
@@ -36,10 +36,7 @@ class ImageFormat:
 
     def to_json(self) -> JsonObject:
         """Return the format as a dictionary of plain numbers, strings and lists."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-        }
+        return dict(writable(asdict(self)))
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "ImageFormat":

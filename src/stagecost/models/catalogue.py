@@ -17,7 +17,7 @@ from stagecost.models import native  # the native builders enter themselves
 from stagecost.models.registry import Builder, catalogue, find_builder
 from stagecost.models.weights import load_matching, read_weights
 from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, NetworkDescription, ResidualNetwork
-from stagecost.records import read_typed
+from stagecost.records import read_typed, writable
 from stagecost.storage import read_json, read_tensors
 from stagecost.text import one_line
 
@@ -114,8 +114,7 @@ def _build(name: str, arguments: Mapping[str, Any]) -> ResidualNetwork:
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
             complete |= complete.pop(parameter.name)
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in complete.items()}
-    network.description = NetworkDescription(name, plain)
+    network.description = NetworkDescription(name, dict(writable(complete)))
     return network
 
 
@@ -140,12 +139,12 @@ def rebuild(description: NetworkDescription, numbers: int) -> ResidualNetwork:
         StageCostError: there is no such network.
     """
     builder, arguments = find_builder(description.name), description.arguments
-    _check_arguments(builder, arguments)
     try:
-        if builder.__module__ == native.__name__:
+        if _is_native(builder):
             with torch.device("meta"):
                 network = _build(description.name, arguments)
         else:
+            _check_arguments(arguments)
             with torch.random.fork_rng(devices=[]), _at_most(64 * numbers + SPARE_NUMBERS):
                 network = _build(description.name, arguments)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, OSError) as error:
@@ -167,10 +166,12 @@ SPARE_NUMBERS = 2**24
 LARGEST_EXAMPLE = 1024  # side of the images for which a model of a library is built, in pixels
 
 
-def _check_arguments(builder: Builder, arguments: Mapping[str, Any]) -> None:
-    """Refuse what a description of a library's model must not say."""
-    if builder.__module__ == native.__name__:
-        return
+def _is_native(builder: Builder) -> bool:
+    return builder.__module__ == native.__name__
+
+
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Refuse what a description of a library's model must not say: opening files, or unusual sizes."""
     if fetching := [name for name in _FETCHING if arguments.get(name)]:
         raise StageCostError(
             f"the description of a saved network has {fetching[0]}, which opens other files: leave it "
@@ -334,7 +335,7 @@ def restore(
             f"{source} does not fit its description ({error}): restore it from a copy"
         ) from None
     check_finite(tensors, source)
-    if find_builder(description.name).__module__ != native.__name__:
+    if not _is_native(find_builder(description.name)):
         network.load_state_dict(tensors)
         return network
     state = network.state_dict()

@@ -31,9 +31,7 @@ def draw_seed() -> int | None:
 def initialise(network: ResidualNetwork, seed: int | None) -> None:
     """Draw the weights of convolutions (He et al. 2015, fan-out) and linear layers (torch's own way).
 
-    Args:
-        network: is changed.
-        seed: of all weights; None draws nothing.
+    Without a seed nothing is drawn.
     """
     if seed is None:
         return

@@ -79,8 +79,6 @@ def analyze(
         path: of a run or a saved network.
         split: the images; choose depths on val, never on test.
         tolerance: points of accuracy that may be missing to the full depth.
-        checkpoint: of a run.
-        device: where to compute.
         data: other images, or where those of the training are now.
         allow_trained: measure it also on images that it was trained on.
 

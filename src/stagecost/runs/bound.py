@@ -63,8 +63,6 @@ def bound(
     Args:
         run: folder of the run of ResNet-N.
         subs: folders of runs of fewer blocks, trained alone by the same recipe.
-        checkpoint: of the runs.
-        device: where to compute.
         data: where the images of the training are now, if they moved.
 
     Raises:

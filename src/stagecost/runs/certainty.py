@@ -24,12 +24,7 @@ def check_points(name: str, points: float) -> None:
 
 
 def wilson(accuracy: float, num_images: int) -> Interval | None:
-    """Return Wilson's interval of an accuracy, in percent; None without an accuracy.
-
-    Args:
-        accuracy: percent.
-        num_images: that it was measured on.
-    """
+    """Return Wilson's interval of an accuracy, both in percent; None without an accuracy."""
     if num_images < 1 or not math.isfinite(accuracy):
         return None
     share, weight = accuracy / 100, Z**2 / num_images
@@ -43,10 +38,7 @@ def wilson(accuracy: float, num_images: int) -> Interval | None:
 def paired_drop(lost: int, gained: int, num_images: int) -> Interval:
     """Return the interval of a drop of accuracy, in points, from the same images before and after.
 
-    Args:
-        lost: images that were right before and are wrong after.
-        gained: images that were wrong before and are right after.
-        num_images: in all.
+    Some were right before and are `lost`, some were wrong and are `gained`.
     """
     total = num_images + 2
     fewer, more = (lost + 1) / total, (gained + 1) / total

@@ -56,12 +56,7 @@ class Demo(Result):
 
 
 def demo(output: str | Path = "stagecost-demo", *, seed: int = 0) -> Demo:
-    """Train, analyse, prune, compare and report; a demo that was stopped goes on.
-
-    Args:
-        output: folder for everything.
-        seed: of the trainings.
-    """
+    """Train, analyse, prune, compare and report; a demo that was stopped goes on in its folder."""
     folder = Path(output)
     stage = _trained(folder / "stage-cost", "stage cost", seed, {**RECIPE, **STAGE_COST})
     plain = _trained(folder / "plain", "plain", seed, {**RECIPE, "gamma": 0.0})

@@ -40,8 +40,6 @@ def evaluate(
         path: of a run or a saved network.
         split: train, val or test, or all of them together.
         data: other images, or where those of the training are now.
-        checkpoint: of a run.
-        device: where to compute.
         allow_trained: measure it also on images that it was trained on.
 
     Raises:

@@ -115,8 +115,6 @@ def exit_early(
         criterion: how an image is found to be sure, or all ways, of which the best is taken.
         combine: let the depths asked answer together.
         batch: batch sizes to measure; at most the number of test images is taken.
-        checkpoint: of a run.
-        device: where to compute.
         data: where the images of the training are now, if they moved.
         allow_trained: go on where images of these splits were trained on.
 

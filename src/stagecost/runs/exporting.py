@@ -79,7 +79,6 @@ def export(
         threshold: probability from which an image leaves at one of `segments`.
         int8: write a graph of eight bits, too, and measure it.
         data: where the images of the training are now, if they moved, or others of its classes.
-        checkpoint: of a run.
 
     Raises:
         StageCostError: nothing trained is there, an impossible depth, or graphs that differ.

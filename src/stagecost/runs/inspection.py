@@ -91,7 +91,6 @@ def inspect_model(
         weights: as of `stagecost train`.
         data: images, as of `stagecost train`; a tenth of the training images are validation images.
         image_size: side in pixels; that of the model's own configuration if not given.
-        device: where to compute.
 
     Raises:
         StageCostError: no such weights or images.

@@ -33,9 +33,7 @@ class FolderLock:
 def locked(folder: Path, purpose: str = "is being trained") -> Iterator[FolderLock]:
     """Hold a folder for this process alone; it is created if missing, and goes again if it stays empty.
 
-    Args:
-        folder: to hold.
-        purpose: what another process is doing there, for the message.
+    The purpose is told to others that want it meanwhile.
 
     Raises:
         StageCostError: it is a file, or another process holds it.

@@ -77,7 +77,6 @@ def measure(
         threads: that compute.
         backends: eager, compiled, onnx.
         seconds: for each network, backend and batch size.
-        checkpoint: of runs.
         device: where to compute; ONNX Runtime does on the CPU.
 
     Raises:

@@ -59,6 +59,4 @@ def models(
     outcome = check_models(
         pattern if "/" in pattern else f"*/{pattern}", path=path, limit=limit, observe=tell
     )
-    return ModelReport(
-        tuple(outcome.supported), outcome.refused, outcome.wrong, outcome.unchecked, outcome.versions
-    )
+    return ModelReport(**outcome.to_json() | {"supported": tuple(outcome.supported)})

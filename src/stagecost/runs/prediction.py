@@ -41,8 +41,6 @@ def predict_files(
         top_k: how many classes to tell of each.
         csv_file: gets a row an image, too.
         skip_broken: leave images out that cannot be decoded.
-        checkpoint: of a run.
-        device: where to compute.
 
     Raises:
         StageCostError: nothing trained is there, or no such images.

@@ -93,8 +93,6 @@ def prune(
         search: among cuts of any blocks, not tails alone (`stagecost.search.search_cuts`).
         finetune_epochs: epochs of training after the cut, at a tenth of the learning rate.
         teacher: half of the loss of this training is the divergence from the whole network.
-        checkpoint: of the run.
-        device: where to compute.
         data: where the images of the training are now, if they moved.
         allow_trained: go on where images of the validation split were trained on.
 

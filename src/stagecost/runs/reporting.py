@@ -85,8 +85,6 @@ def report(
     Args:
         run: its folder.
         tolerance: points of accuracy that may be missing to the full depth.
-        checkpoint: of the run.
-        device: where to compute.
         data: where the images of the training are now, if they moved.
         allow_trained: go on where images of the validation split were trained on.
 
@@ -115,8 +113,6 @@ def compare(
         runs: their folders, two or more.
         output: the page.
         tolerance: points of accuracy that may be missing to the full depth of each run.
-        checkpoint: of the runs.
-        device: where to compute.
         data: where the images of the trainings are now, if they moved.
         allow_trained: go on where images of the validation split were trained on.
 

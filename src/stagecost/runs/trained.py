@@ -98,7 +98,7 @@ class Trained:
     def judged_on(
         self, bundle: DataBundle, split: Split, *, other: bool = False, allow_trained: bool = False
     ) -> Judged:
-        """Return loaded images, in order, without augmentation.
+        """Return loaded images of a split, in order, without augmentation.
 
         Args:
             bundle: with them.
@@ -147,7 +147,6 @@ def open_trained(
     Args:
         path: what `stagecost train` or `stagecost prune` wrote.
         checkpoint: of a run: the last one, or the best on validation data.
-        device: where to compute.
 
     Raises:
         StageCostError: nothing trained is there, or it is damaged, or a weight is no finite number.

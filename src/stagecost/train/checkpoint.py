@@ -30,14 +30,7 @@ FORMAT = "stagecost-checkpoint-2"
 def save_checkpoint(
     path: Path, state: State, settings: RunSettings, details: Mapping[str, object]
 ) -> None:
-    """Write the state of a training, atomically.
-
-    Args:
-        path: a file that is replaced only when the new one is whole.
-        state: of the training.
-        settings: that it belongs to.
-        details: JSON values to store beside it, such as the format of the images.
-    """
+    """Write the state of a training with its settings and further JSON values, atomically."""
     network = state.network
     tensors = _prefixed("network", network.state_dict())
     tensors |= _prefixed("optimizer", optimizer_tensors(state.optimizer, network))

@@ -21,15 +21,7 @@ from stagecost.trajectory import Score, terminal_score
 
 
 def check_schedule(schedule: dict[int, Cut], network: ResidualNetwork) -> None:
-    """Refuse cuts that a network cannot make, one after the other.
-
-    Args:
-        schedule: after which epoch which blocks stay, in order.
-        network: as it is at the start.
-
-    Raises:
-        StageCostError: names the cut and what is possible there.
-    """
+    """Refuse cuts that a network, as it is at the start, cannot make one after the other."""
     sizes = network.blocks_per_stage
     for epoch, cut in schedule.items():
         counts = _counts_after(cut, _consecutive(sizes))
@@ -57,17 +49,9 @@ def _counts_after(cut: Cut, stages: Stages) -> tuple[int, ...] | None:
 def cut_network(
     state: State, cut: Cut, record: EpochRecord, validation: Validation, training: TrainingSettings
 ) -> EpochRecord:
-    """Go on with the acting blocks of a cut alone.
+    """Go on with the acting blocks of a cut alone; return the record of the epoch with what that did.
 
-    Args:
-        state: is changed.
-        cut: of the network as it is.
-        record: of the epoch that has just ended.
-        validation: its images; a staged network is judged again.
-        training: says how the optimiser is built.
-
-    Returns:
-        The record, with what the cut did.
+    A staged network is judged again, on the validation images.
     """
     kept = state.network.resolve(cut)
     networks = [network.keep(kept) for network in state.networks]

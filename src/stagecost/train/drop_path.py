@@ -19,13 +19,7 @@ def drop_rates(rate: float, num_blocks: int) -> list[float]:
 
 
 def draw_branch_scales(rates: Sequence[float], samples: int, generator: torch.Generator) -> Tensor:
-    """Draw s_k for every block and sample, (N, samples).
-
-    Args:
-        rates: p_k, each from 0 to below 1.
-        samples: B.
-        generator: where the randomness comes from; on the CPU.
-    """
+    """Draw s_k for every block and sample, (N, samples), by the rates p_k, each from 0 to below 1."""
     dropped = torch.tensor(rates)[:, None]
     kept = torch.rand(len(rates), samples, generator=generator) >= dropped
     return kept / (1 - dropped)

@@ -85,12 +85,9 @@ class Recipe:
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_steps: int) -> float:
-    """Return the factor of the highest learning rate: linear warm-up, then half a cosine to zero.
+    """Return the factor of the highest learning rate at a step, counted from 0.
 
-    Args:
-        step: 0 … total_steps − 1.
-        total_steps: steps of the whole run.
-        warmup_steps: steps of the warm-up; the highest rate is reached at its last one.
+    It grows linearly to 1 at the last step of the warm-up, then falls as half a cosine to zero.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps

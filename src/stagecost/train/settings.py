@@ -44,9 +44,9 @@ class ModelSettings:
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments for `create_model` that were given."""
-        given = {key: value for key, value in asdict(self).items() if value is not None}
-        for name in ("model", "weights"):
-            given.pop(name, None)
+        given = {
+            k: v for k, v in asdict(self).items() if k not in ("model", "weights") and v is not None
+        }
         return {key: list(v) if isinstance(v, tuple) else v for key, v in given.items()}
 
 

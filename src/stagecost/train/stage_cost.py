@@ -56,12 +56,8 @@ def after_cuts(stage_cost: StageCost, stages: Stages, left: Sequence[int]) -> St
 
     A block that left counts as one that does nothing: this is the zero extension of Theorem 3.1. Then
     outputs coincide; they bear the sum of their weights, and the objective is what it was. So the
-    terminal loss takes the weights of all cuts that keep every block that is left.
-
-    Args:
-        stage_cost: for the network as it was.
-        stages: positions of the blocks, as they were.
-        left: positions, as they were, of the blocks that are left.
+    terminal loss takes the weights of all cuts that keep every block that is left. Blocks are told by
+    their positions in the network as it was, in `stages` all of them, in `left` those that are left.
     """
     if len(left) == sum(map(len, stages)):
         resolved = all(cut.is_resolved for cut in stage_cost.cuts)

@@ -105,8 +105,7 @@ def start(
         network: as it is at the start of the training; it is not copied.
         training: says which optimiser, and whether compiled and averaged.
         weight_decay: lambda, as the optimiser is to use it.
-        kept_blocks: the paper's indices of the blocks that are left in a training that goes on; None if
-            all are.
+        kept_blocks: the paper's k of the blocks that are left in a training that goes on; None: all.
     """
     indices, stages = network.block_indices, network.stage_positions
     if kept_blocks is not None:

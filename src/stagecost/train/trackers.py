@@ -79,12 +79,9 @@ class MLflowTracker(RunTracker):
 
 
 def open_trackers(names: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> list[Logger]:
-    """Return Fabric's loggers for trackers by name, in the first process; nothing is begun yet.
+    """Return Fabric's loggers for `TRACKERS` by name, in the first process; nothing is begun yet.
 
-    Args:
-        names: of `stagecost.train.settings.TRACKERS`.
-        folder: of the run, whose name the run has there; TensorBoard writes into it.
-        settings: of the run, as plain values.
+    A run is called by the name of its folder, into which TensorBoard writes.
 
     Raises:
         StageCostError: a package is missing.

@@ -71,11 +71,7 @@ def _made(operations: Iterable[Operation]) -> list[Value]:
 
 
 def flow_of(trace: Trace, *, split_branches: bool) -> Flow:
-    """Find the residual blocks of a forward pass.
-
-    Args:
-        trace: of the pass.
-        split_branches: take each residual sum of a block for a block of its own.
+    """Find the residual blocks of a forward pass; `split_branches` takes each residual sum for a block.
 
     Raises:
         StageCostError: the model returns no tensor, there is no block, or one cannot be taken apart.

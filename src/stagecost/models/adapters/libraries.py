@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stagecost.errors import StageCostError
 from stagecost.models.adapters.view import AdaptedNetwork, adapt
-from stagecost.records import JsonObject
+from stagecost.records import JsonObject, writable
 from stagecost.text import one_line
 
 SIZE_ARGUMENTS = {"timm": "img_size", "torchvision": "image_size"}
@@ -36,7 +36,7 @@ class Preprocessing:
 
     def to_json(self) -> JsonObject:
         """Return plain types for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+        return dict(writable(vars(self)))
 
 
 @cache
@@ -79,12 +79,9 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def library_model(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
-    """Build a library's model.
+    """Build a library's model by a name such as "timm/resnet18", with the library's own arguments.
 
-    Args:
-        name: such as "timm/resnet18".
-        pretrained: with the library's own weights, which it fetches from its hub.
-        options: the library's own arguments.
+    With `pretrained` it has the library's own weights, which are fetched from its hub.
 
     Raises:
         StageCostError: the library is not installed, or has no such model.
@@ -162,11 +159,7 @@ class LibraryBuilder:
         return network
 
     def pretrained(self, image_size: int | None = None, **arguments: Any) -> dict[str, Tensor]:
-        """Return the library's own weights, fetched from its hub.
-
-        Args:
-            image_size: as for building; other arguments, too.
-            arguments: a head for other classes gets random weights.
+        """Return the library's own weights, fetched from its hub; a head for other classes is random.
 
         Raises:
             StageCostError: there are none, or the hub cannot be reached.
@@ -183,11 +176,7 @@ class LibraryBuilder:
             ) from None
 
     def fitted(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return weights as timm itself would rename and resize them, such as tables of positions.
-
-        Args:
-            model: that they are for.
-            tensors: by the names of the library, or of whoever trained them.
+        """Return weights as timm itself would rename and resize them for a model: tables of positions …
 
         Raises:
             StageCostError: they are of another network.

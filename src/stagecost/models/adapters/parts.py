@@ -84,12 +84,7 @@ class Parts:
 
 
 def take_apart(model: nn.Module, example: Inputs, *, split_branches: bool) -> Parts:
-    """Take a model apart into stem, blocks and head.
-
-    Args:
-        model: is changed: give a twin.
-        example: inputs, as many samples as there are.
-        split_branches: count attention and MLP of a block as two.
+    """Take a model apart into stem, blocks and head. It is changed: give a twin.
 
     Raises:
         StageCostError: it cannot be done; the message says why.

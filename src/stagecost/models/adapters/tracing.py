@@ -245,12 +245,7 @@ def _names_of_tensors(model: nn.Module) -> dict[int, str]:
 
 
 def record(model: nn.Module, inputs: tuple[Tensor, ...]) -> Trace:
-    """Run a model once and write down what it does; its buffers and torch's random numbers move on.
-
-    Args:
-        model: in the mode that matters.
-        inputs: the tensors that it takes.
-    """
+    """Run a model once and write down what it does; its buffers and torch's random numbers move on."""
     recorder = _Recorder(model, inputs)
     handles = []
     for path, module in model.named_modules():
