@@ -83,9 +83,9 @@ def test_graphs_give_the_answers(
     exported = export_network(network, tmp_path / "out", pixels[:7], format=kind, policy=policy)
     assert exported.depths == ((network.num_blocks,) if policy is None else policy.depths)
     assert exported.largest_difference <= 1e-4
-    state: tuple[Tensor, ...] = (pixels[:5],)
+    state: tuple[Tensor, ...] = (prepared(network, pixels[:5]),)
     with torch.no_grad():
-        outputs = network(prepared(network, pixels[:5]), depths="all")
+        outputs = network(state[0], depths="all")
     policy = policy or ExitPolicy((network.num_blocks,))
     said = votes_at(outputs, policy.depths, policy.criterion, combine=policy.combine)
     for file, depth, labels, scores in zip(exported.files, exported.depths, *said, strict=True):
@@ -133,7 +133,7 @@ def test_torch_reads_a_pt2_file_alone(tmp_path: Path) -> None:
     extra = {"stagecost.json": ""}
     program = torch.export.load(tmp_path / "out" / "model.pt2", extra_files=extra)
     assert json.loads(extra["stagecost.json"])["class_names"] == ["a", "b", "c", "d", "e"]
-    logits, labels, shares, _ = program.module()(pixels)
+    logits, labels, shares, _ = program.module()(prepared(network, pixels))
     with torch.no_grad():
         expected = network(prepared(network, pixels))
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)

@@ -71,22 +71,23 @@ def export_network(
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
-    policy = policy or ExitPolicy((network.num_blocks,))
+    policy, image_format = policy or ExitPolicy((network.num_blocks,)), image_format_of(network)
     policy.check(network.num_blocks)
     names = ["model"] if len(policy.depths) == 1 else [f"segment-{k}" for k in range(len(policy.depths))]
     files = [f"{name}.{format}" for name in names]
     with new_folder(Path(folder)) as target, evaluation_mode(network):
-        spec = describe(image_format_of(network), files, policy)
-        state: tuple[Tensor, ...] = (images[:EXAMPLE].clone(),)
+        spec = describe(image_format, files, policy)
+        state: tuple[Tensor, ...] = (normalise(images[:EXAMPLE], image_format).contiguous(),)
         for segment, file in zip(segments_of(network, policy), files, strict=True):
-            write(trace(segment, state), target / file, spec)
+            write(trace(segment, state), target / file, spec, first=file == files[0])
             state = segment(*state)[: -len(ANSWERS)]
         difference = compare(network, [target / file for file in files], policy.depths, images)
         write_json(target / SPEC_FILE, spec)
         if format == "onnx":
             shutil.copyfile(Path(__file__).with_name("runner.py"), target / RUNNER_FILE)
         if calibration is not None:
-            quantise(target / files[0], target / INT8_FILE, calibration)
+            prepared = (normalise(batch, image_format) for batch in calibration)
+            quantise(target / files[0], target / INT8_FILE, prepared)
     return Exported(tuple(files), policy.depths, difference, len(images))
 
 
@@ -105,8 +106,8 @@ def compare(
     """
     runs, largest = [open_graph(path) for path in graphs], 0.0
     for batch in (images[:1], images[1:]):
-        outputs = network(normalise(batch, image_format_of(network)), depths=list(depths))
-        state: tuple[Tensor, ...] = (batch,)
+        state: tuple[Tensor, ...] = (normalise(batch, image_format_of(network)),)
+        outputs = network(state[0], depths=list(depths))
         for run, expected in zip(runs, outputs, strict=True):
             *following, logits, _, _, _ = run(state)
             state = tuple(following)

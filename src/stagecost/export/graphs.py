@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from stagecost.data.images import normalise
 from stagecost.dynamics import ResidualBlock, Rollout, SkipChain
 from stagecost.exits.policy import ExitPolicy, Votes
 from stagecost.network import ResidualNetwork
-from stagecost.prediction import image_format_of
 
 Format = Literal["onnx", "pt2"]
 State = tuple[Tensor, ...]
@@ -31,14 +29,14 @@ class Segment(nn.Module):
     """A stretch of a network: from images, or from what the stretch before it hands on, to answers.
 
     Handed on are the tensors of x_stop, and what `stagecost.exits.policy.Votes` holds of earlier depths.
-    All that an answer takes is in here: mean and spread of the pixels, criterion, combined answers.
+    All that an answer takes is in here: criterion, agreement, combined answers.
     """
 
     def __init__(self, network: ResidualNetwork, policy: ExitPolicy, place: int) -> None:
         """Take a network in eval mode; branches that do not act here leave its copy, where they can.
 
         Args:
-            network: with `image_format` in its details.
+            network: native or adapted.
             policy: where images leave.
             place: of the depth among the policy's at which the stretch ends.
         """
@@ -50,12 +48,11 @@ class Segment(nn.Module):
             if not self.k <= position < self.stop and isinstance(block, ResidualBlock):
                 block.residual = nn.Identity()
         self.network, self.policy, self.place = twin, policy, place
-        self.image_format = image_format_of(network)
         of_patience = ("labels", "agreeing") if policy.criterion == "patience" else ()
         self.held = (*(("total",) if policy.combine else ()), *of_patience)
 
     def forward(self, *tensors: Tensor) -> State:
-        """Map bytes (B, C, H, W), or what was handed on, to what is handed on and the answers.
+        """Map images (B, C, H, W), or what was handed on, to what is handed on and the answers.
 
         Returns:
             What goes on, unless no depth is left; logits (B, classes); labels, their probabilities, and
@@ -65,7 +62,7 @@ class Segment(nn.Module):
         rollout = Rollout(blocks, self.network.head, SkipChain(blocks))
         votes = Votes(policy.criterion, combine=policy.combine)
         if self.place == 0:
-            state: Any = self.network.stem(normalise(tensors[0], self.image_format))
+            state: Any = self.network.stem(tensors[0])
         else:
             parts = tensors[: len(tensors) - len(self.held)]
             state = parts[0] if len(parts) == 1 else parts
@@ -95,13 +92,12 @@ def trace(segment: Segment, example: State) -> ExportedProgram:
     return torch.export.export(segment, example, dynamic_shapes=(shapes,))
 
 
-def write(program: ExportedProgram, path: Path, spec: Mapping[str, Any]) -> None:
+def write(program: ExportedProgram, path: Path, spec: Mapping[str, Any], *, first: bool = True) -> None:
     """Write a graph in the format that the ending of the path says, and in it what describes it."""
     if path.suffix == ".pt2":
         torch.export.save(program, path, extra_files={"stagecost.json": json.dumps(spec)})
         return
     tensors = program.example_inputs[0]
-    first = tensors[0].dtype == torch.uint8
     handed = len(program.graph_signature.user_outputs) - len(ANSWERS)
     graph = torch.onnx.export(
         program,

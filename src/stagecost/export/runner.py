@@ -7,12 +7,12 @@ from typing import Any, cast
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
 
 
 def classify(spec: dict[str, Any], graphs: list[Any], pixels: Any) -> Any:
     """Return class numbers, probabilities and depths (3, n) for bytes (n, channels, size, size)."""
-    answers, state = np.zeros((3, len(pixels))), [pixels]
+    mean, std = (np.array(spec[name], np.float32)[:, None, None] for name in ("mean", "std"))
+    answers, state = np.zeros((3, len(pixels))), [(pixels.astype(np.float32) / 255 - mean) / std]
     left, stay = np.arange(len(pixels)), np.full(len(pixels), True)
     for graph, depth, least in zip(graphs, spec["depths"], [*spec["thresholds"], -np.inf], strict=True):
         parts = zip(graph.get_inputs(), state, strict=True)  # a first size with a name is the batch's
@@ -27,6 +27,8 @@ def classify(spec: dict[str, Any], graphs: list[Any], pixels: Any) -> Any:
 
 def read(spec: dict[str, Any], path: str) -> Any:
     """Decode a picture of 8 bits as in training: upright, on white, resized and cropped."""
+    from PIL import Image, ImageOps
+
     size, picture = spec["size"], cast("Any", Image.open(path))
     if picture.mode[0] in "IF":
         sys.exit(f"{path} has more than 8 bits: convert it")

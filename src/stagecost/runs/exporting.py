@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from stagecost.data.batches import sample_batches
-from stagecost.data.images import ImageSplit
+from stagecost.data.images import ImageFormat, ImageSplit, normalise
 from stagecost.errors import StageCostError
 from stagecost.exits.policy import POLICY_FILE, ExitPolicy
 from stagecost.export.folder import export_network
@@ -108,7 +108,7 @@ def export(
         thresholds=policy.thresholds,
         largest_difference=exported.largest_difference,
         num_images=exported.num_images,
-        int8=_measured(target, exported.files[0], judged) if int8 else None,
+        int8=_measured(target, exported.files[0], judged, trained.image_format) if int8 else None,
     )
 
 
@@ -168,7 +168,7 @@ def _calibration(trained: Trained, training: ImageSplit) -> Iterator[Tensor]:
     return (training.images[rows] for rows in batches.rows)
 
 
-def _measured(folder: Path, name: str, judged: ImageSplit) -> Int8:
+def _measured(folder: Path, name: str, judged: ImageSplit, image_format: ImageFormat) -> Int8:
     """Measure the graph of eight bits beside that of 32."""
     files = {"int8": folder / INT8_FILE, "float": folder / name}
     graphs = {key: open_graph(path) for key, path in files.items()}
@@ -176,10 +176,10 @@ def _measured(folder: Path, name: str, judged: ImageSplit) -> Int8:
     for start in range(0, len(judged), BATCH):
         rows = slice(start, start + BATCH)
         for key, run in graphs.items():
-            _, labels, _, _ = run((judged.images[rows],))
+            _, labels, _, _ = run((normalise(judged.images[rows], image_format),))
             right[key] += int((labels == judged.targets[rows]).sum())
     forwards = {key: called(run) for key, run in graphs.items()}
-    times = measure_latency(forwards, judged.images[:1], seconds=0.5)
+    times = measure_latency(forwards, normalise(judged.images[:1], image_format), seconds=0.5)
     return Int8(
         file=INT8_FILE,
         file_bytes=files["int8"].stat().st_size,

@@ -97,7 +97,7 @@ def measure(
     forwards = {(p, b): _forward(opened[p], b, threads) for p in opened for b in backends}
     for size in batch:
         # How long images take does not depend on what is on them; each network gets some of its shape.
-        images = {key: _images(opened[key[0]], size, key[1]) for key in forwards}
+        images = {key: _images(opened[key[0]], size) for key in forwards}
         calls = {" ".join(key): partial(_call, forwards[key], images[key]) for key in forwards}
         measured = measure_latency(calls, next(iter(images.values())), threads=threads, seconds=seconds)
         for (path, backend), latency in zip(forwards, measured.values(), strict=True):
@@ -123,10 +123,8 @@ def _size(path: str, trained: Trained) -> NetworkSize:
     )
 
 
-def _images(trained: Trained, count: int, backend: str) -> Tensor:
-    """Return images as a backend takes them: graphs take bytes."""
-    kind = torch.uint8 if backend == "onnx" else torch.float32
-    return torch.zeros(count, *trained.image_shape, device=trained.device, dtype=kind)
+def _images(trained: Trained, count: int) -> Tensor:
+    return torch.zeros(count, *trained.image_shape, device=trained.device)
 
 
 def _forward(trained: Trained, backend: str, threads: int) -> Forward:
@@ -140,7 +138,7 @@ def _forward(trained: Trained, backend: str, threads: int) -> Forward:
     (segment,) = segments_of(network, ExitPolicy((network.num_blocks,)))
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "model.onnx"
-        write(trace(segment, (_images(trained, 2, backend),)), path, {})
+        write(trace(segment, (_images(trained, 2),)), path, {})
         return called(open_graph(path, threads))
 
 
