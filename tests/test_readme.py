@@ -86,7 +86,8 @@ def inline_code(document: str) -> list[str]:
 def command_lines(start: str) -> list[str]:
     """Every command of this kind that a document shows: inline, indented, or in a bash block."""
     lines = set()
-    for document in DOCUMENTS.values():
+    for text in DOCUMENTS.values():
+        document = re.sub(r"\\\n *", "", text)  # a line that goes on in the next one
         bash = "".join(block.text for block in blocks(document) if block.language == "bash")
         indented = re.findall(r"^ {4}(.*)$", prose(document), re.MULTILINE)
         codes = [*inline_code(document), *indented, *bash.splitlines()]
