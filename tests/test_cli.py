@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,13 @@ from stagecost.models.native import homogeneous, staged
 VERBS = ("demo", "train", "analyze", "prune", "evaluate", "exit", "bound", "report", "compare", "models")
 ANALYZE_LISTS = {"losses": 4, "accuracies": 4, "residual_ratios": 3, "weight_norms": 3}
 SIZES = {"parameters_before", "parameters_after", "macs_before", "macs_after"}
-PRUNE_KEYS = SIZES | {"kept_blocks", "accuracy_before", "accuracy_predicted", "accuracy_after", "path"}
+PRUNE_KEYS = SIZES | {
+    "kept_blocks",
+    "accuracy_before",
+    "accuracy_predicted",
+    "accuracy_after",
+    "network",
+}
 
 
 def really_run(*arguments: object, script: bool = False) -> subprocess.CompletedProcess[str]:
@@ -104,12 +109,10 @@ def test_version(script: bool) -> None:
 
 
 def test_help_answers_at_once() -> None:
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        assert really_run("--help", script=True).returncode == 0
-        seconds.append(time.perf_counter() - started)
-    assert min(seconds) < 1
+    before = os.times()
+    assert really_run("--help", script=True).returncode == 0
+    after = os.times()
+    assert sum(after[2:4]) - sum(before[2:4]) < 1  # seconds of the processor, whatever else it does
 
 
 # ---------------------------------------------------------------------------------------------
@@ -140,7 +143,7 @@ def test_a_verb_in_a_process_of_a_users_own(verb: str, runs: Runs, tmp_path: Pat
         case "analyze":
             assert found["accuracies"][-1] == float(last["val_accuracy"])
         case "prune":
-            assert (found["kept_blocks"], found["path"]) == ([0], str(new))
+            assert (found["kept_blocks"], found["network"]) == ([0], str(new))
         case "evaluate":
             assert found["num_blocks"] == 2
         case "bound":

@@ -242,7 +242,7 @@ def test_networks_are_measured_in_turns(runs: Runs) -> None:
         paths, batch=(1, 4), backends=("eager", "onnx"), seconds=0.01, device="cpu"
     ).to_json()
     assert [one["network"] for one in first["networks"]] == paths
-    ways = [(row["network"], row["backend"], row["batch"]) for row in first["timings"]]
+    ways = [(row["network"], row["backend"], row["batch_size"]) for row in first["timings"]]
     assert ways == [(p, b, n) for n in (1, 4) for p in paths for b in ("eager", "onnx")]
     for row in first["timings"]:
         assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]

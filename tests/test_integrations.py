@@ -108,7 +108,7 @@ def test_a_classifier_keeps_the_rules_of_scikit_learn() -> None:
     check_estimator(classifier, on_skip=None)
 
 
-def test_rows_are_learned_in_a_pipeline_and_blocks_go() -> None:
+def test_rows_are_learned_in_a_pipeline_and_blocks_go(tmp_path: Path) -> None:
     rows, classes = load_breast_cancer(return_X_y=True)
     names = np.array(["bad", "good"])[classes]
     classifier = make_pipeline(StandardScaler(), StageCostClassifier(max_drop=1.0, **SMALL))
@@ -118,6 +118,17 @@ def test_rows_are_learned_in_a_pipeline_and_blocks_go() -> None:
     assert fitted.network_.num_blocks == len(fitted.plan_.kept_blocks) < 3
     again = pickle.loads(pickle.dumps(classifier))
     assert (again.predict(rows) == classifier.predict(rows)).all()
+    fitted.save_pretrained(tmp_path / "table")
+    assert {path.name for path in (tmp_path / "table").iterdir()} == {"config.json", "model.safetensors"}
+    loaded = StageCostClassifier.from_pretrained(tmp_path / "table")
+    scaled = classifier[0].transform(rows)
+    assert loaded.get_params() == fitted.get_params()
+    assert (loaded.predict_proba(scaled) == fitted.predict_proba(scaled)).all()
+    assert (loaded.predict(scaled) == classifier.predict(rows)).all()
+    build("homogeneous").save_pretrained(tmp_path / "network")
+    for folder, reason in (("network", "holds no classifier"), ("none", "holds no saved network")):
+        with pytest.raises(StageCostError, match=reason):
+            StageCostClassifier.from_pretrained(tmp_path / folder)
 
 
 def test_images_are_learned() -> None:

@@ -64,12 +64,12 @@ def test_the_outputs_are_those_of_an_evaluation(photos: Path, run: Path) -> None
     trained = open_trained(run, device="cpu")
     expected = torch.cat([trained.network(batch) for batch, _ in trained.batches("test")]).softmax(1)
     answer = predict_files(run, [photos / "test"], top_k=2, device="cpu")
-    assert answer.classes == ("bright", "dark")
+    assert answer.class_names == ("bright", "dark")
     assert answer.num_images == len(expected) == 24
     given = [{one.label: one.probability for one in row.top} for row in answer.predictions]
     assert [[row["bright"], row["dark"]] for row in given] == expected.tolist()
     assert [row.label for row in answer.predictions] == [
-        answer.classes[k] for k in expected.argmax(1).tolist()
+        answer.class_names[k] for k in expected.argmax(1).tolist()
     ]
     assert [row.path for row in answer.predictions] == [
         str(path) for path in sorted((photos / "test").rglob("*.*"))
@@ -139,7 +139,7 @@ def test_a_network_that_does_not_know_its_images_says_so() -> None:
 def test_the_command_line(photos: Path, small: Path, cli: CommandLine, tmp_path: Path) -> None:
     folder, table = photos / "test" / "bright", tmp_path / "answers" / "all.csv"
     answer = cli("predict", small, folder, "--top-k", 2, "--csv", table, "--json").answer
-    assert list(answer) == ["predictions", "num_images", "classes", "warnings"]
+    assert list(answer) == ["predictions", "num_images", "class_names", "warnings", "classes"]
     assert list(answer["predictions"][0]) == ["path", "label", "probability", "top"]
     assert list(answer["predictions"][0]["top"][0]) == ["label", "probability"]
     rows = list(csv.DictReader(table.read_text().splitlines()))

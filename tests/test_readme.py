@@ -115,6 +115,7 @@ def run_python(block: Block, name: str, namespace: dict[str, Any]) -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Work in an empty folder, and forget the models that an example registers."""
+    importlib.import_module("stagecost.integrations.scikit")  # which registers its network, to stay
     known = dict(registry.catalogue)
     log = logging.getLogger("stagecost")
     before = log.handlers, log.level

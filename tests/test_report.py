@@ -113,7 +113,7 @@ PRUNING = {
     "parameters_after": 12345,
     "macs_before": 4_121_600,
     "macs_after": 1_098_240,
-    "path": "small/",
+    "network": "small/",
 }
 TEST = [
     {
@@ -252,7 +252,7 @@ def test_after_pruning_the_report_compares_and_shows_how_to_load() -> None:
 
 def test_code_to_load_is_valid_python_for_any_path() -> None:
     path = 'odd "name"\\\n\x00/ünï'
-    page = check(render_report(make_data(pruning=PRUNING | {"path": path})))
+    page = check(render_report(make_data(pruning=PRUNING | {"network": path})))
     code = re.search(r"stagecost\.load\((.*)\)", page.text)
     assert code is not None
     assert eval(code[1]) == path
@@ -295,7 +295,7 @@ def test_hostile_text_is_escaped() -> None:
         run=hostile,
         settings={hostile: hostile},
         analysis=make_analysis(split=hostile),
-        pruning=PRUNING | {"path": hostile},
+        pruning=PRUNING | {"network": hostile},
         test=[{"name": hostile}],
         version=hostile,
     )
@@ -649,7 +649,7 @@ def report_data(draw: st.DrawFn) -> ReportData:
         for epoch in range(1, draw(st.integers(0, 3)) + 1)
     ]
     measured = {key: draw(numbers) for key in PRUNING}
-    kept = {"kept_blocks": sorted(draw(st.sets(blocks))), "path": draw(st.text(max_size=8))}
+    kept = {"kept_blocks": sorted(draw(st.sets(blocks))), "network": draw(st.text(max_size=8))}
     pruning = draw(st.sampled_from([None, measured | kept]))
     keys = st.text(max_size=5)
     chosen = draw(st.dictionaries(keys, numbers | keys | st.booleans(), max_size=3))

@@ -55,8 +55,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "mean_macs_ratio": 0.2,
         "thresholds": [0.4],
         "timings": [
-            {"batch_size": 1, "seconds_full": 0.002, "seconds_exit": 0.001, "ratio": 0.5},
-            {"batch_size": 256, "seconds_full": 0.001, "seconds_exit": 0.0004, "ratio": 0.4},
+            {"batch_size": 1, "latency_ms_full": 2.0, "latency_ms_exit": 1.0, "ratio": 0.5},
+            {"batch_size": 256, "latency_ms_full": 1.0, "latency_ms_exit": 0.4, "ratio": 0.4},
         ],
     }
     rich = make_data(

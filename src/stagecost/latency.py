@@ -3,11 +3,16 @@
 Counts of operations say little of time: small layers wait for the processor, wide ones for memory.
 """
 
+import math
+import os
+import platform
+import re
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +41,7 @@ class Latency:
         p99_ms: 99 of 100 calls took no longer.
         images_per_second: over all calls.
         calls: that were timed.
-        batch: images in a call.
+        batch_size: images in a call.
         threads: that torch computed with.
     """
 
@@ -45,8 +50,27 @@ class Latency:
     p99_ms: float
     images_per_second: float
     calls: int
-    batch: int
+    batch_size: int
     threads: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where something was measured, and by what."""
+
+    processor: str
+    cores: int
+    python: str
+    torch: str
+
+
+def this_machine() -> Machine:
+    """Return where this runs."""
+    processor, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        named = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
+        processor = named[1] if named else processor
+    return Machine(processor, os.cpu_count() or 1, platform.python_version(), str(torch.__version__))
 
 
 def measure_latency(
@@ -66,8 +90,10 @@ def measure_latency(
     first = images if isinstance(images, Tensor) else images[0]
     if not networks or len(first) == 0:
         raise StageCostError("there is nothing to time: give at least one network and one image")
-    if seconds <= 0 or (threads is not None and threads < 1):
-        raise StageCostError(f"{seconds} seconds on {threads} threads: give more than 0 of both")
+    if not 0 < seconds < math.inf or (threads is not None and threads < 1):
+        raise StageCostError(
+            f"{seconds} seconds on {threads} threads: give more than 0 of both, and no endless time"
+        )
     times: dict[str, list[float]] = {name: [] for name in networks}
     with _ready(networks, threads):
         for forward in networks.values():
@@ -118,7 +144,7 @@ def _summary(times: list[float], batch: int) -> Latency:
         p99_ms=1000 * p99,
         images_per_second=batch * len(times) / float(seconds.sum()),
         calls=len(times),
-        batch=batch,
+        batch_size=batch,
         threads=torch.get_num_threads(),
     )
 

@@ -49,7 +49,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            error.filename = error.filename or str(path)  # the message should name the user's file
+            error.filename, error.filename2 = str(path), None  # the message should name the user's file
         raise
 
 

@@ -314,6 +314,6 @@ def test_leaving_early_takes_less_time() -> None:
     assert 0 < times.asking[0] < times.cuts[3]
     early = measure_ratio(network, x, sc.ExitPolicy((2,)), 4, rounds=3)
     assert (early.batch_size, early.num_images) == (4, 8)
-    assert early.seconds_exit < early.seconds_full
-    assert early.interval[0] <= early.interval[1] < 0.8
+    assert early.latency_ms_exit < early.latency_ms_full
+    assert early.ratio_range[0] <= early.ratio_range[1] < 0.8
     assert early.ratio < 0.6

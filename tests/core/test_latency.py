@@ -23,7 +23,7 @@ def test_percentiles_and_throughput_are_those_of_the_calls() -> None:
     assert long.p50_ms >= 4
     assert short.p50_ms < long.p50_ms
     assert long.images_per_second <= 3 / 0.004
-    assert (short.batch, short.threads) == (3, torch.get_num_threads())
+    assert (short.batch_size, short.threads) == (3, torch.get_num_threads())
 
 
 def test_networks_take_turns_and_keep_their_mode() -> None:
@@ -42,7 +42,7 @@ def test_networks_take_turns_and_keep_their_mode() -> None:
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("options", [{"threads": 0}, {"seconds": 0.0}])
+@pytest.mark.parametrize("options", [{"threads": 0}, {"seconds": 0.0}, {"seconds": float("inf")}])
 def test_no_time_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(sc.StageCostError, match="more than 0 of both"):
         sc.measure_latency({"one": build("homogeneous")}, images(), **options)

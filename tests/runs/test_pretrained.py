@@ -170,8 +170,8 @@ def test_a_model_is_looked_at_without_training(
     assert all(b["macs"] > 0 and b["path"].startswith("layer") for b in told["blocks"])
     for block in told["blocks"]:
         assert block["removal_cost"] == pytest.approx(block["loss"] - told["loss"], abs=1e-6)
-    assert len(told["depths"]) == told["num_blocks"] + 1
-    assert told["depths"][-1]["accuracy"] > 50  # of ten digits, by random weights
+    assert len(told["heads"]) == told["num_blocks"] + 1
+    assert told["heads"][-1]["accuracy"] > 50  # of ten digits, by random weights
     main([*arguments, "--device", "cpu"])
     assert "a head fitted to" in capsys.readouterr().out
     with pytest.raises(SystemExit):

@@ -13,7 +13,9 @@ from PIL import Image
 from runs.conftest import Trained
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
+from stagecost.report.words import duration_text
 from stagecost.runs.exiting import exit_early
+from stagecost.runs.measuring import measure
 from stagecost.runs.mistakes import mistakes_of, thumbnail
 from stagecost.runs.reporting import compare, report
 from stagecost.runs.trained import open_trained
@@ -72,12 +74,21 @@ def test_a_report_tells_of_mistakes_times_and_exits(trained: Trained, tmp_path: 
     run = shutil.copytree(trained.three, tmp_path / "run")
     page = Path(report(run, device="cpu").report).read_text("utf-8")
     assert "What the cut gets wrong" in page
-    assert "Time an image" in page
+    assert "Times were not measured: <code>stagecost measure" in page
     assert "Early exit" not in page
+    measure([run], batch=(2, 1), seconds=0.001, depths=True, device="cpu")
+    measure([run], batch=(2,), backends=("onnx",), seconds=0.001, device="cpu")  # which keeps the others
     exit_early(run, max_drop=5, batch=(20,), device="cpu")
     page = Path(report(run, device="cpu").report).read_text("utf-8")
     for words in ("<h2>Early exit</h2>", "oracle", "early exits", "batches of 20", "With exits"):
         assert words in page
+    assert "one image at a time, 1 thread of" in page
+    kept = json.loads((run / "latency.json").read_text())
+    rows = {(row["depth"], row["batch_size"]): row for row in kept["timings"]}
+    assert rows.keys() == {(k, n) for k in range(4) for n in (1, 2)}
+    assert len(kept["timings"]) == 9
+    for k in range(4):
+        assert f'"latency":"{duration_text(rows[k, 1]["p50_ms"] / 1000)}"' in page
     assert len(page.encode()) < 3_000_000
     (run / "exit.json").write_text('{"run": "x"}')
     with pytest.raises(StageCostError, match=r"exit\.json does not tell of exits"):

@@ -294,6 +294,7 @@ VERBS: dict[str, Verb] = {
             Flag("threads", int, "that compute", 1),
             Flag("backends", tuple[str, ...], "eager, compiled, onnx, or some of these", ("eager",)),
             Flag("seconds", float, "for each network, backend and batch size", 1.0),
+            Flag("depths", bool, "measure the output at every depth, too, for the report"),
             *(CHECKPOINT, DEVICE),
         ),
         _measure,

@@ -104,7 +104,7 @@ def _inspect(console: Console, result: Inspection) -> None:
     for name in ("k", "block", "accuracy", "loss", "", "MACs", "head"):
         table.add_column(name, justify="left" if name in ("", "block") else "right", no_wrap=True)
     top = max(1e-9, *(block.removal_cost for block in result.blocks))
-    for depth in result.depths:
+    for depth in result.heads:
         head = f"{depth.accuracy:.2f} %"
         if depth.depth == result.num_blocks:
             table.add_row(str(depth.depth), "", "", "", "", "", head)
@@ -115,7 +115,8 @@ def _inspect(console: Console, result: Inspection) -> None:
         table.add_row(str(depth.depth), block.path, *worth, f"-{block.macs / result.macs:.1%}", head)
     console.print(table)
     whole = accuracy_text(result.accuracy, result.interval, result.num_images)
-    head = "its own head" if result.head == "own" else f"a head fitted to {result.num_train:,} images"
+    fitted = f"a head fitted to {result.num_train_images:,} images"
+    head = "its own head" if result.head == "own" else fitted
     _line(console, f"the whole network with {head}: {whole}, {result.macs:,} MACs an image")
     idle = [block.block for block in result.blocks if block.removal_cost <= 0]
     if idle:
@@ -169,8 +170,8 @@ def _prune(console: Console, result: Pruning) -> None:
     )
     _line(console, f"kept blocks k = {list(result.kept_blocks)}{trained}")
     _warnings(console, result.warnings)
-    _line(console, f"saved: {result.path}")
-    _line(console, f"next: stagecost evaluate {result.path} --split test")
+    _line(console, f"saved: {result.network}")
+    _line(console, f"next: stagecost evaluate {result.network} --split test")
 
 
 def _evaluate(console: Console, result: Evaluation) -> None:
@@ -218,16 +219,21 @@ def _measure(console: Console, result: Measurements) -> None:
         numbers = (str(one.num_blocks), f"{one.parameters:,}", f"{one.macs:,}")
         sizes.add_row(one.network, *numbers, f"{one.file_bytes / 1e6:.2f} MB")
     console.print(sizes)
-    table = Table("network", "backend", title="milliseconds of a call, and megabytes of its tensors")
-    for name in ("batch", "p50", "p90", "p99", "images/s", "MB"):
+    table = Table(title="milliseconds of a call, and megabytes of its tensors")
+    table.add_column("network", overflow="fold")
+    table.add_column("backend", no_wrap=True)
+    for name in ("depth", "batch", "p50", "p90", "p99", "images/s", "MB"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in result.timings:
         times = (f"{time:.3g}" for time in (row.p50_ms, row.p90_ms, row.p99_ms))
         memory = "" if row.memory_bytes is None else f"{row.memory_bytes / 1e6:.2f}"
         rate = f"{row.images_per_second:,.0f}"
-        table.add_row(row.network, row.backend, str(row.batch), *times, rate, memory)
+        places = (str(row.depth), str(row.batch_size))
+        table.add_row(row.network, row.backend, *places, *times, rate, memory)
     console.print(table)
-    _line(console, f"measured in turns on {result.device}, {result.timings[0].threads} thread(s)")
+    threads = f"{result.timings[0].threads} thread(s) of {result.machine.processor}"
+    _line(console, f"measured in turns on {result.device}, {threads}, torch {result.machine.torch}")
+    _line(console, "kept in latency.json of each folder, which `stagecost report` shows")
 
 
 def _bound(console: Console, result: Bound) -> None:
@@ -257,7 +263,7 @@ def _exit(console: Console, result: Exits) -> None:
         table.add_row(f"depth {depth}", f"{share:.1%}", "█" * round(24 * share), style="")
     console.print(table)
     if result.thresholds:
-        together = ", answered by all depths asked" if result.combined else ""
+        together = ", answered by all depths asked" if result.combine else ""
         least = ", ".join(f"{threshold:.4g}" for threshold in result.thresholds)
         _line(console, f"{result.criterion} of at least {least}{together}")
     for name, accuracy, interval in (
@@ -273,8 +279,8 @@ def _exit(console: Console, result: Exits) -> None:
         f"{'MACs':<14} {result.mean_macs_ratio:.3f}×, {result.mean_blocks:.2f} blocks on average",
     )
     for timing in result.timings:
-        low, high = timing.interval
-        seconds = f"{1e3 * timing.seconds_full:.3g} → {1e3 * timing.seconds_exit:.3g} ms an image"
+        low, high = timing.ratio_range
+        seconds = f"{timing.latency_ms_full:.3g} → {timing.latency_ms_exit:.3g} ms an image"
         spread = f"{timing.ratio:.3f}× ({low:.3f} to {high:.3f})"
         _line(console, f"{'time':<14} {spread}, {seconds}, batch size {timing.batch_size}")
     _warnings(console, result.warnings)

@@ -133,18 +133,18 @@ class Timing:
     Attributes:
         batch_size: images answered together.
         num_images: that were answered, in each round.
-        seconds_full: for an image, by the whole network.
-        seconds_exit: for an image, with exits, on average.
+        latency_ms_full: milliseconds for an image, by the whole network.
+        latency_ms_exit: the same with exits, on average.
         ratio: the second by the first.
-        interval: the least and the largest ratio of the rounds.
+        ratio_range: the least and the largest ratio of the rounds.
     """
 
     batch_size: int
     num_images: int
-    seconds_full: float
-    seconds_exit: float
+    latency_ms_full: float
+    latency_ms_exit: float
     ratio: float
-    interval: tuple[float, float]
+    ratio_range: tuple[float, float]
 
 
 def measure_ratio(
@@ -171,4 +171,5 @@ def measure_ratio(
     count = len(streams) * len(streams[0]) * batch_size
     full, exits = (times.median(dim=0).values.sum(dim=1) / count).tolist()
     ratios = (times[:, 1].sum(dim=1) / times[:, 0].sum(dim=1)).tolist()
-    return Timing(batch_size, count, full, exits, exits / full, (min(ratios), max(ratios)))
+    spread = min(ratios), max(ratios)
+    return Timing(batch_size, count, 1000 * full, 1000 * exits, exits / full, spread)

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
-from stagecost.latency import measure_latency
+from stagecost.latency import measure_latency, this_machine
 from stagecost.macs import count_macs, count_parameters
 from stagecost.models.catalogue import load
 from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, ResidualNetwork
@@ -172,7 +172,9 @@ class HubNetwork(  # type: ignore[call-arg]
             macs = count_macs(self.network, trajectory.image_shape, cut)
             rows.append((k, f"{row.loss:.4g}", accuracy, f"{macs:,}", times.get(str(k), "unknown")))
         header = ("blocks", "loss", "accuracy", "MACs of a sample", "ms of a sample")
-        note = f"On {trajectory.num_samples:,} samples; times are medians where this card was written."
+        machine = this_machine()
+        where = f"one sample at a time, {machine.processor}, torch {machine.torch}"
+        note = f"On {trajectory.num_samples:,} samples; times are medians: {where}."
         return f"{markdown_table(header, rows)}\n\n{note}\n\n![Accuracy over depth]({PICTURE})"
 
     def _milliseconds(self, cuts: Mapping[str, Cut]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """A classifier for scikit-learn: `StageCostClassifier(max_drop=0.5).fit(X, y).predict(X)`."""
 
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 from stagecost.calibration import recalibrate
 from stagecost.dynamics import ResidualBlock
 from stagecost.errors import StageCostError
-from stagecost.models.catalogue import create_model
+from stagecost.models.catalogue import create_model, load
+from stagecost.models.registry import register_model
 from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost, parameter_groups
 from stagecost.prune import plan_pruning
+from stagecost.text import one_line
 from stagecost.trajectory import evaluation_mode, loss_trajectory
 
 SAMPLED_DEPTHS = 3
@@ -116,6 +119,45 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         answers: NDArray[Any] = self.classes_[numbers]
         return answers
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write what `predict` needs: a folder of safetensors and JSON, as `stagecost.load` reads.
+
+        Raises:
+            StageCostError: the labels are neither numbers nor texts.
+        """
+        check_is_fitted(self)
+        labels = self.classes_.tolist()
+        if not all(isinstance(label, bool | int | float | str) for label in labels):
+            raise StageCostError(f"labels such as {labels[0]!r} are no JSON: fit to numbers or texts")
+        scale = {"mean": self._mean.tolist(), "spread": self._spread.tolist()}
+        classes = {"labels": labels, "dtype": self.classes_.dtype.str}
+        given = self.get_params().items()
+        parameters = {name: v.item() if isinstance(v, np.generic) else v for name, v in given}
+        kept = {"parameters": parameters, **classes, **scale}
+        self.network_.save_pretrained(folder, classifier=kept)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Load what `save_pretrained` wrote; no code is run. Trajectory and plan are not kept.
+
+        Raises:
+            StageCostError: the folder holds no classifier, or is damaged.
+        """
+        network = load(folder)
+        try:
+            kept = network.details["classifier"]
+            classifier = cls(**kept["parameters"])
+            classifier.classes_ = np.array(kept["labels"], dtype=kept["dtype"])
+            mean, spread = (np.array(kept[name], np.float32) for name in ("mean", "spread"))
+            classifier.n_features_in_ = mean.shape[1]
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise StageCostError(
+                f"{folder} holds no classifier ({one_line(error)}): give what save_pretrained wrote"
+            ) from None
+        classifier._mean, classifier._spread = mean, spread
+        classifier.network_ = network.to(classifier.device)
+        return classifier
+
     def _set_scale(self, samples: NDArray[np.float32]) -> None:
         """Note mean and spread of each feature or channel."""
         if samples.ndim not in {2, 4}:
@@ -151,7 +193,7 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         }
         if len(shape) == 3:
             return create_model("homogeneous", in_channels=shape[0], **sizes)
-        return residual_mlp(shape[0], **sizes)
+        return create_model("residual_mlp", num_features=shape[0], **sizes)
 
     def _train(self, network: ResidualNetwork, samples: tuple[Tensor, Tensor]) -> None:
         gamma = 1 / self.num_blocks if self.gamma is None else self.gamma
@@ -188,7 +230,8 @@ class LinearHead(nn.Linear):
         """Nothing belongs to single depths."""
 
 
-def residual_mlp(num_features: int, num_blocks: int, width: int, num_classes: int) -> ResidualNetwork:
+@register_model("residual_mlp")
+def residual_mlp(*, num_features: int, num_blocks: int, width: int, num_classes: int) -> ResidualNetwork:
     """Build a residual MLP: every F_k is a norm and two linear maps; the norm of the head is shared."""
     branches = [
         nn.Sequential(

@@ -34,6 +34,7 @@ class Analysis:
         macs: multiply-accumulates of one image, with the first 0 … N blocks; empty if unknown.
         parameters: trainable numbers of the network cut after 0 … N blocks; empty if unknown.
         latencies: seconds for one image at depth 0 … N; empty if unknown.
+        measured: where and how these were measured.
     """
 
     num_blocks: int
@@ -48,6 +49,7 @@ class Analysis:
     macs: tuple[float, ...] = ()
     parameters: tuple[float, ...] = ()
     latencies: tuple[float, ...] = ()
+    measured: str = ""
 
     @property
     def split_word(self) -> str:
@@ -95,7 +97,7 @@ class Pruning:
 
     Attributes:
         kept_blocks: the paper's k of the blocks that stayed.
-        path: folder of the small network.
+        network: folder of the small network.
         accuracy_before: percent, of the whole network.
         accuracy_predicted: percent, from the outputs over depth.
         accuracy_after: percent, of the small network as it was saved.
@@ -103,10 +105,11 @@ class Pruning:
         finetune_epochs: epochs of training after the cut.
         parameters_before: trainable numbers; `parameters_after` of the small network.
         macs_before: multiply-accumulates of one image; `macs_after` of the small network.
+        latency_ms_before: median milliseconds of one image; `latency_ms_after` of the small network.
     """
 
     kept_blocks: tuple[int, ...]
-    path: str
+    network: str
     accuracy_before: float = math.nan
     accuracy_predicted: float = math.nan
     accuracy_after: float = math.nan
@@ -116,6 +119,8 @@ class Pruning:
     parameters_after: float = math.nan
     macs_before: float = math.nan
     macs_after: float = math.nan
+    latency_ms_before: float = math.nan
+    latency_ms_after: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -149,11 +154,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds for an image in batches of a size: by the whole network, and with exits."""
+    """Milliseconds for an image in batches of a size: by the whole network, and with exits."""
 
     batch_size: int
-    seconds_full: float
-    seconds_exit: float
+    latency_ms_full: float
+    latency_ms_exit: float
     ratio: float
 
 

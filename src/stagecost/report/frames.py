@@ -73,6 +73,7 @@ def comparison_frames(runs: Sequence[ReportData]) -> list[Frame]:
             texts[f"accuracy-{place}"] = percent_text(value_at(run.analysis.accuracies, depth))
             texts[f"loss-{place}"] = measure_text(value_at(run.analysis.losses, depth))
             texts[f"macs-{place}"] = operations_text(value_at(run.analysis.macs, depth))
+            texts[f"latency-{place}"] = duration_text(value_at(run.analysis.latencies, depth))
         reached = (f"{run.run} {texts[f'accuracy-{place}']}" for place, run in enumerate(runs))
         frames.append(Frame(k, f"{texts['depth']}: {', '.join(reached)}", texts))
     return frames

@@ -62,6 +62,7 @@ def render_report(data: ReportData) -> str:
         exit_rows=exit_rows(data),
         confusions=confusion_rows(data.confusion),
         commands=_commands(data),
+        run_quoted=shlex.quote(data.run),
         settings=setting_rows(data.settings),
     )
 
@@ -187,7 +188,7 @@ def _commands(data: ReportData) -> dict[str, str]:
     if data.pruning is None:
         drop = f"--max-drop {data.analysis.tolerance:g}"
         return {"prune": f"stagecost prune {shlex.quote(data.run)} {drop} --output small/"}
-    path = data.pruning.path
+    path = data.pruning.network
     quoted = json.dumps(path, ensure_ascii=False)
     load = ["import stagecost", "", f"network = stagecost.load({quoted})", "logits = network(images)"]
     evaluate = f"stagecost evaluate {shlex.quote(path)} --split test"

@@ -40,11 +40,14 @@ def pruning_rows(data: ReportData) -> list[tuple[str, ...]]:
     else:
         accuracies = [accuracy("", pruning.accuracy_predicted, pruning.accuracy_after)]
     macs = pruning.macs_before, pruning.macs_after
+    times = pruning.latency_ms_before / 1000, pruning.latency_ms_after / 1000
+    known = math.isfinite(sum(times))
     return [
         cost("Blocks", data.analysis.num_blocks, len(pruning.kept_blocks), count_text),
         *accuracies,
         cost("Parameters", pruning.parameters_before, pruning.parameters_after, count_text),
         cost("MACs an image", *macs, operations_text),
+        *([cost("Time an image", *times, duration_text)] if known else []),
     ]
 
 
@@ -61,8 +64,8 @@ def exit_rows(data: ReportData) -> list[tuple[str, str, str, str]]:
     times = [
         (
             f"Time an image, batches of {timing.batch_size:,}",
-            duration_text(timing.seconds_full),
-            duration_text(timing.seconds_exit),
+            duration_text(timing.latency_ms_full / 1000),
+            duration_text(timing.latency_ms_exit / 1000),
             share_text(timing.ratio, 1),
         )
         for timing in exits.timings

@@ -1,11 +1,11 @@
 """`stagecost exit`: thresholds for a drop or a budget from validation images, then the test images."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -54,7 +54,9 @@ class ExitRow:
 class OracleRow:
     """What could be had by knowing the labels: each image leaves at the first depth that is right."""
 
-    last: int  #: the depth at which the others leave
+    aliases: ClassVar[Mapping[str, str]] = {"last": "depth"}
+
+    depth: int  #: the depth at which the others leave
     accuracy: float  #: percent
     mean_macs_ratio: float  #: of the whole network's MACs, the head being asked once
 
@@ -63,12 +65,14 @@ class OracleRow:
 class Exits(Result):
     """Early exit of a network."""
 
+    aliases: ClassVar[Mapping[str, str]] = {"combined": "combine"}
+
     run: str  #: folder that the policy was saved in
     criterion: Criterion  #: how an image is found to be sure
     threshold: float | None  #: at which it leaves at the first depth; None if all leave at one depth
     thresholds: tuple[float, ...]  #: at which it leaves at each depth but the last
     depths: tuple[int, ...]  #: at which the head is asked
-    combined: bool  #: whether the depths asked answer together
+    combine: bool  #: whether the depths asked answer together
     accuracy_full: float  #: percent of the test images, of the whole network
     accuracy_exit: float  #: the same with exits
     interval_full: Interval | None  #: Wilson's, of the first
@@ -230,7 +234,7 @@ def _measured(
         threshold=policy.thresholds[0] if policy.thresholds else None,
         thresholds=policy.thresholds,
         depths=policy.depths,
-        combined=policy.combine,
+        combine=policy.combine,
         accuracy_full=full,
         accuracy_exit=exits,
         interval_full=wilson(full, count),
@@ -250,8 +254,8 @@ def _measured(
         curve=tuple(map(row, curve.points)),
         cuts=tuple(map(row, curve.cuts)),
         oracle=tuple(
-            OracleRow(last, accuracy, ratio)
-            for last, (ratio, accuracy) in enumerate(oracle_curve(outputs, macs))
+            OracleRow(depth, accuracy, ratio)
+            for depth, (ratio, accuracy) in enumerate(oracle_curve(outputs, macs))
         ),
         warnings=warnings,
     )

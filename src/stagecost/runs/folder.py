@@ -38,6 +38,7 @@ class RunFolder:
         self.fingerprint = path / FINGERPRINT_FILE  #: what is remembered of the images
         self.pruning = path / "pruning.json"  #: the outcome of the latest pruning
         self.exits = path / "exit.json"  #: what early exit brings; the policy is beside it
+        self.latency = path / "latency.json"  #: what `stagecost measure` found
         self.report = path / "report.html"
 
     def settings(self) -> RunSettings:

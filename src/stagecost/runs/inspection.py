@@ -69,9 +69,9 @@ class Inspection(Result):
     interval: Interval | None  #: Wilson's, of the accuracy
     macs: int  #: of the whole network, for one image
     blocks: tuple[BlockScore, ...]  #: the network without each block
-    depths: tuple[DepthScore, ...]  #: linear heads on x_0 … x_N
+    heads: tuple[DepthScore, ...]  #: linear heads on x_0 … x_N
     num_images: int  #: validation images
-    num_train: int  #: training images that heads were fitted to
+    num_train_images: int  #: training images that heads were fitted to
     seconds: float  #: that it took
     warnings: tuple[str, ...]  #: what makes it doubtful
 
@@ -126,9 +126,9 @@ def inspect_model(
         interval=wilson(whole.accuracy, count),
         macs=count_macs(network, bundle.format.shape),
         blocks=blocks,
-        depths=_depth_scores(network, train, val),
+        heads=_depth_scores(network, train, val),
         num_images=count,
-        num_train=train.num_images,
+        num_train_images=train.num_images,
         seconds=round(monotonic() - began, 1),
         warnings=warnings_on(whole.accuracy, count, chance, None),
     )

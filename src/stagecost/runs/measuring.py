@@ -1,25 +1,31 @@
 """`stagecost measure`: time, memory and sizes of networks, measured in turns in one run."""
 
+import logging
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from stagecost.cut import Cut
 from stagecost.errors import StageCostError
 from stagecost.exits.policy import ExitPolicy
 from stagecost.export.graphs import Run, open_graph, segments_of, trace, write
 from stagecost.fast.reading import check_compiler
-from stagecost.latency import Forward, Inputs, measure_latency, peak_memory
+from stagecost.latency import Forward, Inputs, Machine, measure_latency, peak_memory, this_machine
 from stagecost.macs import count_macs, count_parameters
+from stagecost.records import read_record
+from stagecost.runs.folder import RunFolder
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Trained, open_trained
+from stagecost.storage import read_json, write_json
 
 Backend = Literal["eager", "compiled", "onnx"]
+LOG = logging.getLogger("stagecost")
 
 
 @dataclass(frozen=True)
@@ -35,19 +41,27 @@ class NetworkSize:
 
 @dataclass(frozen=True)
 class Timing:
-    """How long a network took for a batch, by one way of computing."""
+    """How long a network, or its output at a depth, took for a batch, by one way of computing."""
+
+    aliases: ClassVar[Mapping[str, str]] = {"batch": "batch_size"}
 
     network: str  #: the path that was given
+    depth: int  #: k: how many of the network's blocks acted
     backend: str  #: eager, compiled by torch, or ONNX Runtime on the CPU
-    batch: int  #: images in a call
+    batch_size: int  #: images in a call
     threads: int  #: that computed
     p50_ms: float  #: median time of a call, in milliseconds
     p90_ms: float  #: nine of ten calls took no longer
     p99_ms: float  #: 99 of 100 calls took no longer
     images_per_second: float  #: over all calls
     calls: int  #: that were timed
-    #: that tensors of a call take at most beside weights and images; of eager alone
+    #: that tensors of a call take at most beside weights and images; of the whole network, eager, alone
     memory_bytes: int | None
+
+    @property
+    def latency_ms(self) -> float:
+        """Median time of an image, in milliseconds."""
+        return self.p50_ms / self.batch_size
 
 
 @dataclass(frozen=True)
@@ -55,8 +69,18 @@ class Measurements(Result):
     """What was measured, in turns."""
 
     device: str  #: on which
+    machine: Machine  #: where, and by what
     networks: tuple[NetworkSize, ...]  #: their sizes
-    timings: tuple[Timing, ...]  #: of each network, backend and batch size
+    timings: tuple[Timing, ...]  #: of each network, backend and batch size; of each depth if asked for
+
+    def of_depths(self, num_blocks: int) -> tuple[Timing, ...]:
+        """Return the timings of depths 0 … N of a network, of the smallest batch; none if one lacks."""
+        eager = [row for row in self.timings if row.backend == "eager"]
+        for size in sorted({row.batch_size for row in eager}):
+            rows = {row.depth: row for row in eager if row.batch_size == size}
+            if rows.keys() == set(range(num_blocks + 1)):
+                return tuple(rows[k] for k in range(num_blocks + 1))
+        return ()
 
 
 def measure(
@@ -66,10 +90,13 @@ def measure(
     threads: int = 1,
     backends: Sequence[str] = ("eager",),
     seconds: float = 1.0,
+    depths: bool = False,
     checkpoint: CheckpointName = "last",
     device: str = "auto",
 ) -> Measurements:
     """Measure networks in turns, so that whatever else the machine does meets all of them.
+
+    What is found of each is kept in its folder, for `stagecost report`.
 
     Args:
         networks: of runs or saved networks; each once.
@@ -77,6 +104,7 @@ def measure(
         threads: that compute.
         backends: eager, compiled, onnx.
         seconds: for each network, backend and batch size.
+        depths: measure the output at every depth, too.
         device: where to compute; ONNX Runtime does on the CPU.
 
     Raises:
@@ -87,25 +115,58 @@ def measure(
         raise StageCostError(f"--backends names {unknown or 'none'}: give some of eager, compiled, onnx")
     if not batch or min(batch) < 1:
         raise StageCostError(f"--batch is {list(batch)}: give numbers of images of at least 1")
-    if len(set(map(str, networks))) < len(networks):
+    if len({Path(path).resolve() for path in networks}) < len(networks):
         raise StageCostError("a network is given twice: give each once")
     opened = {str(path): open_trained(path, checkpoint=checkpoint, device=device) for path in networks}
     place = next(iter(opened.values())).device
     if "onnx" in backends and place.type != "cpu":
         raise StageCostError("onnx is measured on the CPU: give --device cpu, or leave it out")
     timings = []
-    forwards = {(p, b): _forward(opened[p], b, threads) for p in opened for b in backends}
+    forwards = {
+        (path, backend, trained.network.num_blocks): _forward(trained, backend, threads)
+        for path, trained in opened.items()
+        for backend in backends
+    }
+    for path, trained in opened.items() if depths else ():
+        every = range(trained.network.num_blocks + ("eager" not in backends))
+        forwards |= {(path, "eager", k): partial(trained.network, cuts=Cut.first(k)) for k in every}
     for size in batch:
         # How long images take does not depend on what is on them; each network gets some of its shape.
         images = {key: _images(opened[key[0]], size) for key in forwards}
-        calls = {" ".join(key): partial(_call, forwards[key], images[key]) for key in forwards}
+        calls = {str(key): partial(_call, forwards[key], images[key]) for key in forwards}
+        LOG.info("measuring %d network(s) at batch size %d", len(calls), size)
         measured = measure_latency(calls, next(iter(images.values())), threads=threads, seconds=seconds)
-        for (path, backend), latency in zip(forwards, measured.values(), strict=True):
-            eager, key = backend == "eager", (path, backend)
-            memory = peak_memory(forwards[key], images[key]) if eager else None
-            timings.append(Timing(path, backend, memory_bytes=memory, **asdict(latency)))
+        for key, latency in zip(forwards, measured.values(), strict=True):
+            path, backend, depth = key
+            alone = backend == "eager" and depth == opened[path].network.num_blocks
+            memory = peak_memory(forwards[key], images[key]) if alone else None
+            timings.append(Timing(path, depth, backend, memory_bytes=memory, **asdict(latency)))
     sizes = tuple(_size(path, trained) for path, trained in opened.items())
-    return Measurements(str(place), sizes, tuple(timings))
+    result = Measurements(str(place), this_machine(), sizes, tuple(timings))
+    for path in opened:
+        _keep(result, path)
+    return result
+
+
+def _keep(result: Measurements, path: str) -> None:
+    """Write what is of one network into its folder, beside older timings of other kinds."""
+    networks = tuple(size for size in result.networks if size.network == path)
+    timings = [row for row in result.timings if row.network == path]
+    file, new = RunFolder(Path(path)).latency, set(map(_kind, timings))
+    try:
+        old = read_record(Measurements, read_json(file))
+    except (StageCostError, ValueError):  # none, or of an earlier version
+        old = result
+    if (old.machine, old.device, old.networks) == (result.machine, result.device, networks):
+        timings += [row for row in old.timings if _kind(row) not in new]
+    try:
+        write_json(file, replace(result, networks=networks, timings=tuple(timings)).to_json())
+    except OSError as error:
+        LOG.warning("not kept for the report: %s (%s)", file, error.strerror)
+
+
+def _kind(row: Timing) -> tuple[object, ...]:
+    return row.depth, row.backend, row.batch_size, row.threads
 
 
 def _call(forward: Forward, images: Inputs, _: Inputs) -> object:

@@ -2,9 +2,10 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from stagecost.data.decoding import progress
 from stagecost.prediction import BATCH, Prediction, image_files, predict
@@ -17,9 +18,11 @@ from stagecost.storage import write_atomically
 class Predictions(Result):
     """What a network says of images."""
 
+    aliases: ClassVar[Mapping[str, str]] = {"classes": "class_names"}
+
     predictions: tuple[Prediction, ...]  #: of each image, in order
     num_images: int  #: how many
-    classes: tuple[str, ...]  #: that the network tells apart
+    class_names: tuple[str, ...]  #: that the network tells apart
     warnings: tuple[str, ...]  #: which images were left out, as they cannot be decoded
 
 
@@ -56,7 +59,7 @@ def predict_files(
     return Predictions(
         predictions=tuple(predictions),
         num_images=len(predictions),
-        classes=trained.image_format.class_names,
+        class_names=trained.image_format.class_names,
         warnings=tuple(f"left out {line}" for line in broken),
     )
 

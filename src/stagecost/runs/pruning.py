@@ -40,7 +40,7 @@ LATENCY_SECONDS = 0.3  # for each network
 class Pruning(Result):
     """What a pruning did."""
 
-    aliases: ClassVar[Mapping[str, str]] = {"network": "path"}
+    aliases: ClassVar[Mapping[str, str]] = {"path": "network"}
 
     kept_blocks: tuple[int, ...]  #: the paper's indices k of the blocks that stay
     num_blocks_before: int  #: N, of the run's network
@@ -51,7 +51,7 @@ class Pruning(Result):
     parameters_after: int  #: the same of the network that is saved
     macs_before: int  #: multiply-accumulate operations for one image
     macs_after: int  #: the same of the network that is saved
-    path: str  #: of the saved network; `network` in the JSON of all verbs
+    network: str  #: folder of the saved network
     finetune_epochs: int  #: that it was trained after the cut
     num_images: int  #: validation images
     interval: Interval | None  #: Wilson's, of the accuracy after it
@@ -178,7 +178,7 @@ def _compare(
         parameters_after=plan.parameters_after,
         macs_before=plan.macs_before,
         macs_after=plan.macs_after,
-        path=str(target),
+        network=str(target),
         finetune_epochs=finetune_epochs,
         num_images=val.num_images,
         interval=wilson(accuracy, val.num_images),

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from stagecost import __version__
 from stagecost.errors import StageCostError
-from stagecost.exits.costs import time_costs
-from stagecost.macs import count_macs, macs_by_part
+from stagecost.exits.costs import mac_costs
+from stagecost.macs import count_macs
 from stagecost.models.catalogue import cut_to
 from stagecost.records import JsonObject, read_record
 from stagecost.report.data import ReportData
@@ -18,6 +18,7 @@ from stagecost.runs.certainty import Interval, check_points
 from stagecost.runs.evaluation import Evaluation
 from stagecost.runs.exiting import ExitRow, Exits, OracleRow
 from stagecost.runs.folder import RunFolder
+from stagecost.runs.measuring import Measurements, Timing
 from stagecost.runs.mistakes import mistakes_of
 from stagecost.runs.pruning import Pruning
 from stagecost.runs.results import Result
@@ -25,8 +26,6 @@ from stagecost.runs.trained import CheckpointName, Judged, Split, Trained, open_
 from stagecost.storage import read_json
 
 Kind = TypeVar("Kind", bound=Result)
-TIMED_IMAGES, TIMED_ROUNDS = 4, 3
-"""How much is measured for the times of a report."""
 
 
 @dataclass(frozen=True)
@@ -183,37 +182,48 @@ def report_data(
     if checkpoint is None:
         raise StageCostError(f"{trained.path} is a saved network: give the run that it was pruned from")
     settings = {**trained.settings.to_flat(), "gamma": checkpoint.gamma}
-    macs = macs_by_part(trained.network, trained.image_shape)
-    depths = range(analysis.num_blocks + 1)
+    macs = mac_costs(trained.network, trained.image_shape)
+    measured = _record(run.latency, Measurements, trained)
+    times = () if measured is None else measured.of_depths(analysis.num_blocks)
     pruning, exits = _record(run.pruning, Pruning, trained), _record(run.exits, Exits, trained)
     content = {
         "run": str(run.path),
         "settings": {**settings, "num_blocks": analysis.num_blocks},
         "analysis": {
             **analysis.to_json(),
-            "macs": [macs[0] + sum(macs[1 : 1 + k]) + macs[-1] for k in depths],
+            "macs": macs.cuts,
+            "latencies": [row.latency_ms / 1000 for row in times],
+            "measured": _where(measured, times),
         },
         "history": [entry.to_json() for entry in checkpoint.progress.history],
         "pruning": None if pruning is None else pruning.to_json(),
         "test": [row.to_json() for row in test],
-        "points": [] if exits is None else exit_points(exits, sum(macs), test),
+        "points": [] if exits is None else exit_points(exits, macs.whole, test),
         "exits": None if exits is None else exits.to_json(),
         "version": __version__,
     }
     return ReportData.from_json(content)
 
 
+def _where(measured: Measurements | None, times: Sequence[Timing]) -> str:
+    """Say where times were measured, and how."""
+    if measured is None or not times:
+        return ""
+    machine, row = measured.machine, times[0]
+    batch = f"batches of {row.batch_size}" if row.batch_size > 1 else "one image at a time"
+    threads = f"{row.threads} thread{'s' * (row.threads > 1)} of {machine.processor}"
+    place = threads if measured.device == "cpu" else measured.device
+    return f"{batch}, {place}, torch {machine.torch}"
+
+
 def with_images(data: ReportData, trained: Trained, analysis: Analysis, images: Judged) -> ReportData:
-    """Add what needs the images: what the cut gets wrong, and the time of an image at every depth."""
+    """Add what needs the images: what the cut gets wrong."""
     kept, saved = analysis.needed.kept_blocks, ""
     if data.pruning is not None:
-        kept, saved = data.pruning.kept_blocks, data.pruning.path
+        kept, saved = data.pruning.kept_blocks, data.pruning.network
     mistakes = mistakes_of(trained, images.batches, kept, saved)
-    few = next(iter(images.batches))[0][:TIMED_IMAGES]
-    times = time_costs(trained.network, few, 1, rounds=TIMED_ROUNDS)
     return replace(
         data,
-        analysis=replace(data.analysis, latencies=times.cuts),
         confusion=mistakes.confusion,
         newly_wrong=mistakes.newly_wrong,
         newly_wrong_count=mistakes.count,
@@ -229,7 +239,7 @@ def exit_points(exits: Exits, macs: float, test: Sequence[NamedEvaluation]) -> l
     rows = [
         *(("cuts", f"{row.depths[0]} blocks", *share(row)) for row in exits.cuts),
         *(("early exits", f"exits at {', '.join(map(str, r.depths))}", *share(r)) for r in exits.curve),
-        *(("oracle", f"first right depth, {r.last} at the latest", *share(r)) for r in exits.oracle),
+        *(("oracle", f"first right depth, {r.depth} at the latest", *share(r)) for r in exits.oracle),
         *(("trained alone", row.name, row.accuracy, row.macs) for row in test),
     ]
     return [dict(zip(("series", "name", "accuracy", "macs"), row, strict=True)) for row in rows]
@@ -240,15 +250,13 @@ def _record(file: Path, kind: type[Kind], trained: Trained) -> Kind | None:
     if not file.is_file():
         return None
     try:
-        content = read_json(file)
-        if isinstance(content, dict):
-            content = {key: value for key, value in content.items() if key not in kind.aliases}
-        record = read_record(kind, content)
+        record = read_record(kind, read_json(file))
         if isinstance(record, Pruning):  # blocks may have left the network since
             cut_to(trained.network, record.kept_blocks)
         return record
     except ValueError as error:
-        words, verb = ("a pruning", "prune") if kind is Pruning else ("exits", "run `stagecost exit`")
+        told = {Pruning: ("a pruning", "prune"), Exits: ("exits", "run `stagecost exit`")}
+        words, verb = told.get(kind, ("times", "measure"))
         raise StageCostError(
             f"{file} does not tell of {words} of this network ({error}): {verb} again, or delete it"
         ) from None

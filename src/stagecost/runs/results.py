@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar
 
 from stagecost.records import JsonObject
@@ -17,16 +17,16 @@ class Result:
 
     def to_json(self) -> JsonObject:
         """Return plain types for JSON; a number that is not finite is null there."""
-        values = {field.name: plain(getattr(self, field.name)) for field in fields(self)}
-        return values | {key: values[name] for key, name in self.aliases.items()}
+        values: JsonObject = plain(self)
+        return values
 
 
 def plain(value: Any) -> Any:
     """Return a value as JSON holds it."""
-    if isinstance(value, Result):
-        return value.to_json()
     if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
+        values = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        older: Mapping[str, str] = getattr(value, "aliases", {})
+        return values | {key: values[name] for key, name in older.items()}
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
