@@ -393,7 +393,7 @@ def test_keys_and_files_are_those_documented(folder: Path) -> None:
         "predict": predict_files("small", [folder / "photos" / "cat"]),
         "exit": exit_early("deep", max_drop=5, batch=(8,)),
         "export": export("deep", "shipped", format="pt2"),
-        "measure": measure(["small"], batch=(1,), seconds=0.01),
+        "measure": measure(["deep"], batch=(1,), seconds=0.01),
         "bound": bound("deep", ["shallow"]),
         "report": report("deep"),
         "compare": compare(["deep", "shallow"]),

@@ -88,7 +88,8 @@ def test_a_report_tells_of_mistakes_times_and_exits(trained: Trained, tmp_path: 
     assert rows.keys() == {(k, n) for k in range(4) for n in (1, 2)}
     assert len(kept["timings"]) == 9
     for k in range(4):
-        assert f'"latency":"{duration_text(rows[k, 1]["p50_ms"] / 1000)}"' in page
+        shown = json.dumps(duration_text(rows[k, 1]["p50_ms"] / 1000))
+        assert f'"latency":{shown}' in page
     assert len(page.encode()) < 3_000_000
     (run / "exit.json").write_text('{"run": "x"}')
     with pytest.raises(StageCostError, match=r"exit\.json does not tell of exits"):
