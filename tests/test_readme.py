@@ -489,12 +489,12 @@ def test_figures_are_those_of_records(name: str, figures: set[str]) -> None:
 
 def test_the_readme_is_short_and_its_number_is_recorded() -> None:
     assert len(prose(README).split()) <= 600
-    record = json.loads((ROOT / "results" / "peers" / "cpu-mnist.json").read_text())
-    means = {row["arm"]: f"{row['mean']:.2f}" for row in record["rows"]}
+    record = json.loads((ROOT / "results" / "targets" / "cpu-cifar10.json").read_text())
+    means = {(row["arm"], row["cut"]): f"{row['mean']:.2f}" for row in record["rows"]}
     text = " ".join(prose(README).split())
-    assert f"**{means['ours_pruned']} %** of MNIST's" in text
-    assert f"cut alike has {means['plain_cut']} %" in text
-    assert f"trained alone have {means['plain_sub']} %" in text
-    assert f"trained plainly, {means['plain_full']} %" in text
+    assert f"**{means['joint', '4']} %** of CIFAR-10's" in text
+    assert f"one network that has {means['joint', 'whole']} % with all 12" in text
+    assert f"4 blocks have {means['alone', '4']} % and 12 have {means['alone', 'whole']} %" in text
+    assert f"with all of that compute have {means['plain_long', 'whole']} %" in text
     gpu = json.loads((ROOT / "results" / "layer-pruning" / "gpu-cifar10.json").read_text())
     assert f"by {-gpu['differences'][0]['full_depth']:.2f} points for 54 blocks" in text
