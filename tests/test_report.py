@@ -466,6 +466,8 @@ def test_the_depth_slider_has_a_place_for_each_depth_with_its_command() -> None:
     assert texts["command"] == "stagecost prune 'my runs/a' --keep-blocks 8 --output small-8/"
     assert (texts["macs"], texts["macs_share"]) == ("9.0 M", "53 % of the full network")
     assert (texts["accuracy"], texts["latency"]) == ("98.60 %", "9 ms")
+    untimed = check(render_report(make_data(run="runs/a"))).words
+    assert "Times were not measured: stagecost measure runs/a --depths" in untimed
     assert "parameters" not in texts
     assert [frame["texts"]["command"][0] for frame in (frames[0], frames[16])] == ["#", "#"]
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from stagecost import __version__
 from stagecost.errors import StageCostError
 from stagecost.exits.costs import mac_costs
@@ -19,6 +21,7 @@ from stagecost.runs.evaluation import Evaluation
 from stagecost.runs.exiting import ExitRow, Exits, OracleRow
 from stagecost.runs.folder import RunFolder
 from stagecost.runs.measuring import Measurements, Timing
+from stagecost.runs.measuring import measure as measure_times
 from stagecost.runs.mistakes import mistakes_of
 from stagecost.runs.pruning import Pruning
 from stagecost.runs.results import Result
@@ -26,6 +29,8 @@ from stagecost.runs.trained import CheckpointName, Judged, Split, Trained, open_
 from stagecost.storage import read_json
 
 Kind = TypeVar("Kind", bound=Result)
+QUICK = 0.05
+"""Seconds for the time of each depth, if `stagecost measure` has not measured them."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,15 @@ def write_run_report(
     images: Judged | None = None,
 ) -> Report:
     """Write the report of an opened run; with images, of wrong answers and of its times, too."""
+    if images is not None and not _times(trained)[1]:
+        measure_times(
+            [trained.path],
+            batch=(1,),
+            threads=torch.get_num_threads(),
+            seconds=QUICK,
+            depths=True,
+            device=str(trained.device),
+        )
     data = report_data(trained, analysis, test)
     if images is not None:
         data = with_images(data, trained, analysis, images)
@@ -183,8 +197,7 @@ def report_data(
         raise StageCostError(f"{trained.path} is a saved network: give the run that it was pruned from")
     settings = {**trained.settings.to_flat(), "gamma": checkpoint.gamma}
     macs = mac_costs(trained.network, trained.image_shape)
-    measured = _record(run.latency, Measurements, trained)
-    times = () if measured is None else measured.of_depths(analysis.num_blocks)
+    measured, times = _times(trained)
     pruning, exits = _record(run.pruning, Pruning, trained), _record(run.exits, Exits, trained)
     content = {
         "run": str(run.path),
@@ -203,6 +216,12 @@ def report_data(
         "version": __version__,
     }
     return ReportData.from_json(content)
+
+
+def _times(trained: Trained) -> tuple[Measurements | None, tuple[Timing, ...]]:
+    """Return what `measure` has kept of a run, and of that the times of all depths, if there."""
+    measured = _record(RunFolder(trained.path).latency, Measurements, trained)
+    return measured, () if measured is None else measured.of_depths(trained.network.num_blocks)
 
 
 def _where(measured: Measurements | None, times: Sequence[Timing]) -> str:
