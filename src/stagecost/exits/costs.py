@@ -1,10 +1,11 @@
 """What leaving early costs: multiply-accumulates by counting, seconds by measuring."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from statistics import median
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -138,6 +139,8 @@ class Timing:
         ratio: the second by the first.
         ratio_range: the least and the largest ratio of the rounds.
     """
+
+    aliases: ClassVar[Mapping[str, str]] = {"interval": "ratio_range"}
 
     batch_size: int
     num_images: int

@@ -6,9 +6,10 @@ linear head is fitted on the state at every depth.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
+from typing import ClassVar
 
 import torch
 
@@ -59,6 +60,8 @@ class DepthScore:
 @dataclass(frozen=True)
 class Inspection(Result):
     """What the blocks of a network do on images, before any training."""
+
+    aliases: ClassVar[Mapping[str, str]] = {"depths": "heads", "num_train": "num_train_images"}
 
     model: str  #: its name
     weights: str  #: whose they are
