@@ -24,7 +24,7 @@ def test_exit_chooses_measures_and_saves(trained: Trained, tmp_path: Path, which
     done = exit_early(run, max_drop=2, criterion="all", combine=True, batch=(20, 64), device="cpu")
     content = json.loads((run / "exit.json").read_text())
     assert content == done.to_json()
-    assert set(content) == {field.name for field in fields(Exits)}
+    assert set(content) == {field.name for field in fields(Exits)} | set(Exits.aliases)
     policy = sc.ExitPolicy.load(run)
     assert (policy.depths, policy.criterion) == (done.depths, done.criterion)
     assert done.accuracy_full == pytest.approx(evaluate(run).accuracy)
