@@ -62,7 +62,9 @@ def everything() -> tuple[set[tuple[str, str]], dict[str, str], set[type]]:
     older: dict[str, str] = {}
     for kind in seen:
         older |= getattr(kind, "aliases", {})
-        assert set(getattr(kind, "aliases", {}).values()) <= {f.name for f in dataclasses.fields(kind)}
+        known = {f.name for f in dataclasses.fields(kind)}
+        known |= {name for name, value in vars(kind).items() if isinstance(value, property)}
+        assert set(getattr(kind, "aliases", {}).values()) <= known
     return keys, older, seen
 
 

@@ -33,9 +33,9 @@ def read_record(kind: type[Kind], content: Any, *, name: str = "") -> Kind:
     if not isinstance(content, Mapping):
         raise ValueError(f"{name or kind.__name__} is {_shown(content)}, not a mapping")
     hints, known = get_type_hints(kind), {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-    older = getattr(kind, "aliases", {})  # further words for fields
+    older = getattr(kind, "aliases", {})  # further words for fields, or for what follows from them
     content = {
-        older.get(k, k): v for k, v in content.items() if older.get(k, k) == k or older[k] not in content
+        older.get(k, k): v for k, v in content.items() if k not in older or older[k] not in content
     }
     if unknown := [key for key in content if key not in known]:
         raise ValueError(f"{name + '.' if name else ''}{_shown(unknown[0])} is unknown")

@@ -3,7 +3,10 @@
 import base64
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,10 @@ from PIL import Image
 from runs.conftest import Trained
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
+from stagecost.records import read_record
 from stagecost.report.words import duration_text
 from stagecost.runs.exiting import exit_early
-from stagecost.runs.measuring import measure
+from stagecost.runs.measuring import Measurements, measure
 from stagecost.runs.mistakes import mistakes_of, thumbnail
 from stagecost.runs.reporting import compare, report
 from stagecost.runs.trained import open_trained
@@ -125,3 +129,36 @@ def test_what_cannot_be_compared(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(StageCostError, match="is a folder"):
         compare([trained.two, trained.three], tmp_path, device="cpu")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_bundle_of_the_chart_library_is_made_anew(trained: Trained, tmp_path: Path) -> None:
+    run = shutil.copytree(trained.two, tmp_path / "run")
+    command = [sys.executable, "-m", "stagecost.cli", "report", str(run), "--device", "cpu"]
+
+    def bundle() -> str:
+        environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+        (kept,) = (tmp_path / "cache" / "stagecost").iterdir()
+        assert kept.read_text("utf-8").partition("\n")[2] in (run / "report.html").read_text("utf-8")
+        return kept.read_text("utf-8")
+
+    whole = bundle()
+    (kept,) = (tmp_path / "cache" / "stagecost").iterdir()
+    kept.write_text(whole.replace("vega", "vain", 1), "utf-8")
+    assert bundle() == whole
+
+
+def test_times_of_another_network_are_not_shown(trained: Trained, tmp_path: Path) -> None:
+    run = shutil.copytree(trained.three, tmp_path / "run")
+    measure([run], batch=(1,), threads=2, seconds=0.001, depths=True, device="cpu")
+    measure([run], batch=(1,), seconds=0.001, depths=True, device="cpu")
+    file = run / "latency.json"
+    kept = read_record(Measurements, json.loads(file.read_text()))
+    assert {row.threads for row in kept.timings} == {1, 2}
+    opened = open_trained(run, device="cpu")
+    assert {row.threads for row in kept.of_depths(opened)} == {1}  # the latest
+    assert kept.of_depths(open_trained(trained.two, device="cpu")) == ()
+    other = shutil.copytree(trained.two, tmp_path / "other")
+    shutil.copy(file, other / "latency.json")
+    report(other, device="cpu")  # which measures anew
+    assert json.loads((other / "latency.json").read_text())["networks"][0]["num_blocks"] == 2

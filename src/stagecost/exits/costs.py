@@ -140,7 +140,10 @@ class Timing:
         ratio_range: the least and the largest ratio of the rounds.
     """
 
-    aliases: ClassVar[Mapping[str, str]] = {"interval": "ratio_range"}
+    aliases: ClassVar[Mapping[str, str]] = {
+        **{name: name for name in ("seconds_full", "seconds_exit")},
+        "interval": "ratio_range",
+    }
 
     batch_size: int
     num_images: int
@@ -148,6 +151,16 @@ class Timing:
     latency_ms_exit: float
     ratio: float
     ratio_range: tuple[float, float]
+
+    @property
+    def seconds_full(self) -> float:
+        """The first in seconds."""
+        return self.latency_ms_full / 1000
+
+    @property
+    def seconds_exit(self) -> float:
+        """The second in seconds."""
+        return self.latency_ms_exit / 1000
 
 
 def measure_ratio(

@@ -156,14 +156,20 @@ def _chart_library() -> str:
     with report_extra():
         import vl_convert
 
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111
     kept = home / "stagecost" / f"vega-{version('vl-convert-python')}.js"
+    with suppress(OSError, UnicodeDecodeError):
+        digest, _, library = kept.read_text("utf-8").partition("\n")
+        if digest == _digest_line(library):  # else it is damaged
+            return library
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     with suppress(OSError):
-        return kept.read_text("utf-8")
-    library: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    with suppress(OSError):
-        write_atomically(kept, library)
-    return library
+        write_atomically(kept, f"{_digest_line(bundle)}\n{bundle}")
+    return bundle
+
+
+def _digest_line(script: str) -> str:
+    return f"// {hashlib.sha256(script.encode()).hexdigest()}"
 
 
 def _source(name: str) -> str:

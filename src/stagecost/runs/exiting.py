@@ -150,10 +150,10 @@ def exit_early(
 
 def trained_depths(trained: Trained) -> tuple[int, ...]:
     """Return the depths that a training was for; none if it was for all, or for other cuts."""
-    cuts = trained.settings.stage.cuts()
-    if not all(cut.is_prefix for cut in cuts):
+    cuts, indices = trained.settings.stage.cuts(), trained.network.block_indices
+    if not all(cut.is_prefix for cut in cuts) or indices != tuple(range(len(indices))):
         return ()
-    return tuple(cut.depth for cut in cuts if cut.depth <= trained.network.num_blocks)
+    return tuple(cut.depth for cut in cuts if cut.depth <= len(indices))
 
 
 def _check(

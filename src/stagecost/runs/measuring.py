@@ -73,13 +73,24 @@ class Measurements(Result):
     networks: tuple[NetworkSize, ...]  #: their sizes
     timings: tuple[Timing, ...]  #: of each network, backend and batch size; of each depth if asked for
 
-    def of_depths(self, num_blocks: int) -> tuple[Timing, ...]:
-        """Return the timings of depths 0 … N of a network, of the smallest batch; none if one lacks."""
-        eager = [row for row in self.timings if row.backend == "eager"]
-        for size in sorted({row.batch_size for row in eager}):
-            rows = {row.depth: row for row in eager if row.batch_size == size}
-            if rows.keys() == set(range(num_blocks + 1)):
-                return tuple(rows[k] for k in range(num_blocks + 1))
+    def of_depths(self, trained: Trained) -> tuple[Timing, ...]:
+        """Return the timings of depths 0 … N of a network, of the smallest batch.
+
+        Of several numbers of threads the one measured last counts. There are none if a depth lacks, or
+        if what was measured is not this network.
+        """
+        size = _size("", trained)
+        if [replace(network, network="") for network in self.networks] != [size]:
+            return ()
+        kinds = dict.fromkeys((row.batch_size, row.threads) for row in self.timings)
+        for kind in sorted(kinds, key=lambda kind: kind[0]):
+            rows = {
+                row.depth: row
+                for row in self.timings
+                if row.backend == "eager" and (row.batch_size, row.threads) == kind
+            }
+            if rows.keys() == set(range(size.num_blocks + 1)):
+                return tuple(rows[k] for k in range(size.num_blocks + 1))
         return ()
 
 
@@ -121,6 +132,19 @@ def measure(
     place = next(iter(opened.values())).device
     if "onnx" in backends and place.type != "cpu":
         raise StageCostError("onnx is measured on the CPU: give --device cpu, or leave it out")
+    return measure_opened(opened, batch, threads, backends, seconds, depths=depths)
+
+
+def measure_opened(
+    opened: Mapping[str, Trained],
+    batch: Sequence[int],
+    threads: int,
+    backends: Sequence[str],
+    seconds: float,
+    *,
+    depths: bool,
+) -> Measurements:
+    """Measure opened networks, by their paths, all on one device; see `measure`."""
     timings = []
     forwards = {
         (path, backend, trained.network.num_blocks): _forward(trained, backend, threads)
@@ -142,7 +166,8 @@ def measure(
             memory = peak_memory(forwards[key], images[key]) if alone else None
             timings.append(Timing(path, depth, backend, memory_bytes=memory, **asdict(latency)))
     sizes = tuple(_size(path, trained) for path, trained in opened.items())
-    result = Measurements(str(place), this_machine(), sizes, tuple(timings))
+    place = str(next(iter(opened.values())).device)
+    result = Measurements(place, this_machine(), sizes, tuple(timings))
     for path in opened:
         _keep(result, path)
     return result

@@ -20,8 +20,7 @@ from stagecost.runs.certainty import Interval, check_points
 from stagecost.runs.evaluation import Evaluation
 from stagecost.runs.exiting import ExitRow, Exits, OracleRow
 from stagecost.runs.folder import RunFolder
-from stagecost.runs.measuring import Measurements, Timing
-from stagecost.runs.measuring import measure as measure_times
+from stagecost.runs.measuring import Measurements, Timing, measure_opened
 from stagecost.runs.mistakes import mistakes_of
 from stagecost.runs.pruning import Pruning
 from stagecost.runs.results import Result
@@ -172,14 +171,8 @@ def write_run_report(
 ) -> Report:
     """Write the report of an opened run; with images, of wrong answers and of its times, too."""
     if images is not None and not _times(trained)[1]:
-        measure_times(
-            [trained.path],
-            batch=(1,),
-            threads=torch.get_num_threads(),
-            seconds=QUICK,
-            depths=True,
-            device=str(trained.device),
-        )
+        opened, threads = {str(trained.path): trained}, torch.get_num_threads()
+        measure_opened(opened, (1,), threads, ("eager",), QUICK, depths=True)
     data = report_data(trained, analysis, test)
     if images is not None:
         data = with_images(data, trained, analysis, images)
@@ -221,7 +214,7 @@ def report_data(
 def _times(trained: Trained) -> tuple[Measurements | None, tuple[Timing, ...]]:
     """Return what `measure` has kept of a run, and of that the times of all depths, if there."""
     measured = _record(RunFolder(trained.path).latency, Measurements, trained)
-    return measured, () if measured is None else measured.of_depths(trained.network.num_blocks)
+    return measured, () if measured is None else measured.of_depths(trained)
 
 
 def _where(measured: Measurements | None, times: Sequence[Timing]) -> str:

@@ -12,7 +12,7 @@ from stagecost.records import JsonObject
 class Result:
     """What a verb tells; every field is a key of its JSON object."""
 
-    #: further key → the field that it repeats: two words for one thing, for one release
+    #: further key → the field or property that it repeats: two words for one thing, for one release
     aliases: ClassVar[Mapping[str, str]] = {}
 
     def to_json(self) -> JsonObject:
@@ -26,7 +26,7 @@ def plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         values = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
         older: Mapping[str, str] = getattr(value, "aliases", {})
-        return values | {key: values[name] for key, name in older.items()}
+        return values | {key: plain(getattr(value, name)) for key, name in older.items()}
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
