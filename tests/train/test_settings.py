@@ -151,3 +151,10 @@ def test_gamma_if_it_is_not_given() -> None:
     assert parse_settings({}).gamma(8) == 1 / 8
     assert parse_settings({"targets": "4"}).gamma(8) == 1
     assert parse_settings({"targets": "4", "gamma": 0.5}).gamma(8) == 0.5
+
+
+@pytest.mark.parametrize("name", ["freeze_stem", "freeze_norms"])
+def test_what_weights_came_with_is_kept_only_where_there_are_some(name: str) -> None:
+    with pytest.raises(StageCostError, match=f"--{name.replace('_', '-')} keeps what weights came with"):
+        parse_settings({name: True}).check()
+    parse_settings({name: True, "weights": "weights.safetensors"}).check()

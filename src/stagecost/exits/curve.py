@@ -24,9 +24,10 @@ from stagecost.trajectory import COLLAPSED, Loader, device_of, evaluation_mode, 
 MOST_EXITS = 4
 """Depths at which a policy asks, at most: each costs the head."""
 NUM_THRESHOLDS = 100
-SWEEPS = 2
 BEAM = 8
 """Sets of depths that grow by one more, at most: those with the most points on the curve."""
+SWEEPS = 2
+"""How often the thresholds of the best policies are moved one by one."""
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return answers
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write what `predict` needs: a folder of safetensors and JSON, as `stagecost.load` reads.
+        """Write what `predict` needs: a folder of safetensors and JSON, as `from_pretrained` reads.
 
         Raises:
             StageCostError: the labels are neither numbers nor texts.

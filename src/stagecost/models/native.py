@@ -89,7 +89,16 @@ def homogeneous(
     stem_stride: int = 1,
     head_statistics: StatisticsPolicy = "per_output",
 ) -> ResidualNetwork:
-    """Build a homogeneous ResNet-N, which is `staged` with one stage: all states are alike, S_k is I."""
+    """Build a homogeneous ResNet-N: every state has the same width and size, every S_k is I.
+
+    Args:
+        num_blocks: N.
+        width: channels of every state.
+        num_classes: outputs of the head.
+        in_channels: channels of the images.
+        stem_stride: stride of the stem's 3×3 convolution.
+        head_statistics: see `stagecost.head`.
+    """
     return staged(
         blocks_per_stage=(num_blocks,),
         widths=(width,),

@@ -277,6 +277,12 @@ class RunSettings:
         own = self.stage.target_norms == "own"
         if own and self.training.gamma == 0:
             raise StageCostError("--gamma 0 trains no targets, and so no --target-norms own: raise it")
+        for name in ("freeze_stem", "freeze_norms"):
+            if getattr(self.training, name) and not self.model.weights:
+                raise StageCostError(
+                    f"{flag(name)} keeps what weights came with, and there are none: give --weights, or "
+                    "leave it out"
+                )
         drawn = self.stage.sandwich or self.stage.sampled_depths
         if own and drawn and self.training.num_processes > 1:
             raise StageCostError(
