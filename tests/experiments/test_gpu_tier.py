@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from experiments.gpu_tier import Images, Job, Recipe, Session, Splits
+from experiments.gpu_tier import Job, Recipe, Session
+from experiments.gpu_tier_images import Images, Splits
 from experiments.records import RESULTS
 from torch import Tensor, nn
 
-from experiments import gpu_speed, gpu_tier, gpu_tier_records
+from experiments import gpu_speed, gpu_tier, gpu_tier_images, gpu_tier_records
 from stagecost.cut import Cut
 from stagecost.models.catalogue import create_model
 from stagecost.objective import StageCost, parameter_groups
-from stagecost.storage import write_tensors
+from stagecost.storage import read_tensors, write_tensors
 
 TINY = Recipe(num_blocks=4, kept=2, width=4, stem_stride=4, batch_size=16, compiled=False)
 
@@ -42,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def splits(folder: Path) -> Splits:
-    return gpu_tier.load_splits("cifar10", folder / "cifar10.safetensors", torch.device("cpu"))
+    return gpu_tier_images.load_splits("cifar10", folder / "cifar10.safetensors", torch.device("cpu"))
 
 
 def trained(arm: str, splits: Splits, recipe: Recipe = TINY, steps: int = 6) -> Job:
@@ -238,8 +239,8 @@ def test_images_are_decoded_to_their_pixels(tmp_path: Path) -> None:
         encoded.append({"bytes": file.getvalue(), "path": None})
     table = pa.table({"image": encoded, "fine_label": list(range(6)), "coarse_label": [0] * 6})
     pq.write_table(table, tmp_path / "train-0.parquet")
-    gpu_tier.decode(tmp_path, tmp_path / "images.safetensors", processes=1)
-    tensors, _ = gpu_tier.read_tensors(tmp_path / "images.safetensors")
+    gpu_tier_images.decode(tmp_path, tmp_path / "images.safetensors", processes=1)
+    tensors, _ = read_tensors(tmp_path / "images.safetensors")
     assert torch.equal(tensors["train_pixels"], pixels)
     assert tensors["train_labels"].tolist() == list(range(6))
 

@@ -1,0 +1,186 @@
+"""A pretrained network on a data set: its settings, its fitted heads, its cut, its trainings."""
+
+import json
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from experiments.pretrained import cifar_resnet  # noqa: F401 (its model enters the catalogue)
+from experiments.recipes import Settings
+from experiments.runner import Context
+from experiments.trainings import Run, Training, trained_run
+from stagecost.cut import Cut
+from stagecost.data.batches import eval_batches
+from stagecost.data.loading import DataBundle, load_data
+from stagecost.errors import StageCostError
+from stagecost.macs import count_macs
+from stagecost.models.catalogue import load
+from stagecost.network import ResidualNetwork
+from stagecost.probes import fit_classifier
+from stagecost.search import search_cuts
+from stagecost.storage import write_json
+from stagecost.text import format_indices
+from stagecost.train.parsing import parse_settings
+from stagecost.train.setup import create_network, data_config
+
+LARGEST_PART = 0.67
+"""Of the whole network's MACs, that a cut may have."""
+SEED_OF_CHOICE, HELD_OUT, SEARCH_IMAGES = 10, 1 / 3, 256
+"""Cut and recipe are chosen on validation images of this seed, of which more are held out."""
+BASE: Settings = {"device": "cpu", "batch_size": 32, "warmup_epochs": 0.25, "gamma": 0.0}
+IMAGENET: Settings = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+MODELS: dict[str, Settings] = {
+    "lite0": {
+        "model": "timm/tf_efficientnet_lite0",
+        "weights": "efficientnet_lite0.safetensors",
+        "image_size": 96,
+        "freeze_stem": True,
+        "freeze_norms": True,
+        "optimizer": "adamw",
+        "lr": 5e-4,
+        "layer_decay": 0.9,
+        "epochs": 4,
+    },
+    "vit": {
+        "model": "timm/vit_small_patch14_dinov2",
+        "weights": "vit_small.safetensors",
+        "image_size": 56,
+        "optimizer": "adamw",
+        "weight_decay": 0.01,
+        "lr": 1e-4,
+        "layer_decay": 0.8,
+        "epochs": 2,
+    },
+    "resnet32": {
+        **IMAGENET,
+        "model": "cifar_resnet",
+        "weights": "resnet32-cifar10.safetensors",
+        "lr": 0.02,
+        "batch_size": 128,
+        "limit_train": 20_000,
+        "epochs": 3,
+    },
+    "tiny": {  # of the quick tier; weights are whatever the file holds
+        "model": "timm/test_resnet",
+        "weights": "test_resnet.safetensors",
+        "image_size": 32,
+        "limit_train": 120,
+        "limit_test": 60,
+        "epochs": 1,
+        "lr": 0.01,
+    },
+}
+ON_DATA: dict[str, Settings] = {
+    "trashnet-112-lite0": {"image_size": 80, "limit_train": 1200, "epochs": 3},  # of 112×84
+    "trashnet-112-vit": {"limit_train": 1000},
+}
+"""What differs on some images."""
+
+
+def settings_of(name: str) -> Settings:
+    """Return the settings of plain fine-tuning of a name such as "flowers-1500-lite0"."""
+    return {**BASE, **MODELS[name.rpartition("-")[2]], **ON_DATA.get(name, {})}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pretrained network on a data set: what its arms have in common.
+
+    Attributes:
+        context: of the run.
+        settings: of plain fine-tuning, with the file of weights.
+    """
+
+    context: Context
+    settings: Settings
+    bundles: dict[int, DataBundle] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, context: Context) -> "Case":
+        """Return the case of a name such as "flowers-1500-lite0".
+
+        Raises:
+            StageCostError: the file of weights is not there.
+        """
+        settings = settings_of(context.dataset)
+        folder = Path(context.options.get("weights", context.work.parent / "weights"))
+        file = folder / settings["weights"]
+        if not file.is_file():
+            raise StageCostError(
+                f"{file} is not there: make it by `python -m experiments.pretrained.files {folder}`, or "
+                "name its folder by --weights"
+            )
+        return cls(context, {**settings, "weights": str(file)})
+
+    @property
+    def settings_of_choice(self) -> Settings:
+        """The same where cut and recipe are chosen: more images are held out."""
+        return {**self.settings, "val_fraction": HELD_OUT}
+
+    @property
+    def data(self) -> str:
+        """What a training's `data` names."""
+        return self.context.images(self.context.dataset.rpartition("-")[0])
+
+    def bundle(self, seed: int) -> DataBundle:
+        """Return the images of a seed."""
+        if seed not in self.bundles:
+            config = data_config(parse_settings({**self.settings, "data": self.data}))
+            self.bundles[seed] = load_data(config, seed=seed, splits=("train", "val", "test"))
+        return self.bundles[seed]
+
+    def fitted(self, seed: int, cut: Cut | None = None) -> Path:
+        """Return the folder of the pretrained network, or of a cut of it, with a fitted head."""
+        name = "whole" if cut is None else format_indices(cut.blocks).replace(", ", "_")
+        folder, bundle = self.context.work / f"linear-{name}-seed{seed}", self.bundle(seed)
+        if (folder / "config.json").is_file():
+            return folder
+        self.context.report(f"{self.context.dataset}: head of {name}, seed {seed}")
+        torch.manual_seed(seed)
+        network = create_network(parse_settings({**self.settings, "data": self.data}), bundle).eval()
+        small = network if cut is None else network.keep(cut)
+        batches = eval_batches(bundle.splits["train"], bundle.format, batch_size=64)
+        if "cifar10" not in self.context.dataset:  # there the head is the author's
+            fit_classifier(small, batches, bundle.num_classes)
+        small.save_pretrained(folder, image_format=bundle.format.to_json())
+        return folder
+
+    @cached_property
+    def cut(self) -> Cut:
+        """The cut that is a target, chosen on validation images before any training."""
+        file = self.context.work / "cut.json"
+        if file.is_file():
+            return Cut(tuple(json.loads(file.read_text())["blocks"]))
+        case = Case(replace(self.context, work=file.with_name("choice")), self.settings_of_choice)
+        network, bundle = case.network(case.fitted(SEED_OF_CHOICE)), case.bundle(SEED_OF_CHOICE)
+        shape = bundle.format.shape
+        self.context.report(f"{self.context.dataset}: search for a cut")
+        batches = eval_batches(bundle.splits["val"].first(SEARCH_IMAGES), bundle.format, batch_size=64)
+        whole = count_macs(network, shape)
+        scores = [(s, count_macs(network, shape, s.cut) / whole) for s in search_cuts(network, batches)]
+        chosen = min((s for s, part in scores if part <= LARGEST_PART), key=lambda s: s.loss)
+        tried = [
+            {"blocks": s.cut.to_json(), "loss": s.loss, "accuracy": s.accuracy, "macs": round(part, 4)}
+            for s, part in scores
+        ]
+        write_json(file, {"blocks": chosen.cut.to_json(), "tried": tried})
+        return chosen.cut
+
+    def network(self, folder: Path) -> ResidualNetwork:
+        """Load a network."""
+        return load(folder).to(memory_format=torch.channels_last)
+
+    def training(self, arm: str, seed: int) -> Training:
+        """Return the training of an arm."""
+        start = {"weights": str(self.fitted(seed, self.cut if arm == "cut_first" else None))}
+        plain = {**self.settings, **start}
+        if arm != "joint":
+            return Training(plain)
+        target = f"[{' '.join(map(str, self.cut.blocks))}]"
+        return Training({**plain, "targets": [target], "stage_loss": "distilled", "gamma": 1.0})
+
+    def run(self, arm: str, seed: int) -> Run:
+        """Train, go on, or find what is finished."""
+        return trained_run(self.context, arm, self.training(arm, seed), seed, self.data)
