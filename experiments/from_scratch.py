@@ -10,6 +10,7 @@ too little to compare models by. Each is trained with a stage cost on three samp
 search to the smallest network that loses at most two points on validation images, and not trained on.
 """
 
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,6 +63,7 @@ def _row(context: Context, kind: str, training: Training) -> Row:
     if file.is_file():
         return dict(read_json(file))
     context.report(f"{context.dataset}: {kind} is cut")
+    shutil.rmtree(small, ignore_errors=True)  # of a measurement that was stopped
     done = prune(whole.folder, small, max_drop=MAX_DROP, search=True, device="cpu")
     tests = {"before": evaluate(whole.folder, device="cpu"), "after": evaluate(small, device="cpu")}
     row = {
