@@ -199,12 +199,22 @@ def test_it_runs_where_torch_is_not_installed(
         assert float(share) == pytest.approx(outputs[depth][place].probability, abs=1e-4)
     assert len({row[3] for row in rows}) > 1
     Image.fromarray(rng.integers(0, 60000, (8, 8), dtype=np.uint16)).save(tmp_path / "deep.png")
-    for files in ([], ["deep.png"]):
+    (tmp_path / "text.png").write_text("no picture")
+    for name, words in {
+        "": "python run.py",
+        "deep.png": "more than 8 bits",
+        "text.png": "text.png cannot be read",
+        "gone.png": "gone.png cannot be read",
+    }.items():
         done = subprocess.run(
-            [*command[:2], *files], cwd=tmp_path, capture_output=True, text=True, check=False
+            [*command[:2], *filter(None, [name])],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 1
-        assert ("more than 8 bits" if files else "python run.py") in done.stderr
+        assert words in done.stderr
         assert "Traceback" not in done.stderr
 
 

@@ -138,7 +138,7 @@ class StageCost:
             return replace(self, cuts=(), weights=())
         return replace(self, weights=tuple(factor * weight for weight in self.weights))
 
-    def sampled(self, samples: int, generator: torch.Generator) -> "StageCost":
+    def sampled(self, samples: float, generator: torch.Generator) -> "StageCost":
         """Return a few of its cuts, drawn with weights such that the mean over draws is the whole.
 
         The cuts are parted into as many runs of neighbours as cuts are wanted, and one is drawn from
@@ -146,16 +146,27 @@ class StageCost:
         the sum varies less than by free drawing.
 
         Args:
-            samples: how many cuts; all of them if there are no more.
+            samples: how many cuts, all of them if there are no more; or, below 1, in which part of the
+                draws there is one, with its weight divided by this. In the others there is none.
             generator: where the randomness comes from.
 
         Raises:
-            StageCostError: fewer than one sample.
+            StageCostError: no samples, a number that is not whole, or a part of a normalised objective,
+                whose mean it would not keep.
         """
+        if not (0 < samples < 1 or (samples >= 1 and samples % 1 == 0)):
+            raise StageCostError(
+                f"{samples} sampled depths: give a whole number from 1 on, or a part below 1"
+            )
         if samples < 1:
-            raise StageCostError(f"{samples} sampled depths: give a number of at least 1")
+            if self.normalized:
+                raise StageCostError(
+                    f"{samples} sampled depths change the mean of a normalised objective: give 1"
+                )
+            drawn = float(torch.rand((), generator=generator)) < samples
+            return self.sampled(1, generator).scaled(1 / samples if drawn else 0)
         cuts, weights = [], []
-        for run in _strata(self._active, samples):
+        for run in _strata(self._active, int(samples)):
             i = run[int(torch.randint(len(run), (), generator=generator))]
             cuts.append(self.cuts[i])
             weights.append(self.weights[i] * len(run))

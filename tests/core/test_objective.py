@@ -195,11 +195,30 @@ def test_sampling_is_unbiased(weights: list[float], samples: int) -> None:
         assert weight or sums[cut] == 0
 
 
+@given(share=st.floats(0.05, 0.95), weights=st.lists(st.floats(0.1, 2), min_size=1, max_size=5))
+def test_sampling_in_a_part_of_the_draws_is_unbiased(share: float, weights: list[float]) -> None:
+    whole = StageCost(tuple(map(Cut.first, range(len(weights)))), tuple(weights))
+    generator, draws = torch.Generator().manual_seed(0), 2000
+    drawn = [whole.sampled(share, generator) for _ in range(draws)]
+    assert {len(each.cuts) for each in drawn} == {0, 1}
+    weight, most = sum(sum(each.weights) for each in drawn) / draws, max(weights) * len(weights)
+    assert weight == pytest.approx(sum(weights), abs=5 * most / (share * draws) ** 0.5)
+
+
 def test_all_samples_are_the_whole() -> None:
     whole = StageCost.uniform(5, 0.3, loss=smooth)
     assert whole.sampled(5, torch.Generator()) == whole
-    with pytest.raises(StageCostError, match="at least 1"):
-        whole.sampled(0, torch.Generator())
+
+
+@pytest.mark.parametrize("samples", [0, -1, 1.5, math.nan, math.inf])
+def test_impossible_numbers_of_samples_are_refused(samples: float) -> None:
+    with pytest.raises(StageCostError, match="give a whole number from 1 on"):
+        StageCost.uniform(5, 0.3).sampled(samples, torch.Generator())
+
+
+def test_a_normalised_objective_is_not_sampled_in_a_part_of_the_draws() -> None:
+    with pytest.raises(StageCostError, match="mean of a normalised objective"):
+        StageCost.uniform(5, 0.3, normalized=True).sampled(0.5, torch.Generator())
 
 
 def test_targets_bear_weight_one_and_the_terminal_weight_counts() -> None:

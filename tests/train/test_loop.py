@@ -251,9 +251,10 @@ def test_callers_are_told_steps_and_epochs_and_may_stop() -> None:
     assert epochs[0].sums.accuracy == pytest.approx(100 * correct / (per_epoch * 64))
 
 
-def test_sampled_depths_are_the_whole_stage_cost_on_average() -> None:
+@pytest.mark.parametrize("sampled_depths", [2, 0.25])
+def test_sampled_depths_are_the_whole_stage_cost_on_average(sampled_depths: float) -> None:
     """Over all draws the gradient is that of all outputs; here: over many steps, nearly."""
-    setup = setup_of(num_blocks=6, gamma=0.3, sampled_depths=2)
+    setup = setup_of(num_blocks=6, gamma=0.3, sampled_depths=sampled_depths)
     state, rule = setup.start(), lambda _: setup.stage_cost
     x, y = next(iter(setup.batches.epoch(0)))
     still, moments = replace(setup.recipe, lr=0.0), [Moment(0, batch, 300, 1) for batch in range(300)]

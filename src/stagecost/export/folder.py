@@ -21,7 +21,7 @@ from stagecost.prediction import image_format_of
 from stagecost.storage import write_json
 from stagecost.trajectory import evaluation_mode
 
-SPEC_FILE, RUNNER_FILE = "model.json", "run.py"
+SPEC_FILE, RUNNER_FILES = "model.json", {"runner.py": "run.py", "pictures.py": "pictures.py"}
 LARGEST_DIFFERENCE = 1e-4
 
 
@@ -84,7 +84,8 @@ def export_network(
         difference = compare(network, [target / file for file in files], policy.depths, images)
         write_json(target / SPEC_FILE, spec)
         if format == "onnx":
-            shutil.copyfile(Path(__file__).with_name("runner.py"), target / RUNNER_FILE)
+            for source, name in RUNNER_FILES.items():
+                shutil.copyfile(Path(__file__).with_name(source), target / name)
         if calibration is not None:
             prepared = (normalise(batch, image_format) for batch in calibration)
             quantise(target / files[0], target / INT8_FILE, prepared)

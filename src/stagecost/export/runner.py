@@ -1,9 +1,9 @@
-"""Classify images by the graphs beside this file: `python run.py cat.jpg`."""
+"""Classify pictures by the graphs beside this file: `python run.py cat.jpg`."""
 
 import json
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -25,24 +25,9 @@ def classify(spec: dict[str, Any], graphs: list[Any], pixels: Any) -> Any:
     return answers
 
 
-def read(spec: dict[str, Any], path: str) -> Any:
-    """Decode a picture of 8 bits as in training: upright, on white, resized and cropped."""
-    from PIL import Image, ImageOps
-
-    size, picture = spec["size"], cast("Any", Image.open(path))
-    if picture.mode[0] in "IF":
-        sys.exit(f"{path} has more than 8 bits: convert it")
-    picture = ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
-    picture.draft(None, (2 * size, 2 * size))
-    if picture.has_transparency_data:
-        layer, picture = picture.convert("RGBA"), Image.new("RGB", picture.size, "white")
-        picture.paste(layer, mask=layer)
-    picture, way = picture.convert("L" if spec["channels"] == 1 else "RGB"), spec["interpolation"]
-    picture = ImageOps.fit(picture, (size, size), Image.Resampling[way.upper()])
-    return np.asarray(picture).reshape(size, size, -1).transpose(2, 0, 1)
-
-
 if __name__ == "__main__":
+    from pictures import read
+
     paths, folder = sys.argv[1:] or sys.exit(__doc__), Path(__file__).resolve().parent
     spec = json.loads((folder / "model.json").read_text("utf-8"))
     graphs = [onnxruntime.InferenceSession(folder / file) for file in spec["files"]]

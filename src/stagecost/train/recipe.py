@@ -48,7 +48,8 @@ class Recipe:
     lr: float  #: the highest learning rate
     warmup_epochs: float = 0.0  #: of linear warm-up, before the cosine to zero
     clip_norm: float = 0.0  #: largest norm of the gradient; 0 does not clip
-    sampled_depths: int = 0  #: how many outputs bear the stage cost in a step; 0 is all
+    #: how many outputs bear the stage cost in a step, or in which part of the steps one; 0 is all
+    sampled_depths: float = 0
     sandwich: bool = False  #: the smallest cut and one that is drawn bear the stage cost in a step
     equilibrium: bool = False  #: gradients are means of the losses behind a block, not sums
     gate: float = 1.0  #: what comes back from beyond a cut that bears the stage cost is multiplied by it

@@ -162,7 +162,8 @@ class StageCostSettings:
         gate: what comes back from depths beyond a target is multiplied by this in the blocks before it,
             and in the head; targets are numbers of blocks. 1 is no gate.
         sampled_depths: how many outputs bear the stage cost in a step, drawn anew each step so that its
-            mean stays the same; 0 takes all. 3 if not given, or all with compile.
+            mean stays the same; 0 takes all, and 0.125 one output in an eighth of the steps. 3 if not
+            given, or all with compile.
         stage_loss: same, or distilled (half of it from the detached terminal output).
         drop_path: stochastic depth: the last branch is left out of the training of an image with this
             probability, earlier ones with less, growing linearly; 0 leaves none out.
@@ -178,7 +179,7 @@ class StageCostSettings:
     sandwich: bool = False
     equilibrium: bool = False
     gate: float = 1.0
-    sampled_depths: int | None = None
+    sampled_depths: float | None = None
     stage_loss: Literal["same", "distilled"] = "same"
     drop_path: float = 0.0
     cut_at: str | None = None
@@ -188,6 +189,11 @@ class StageCostSettings:
         """Refuse impossible values."""
         for name in ("first_depth", "sampled_depths"):
             _check_least(self, name, 0)
+        sampled = self.sampled_depths or 0
+        if sampled > 1 and sampled % 1:
+            raise StageCostError(
+                f"--sampled-depths is {sampled}: give a whole number, or a part below 1"
+            )
         _check_part(self, "drop_path")
         self.cuts()
         if self.targets and self.first_depth:
@@ -293,6 +299,11 @@ class RunSettings:
             raise StageCostError(
                 "--compile builds a step once, without --sandwich and --target-norms own: leave one out"
             )
+        if self.training.normalize_objective and 0 < self.sampled_depths < 1:
+            raise StageCostError(
+                f"--sampled-depths {self.sampled_depths} change the mean of a normalised objective: "
+                "give a whole number, or leave --normalize-objective out"
+            )
         if self.training.compile and self.stage.sampled_depths:
             raise StageCostError(
                 f"--sampled-depths {self.stage.sampled_depths} are others in every step, and --compile "
@@ -300,8 +311,8 @@ class RunSettings:
             )
 
     @property
-    def sampled_depths(self) -> int:
-        """How many outputs bear the stage cost in a step; 0 is all."""
+    def sampled_depths(self) -> float:
+        """How many outputs bear the stage cost in a step, or in which part of the steps; 0 is all."""
         if self.stage.sampled_depths is not None:
             return self.stage.sampled_depths
         return 0 if self.training.compile or self.stage.targets else SAMPLED_DEPTHS

@@ -1,0 +1,30 @@
+"""Read pictures as in training: beside an exported network, for its runner. Needs Pillow and numpy."""
+
+import sys
+from typing import Any, cast
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+def read(spec: dict[str, Any], path: str) -> Any:
+    """Read a picture, or say in one line what is wrong with it."""
+    try:
+        return decode(spec, path)
+    except OSError as error:
+        sys.exit(f"{path} cannot be read as a picture: {error}")
+
+
+def decode(spec: dict[str, Any], path: str) -> Any:
+    """Decode a picture of 8 bits: upright, on white, resized and cropped; (channels, size, size)."""
+    size, picture = spec["size"], cast("Any", Image.open(path))
+    if picture.mode[0] in "IF":
+        sys.exit(f"{path} has more than 8 bits: convert it")
+    picture = ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
+    picture.draft(None, (2 * size, 2 * size))
+    if picture.has_transparency_data:
+        layer, picture = picture.convert("RGBA"), Image.new("RGB", picture.size, "white")
+        picture.paste(layer, mask=layer)
+    picture, way = picture.convert("L" if spec["channels"] == 1 else "RGB"), spec["interpolation"]
+    picture = ImageOps.fit(picture, (size, size), Image.Resampling[way.upper()])
+    return np.asarray(picture).reshape(size, size, -1).transpose(2, 0, 1)
