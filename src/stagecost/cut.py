@@ -36,17 +36,12 @@ class Cut:
     `Cut((0, 1, 4))` names the acting blocks by position. Two kinds of cut are named before a network is
     known, and `among` turns them into positions: `whole` and `without` list what does *not* act,
     `stages` counts blocks.
-
-    Attributes:
-        blocks: positions, ascending; of the blocks that act, or, with `complement`, of those that do
-            not.
-        complement: whether `blocks` are those that do not act.
-        per_stage: M_1, …, M_S, instead of positions; empty otherwise.
     """
 
+    #: positions, ascending; of the blocks that act, or, with `complement`, of those that do not
     blocks: tuple[int, ...] = ()
-    complement: bool = False
-    per_stage: tuple[int, ...] = ()
+    complement: bool = False  #: whether `blocks` are those that do not act
+    per_stage: tuple[int, ...] = ()  #: M_1, …, M_S, instead of positions; empty otherwise
     _positions: ClassVar[frozenset[int]]
 
     def __post_init__(self) -> None:

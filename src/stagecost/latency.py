@@ -33,25 +33,15 @@ Forward = Callable[[Inputs], object]
 
 @dataclass(frozen=True)
 class Latency:
-    """How long calls with one batch took, on the clock on the wall.
+    """How long calls with one batch took, on the clock on the wall."""
 
-    Attributes:
-        p50_ms: median time of a call, in milliseconds.
-        p90_ms: nine of ten calls took no longer.
-        p99_ms: 99 of 100 calls took no longer.
-        images_per_second: over all calls.
-        calls: that were timed.
-        batch_size: images in a call.
-        threads: that torch computed with.
-    """
-
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-    images_per_second: float
-    calls: int
-    batch_size: int
-    threads: int
+    p50_ms: float  #: median time of a call, in milliseconds
+    p90_ms: float  #: nine of ten calls took no longer
+    p99_ms: float  #: 99 of 100 calls took no longer
+    images_per_second: float  #: over all calls
+    calls: int  #: that were timed
+    batch_size: int  #: images in a call
+    threads: int  #: that torch computed with
 
 
 @dataclass(frozen=True)

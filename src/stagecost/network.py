@@ -34,19 +34,13 @@ LITERALLY = Pass()
 
 @dataclass(frozen=True)
 class NetworkDescription:
-    """What rebuilds a network's structure.
+    """What rebuilds a network's structure."""
 
-    Attributes:
-        name: of its builder.
-        arguments: of the builder.
-        kept_blocks: the paper's indices k of the blocks that are still there; None means all.
-        target_norms: the same of each cut that has norms of its own.
-    """
-
-    name: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    name: str  #: of its builder
+    arguments: Mapping[str, Any] = field(default_factory=dict)  #: of the builder
+    #: the paper's indices k of the blocks that are still there; None means all
     kept_blocks: tuple[int, ...] | None = None
-    target_norms: tuple[tuple[int, ...], ...] = ()
+    target_norms: tuple[tuple[int, ...], ...] = ()  #: the same of each cut that has norms of its own
 
     def to_json(self) -> JsonObject:
         """Return plain types for JSON."""

@@ -27,32 +27,20 @@ BATCH = 256  # images that are decoded and computed at a time, as in an evaluati
 
 @dataclass(frozen=True)
 class ClassProbability:
-    """A class, and how probable the network holds it.
+    """A class, and how probable the network holds it."""
 
-    Attributes:
-        label: the name of the class.
-        probability: from 0 to 1.
-    """
-
-    label: str
-    probability: float
+    label: str  #: the name of the class
+    probability: float  #: from 0 to 1
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of an image.
+    """What a network says of an image."""
 
-    Attributes:
-        path: of the image; the place in the list of one that is no file.
-        label: the most probable class.
-        probability: of this class, from 0 to 1.
-        top: the most probable classes, in order.
-    """
-
-    path: str
-    label: str
-    probability: float
-    top: tuple[ClassProbability, ...]
+    path: str  #: of the image; the place in the list of one that is no file
+    label: str  #: the most probable class
+    probability: float  #: of this class, from 0 to 1
+    top: tuple[ClassProbability, ...]  #: the most probable classes, in order
 
 
 def image_format_of(network: ResidualNetwork) -> ImageFormat:

@@ -29,33 +29,19 @@ MAX_CUTS = 4096
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """What goes, and what it will cost; nothing is changed before `apply`.
+    """What goes, and what it will cost; nothing is changed before `apply`."""
 
-    Attributes:
-        num_blocks: N, before.
-        cut: by the positions of the blocks that stay.
-        kept_blocks: the paper's indices k of the blocks that stay.
-        accuracy_before: percent, of the whole network on the data that the plan was made from.
-        accuracy_predicted: percent, of the network without the other blocks.
-        loss_before: of the whole network.
-        loss_predicted: of the network without the other blocks.
-        parameters_before: trainable numbers; norms that only target cuts use do not count.
-        parameters_after: the same without the other blocks.
-        macs_before: multiply-accumulate operations for one image.
-        macs_after: the same without the other blocks.
-    """
-
-    num_blocks: int
-    cut: Cut
-    kept_blocks: tuple[int, ...]
-    accuracy_before: float
-    accuracy_predicted: float
-    loss_before: float
-    loss_predicted: float
-    parameters_before: int
-    parameters_after: int
-    macs_before: int
-    macs_after: int
+    num_blocks: int  #: N, before
+    cut: Cut  #: by the positions of the blocks that stay
+    kept_blocks: tuple[int, ...]  #: the paper's indices k of the blocks that stay
+    accuracy_before: float  #: percent, of the whole network on the data that the plan was made from
+    accuracy_predicted: float  #: percent, of the network without the other blocks
+    loss_before: float  #: of the whole network
+    loss_predicted: float  #: of the network without the other blocks
+    parameters_before: int  #: trainable numbers; norms that only target cuts use do not count
+    parameters_after: int  #: the same without the other blocks
+    macs_before: int  #: multiply-accumulate operations for one image
+    macs_after: int  #: the same without the other blocks
 
     @property
     def drop(self) -> float:
@@ -145,17 +131,11 @@ def plan_pruning(
 
 @dataclass(frozen=True)
 class Limits:
-    """What a cut may lose.
+    """What a cut may lose."""
 
-    Attributes:
-        before: the score of the whole network.
-        max_drop: points of accuracy that may be lost; None is no limit.
-        max_loss_increase: by how much the loss may rise; None is no limit.
-    """
-
-    before: Score
-    max_drop: float | None = None
-    max_loss_increase: float | None = None
+    before: Score  #: the score of the whole network
+    max_drop: float | None = None  #: points of accuracy that may be lost; None is no limit
+    max_loss_increase: float | None = None  #: by how much the loss may rise; None is no limit
 
     def __post_init__(self) -> None:
         """Refuse impossible limits.

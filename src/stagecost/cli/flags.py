@@ -17,29 +17,17 @@ from stagecost.train.parsing import PARTS, read_value, setting_types
 
 @dataclass(frozen=True)
 class Flag:
-    """One argument of a verb.
+    """One argument of a verb."""
 
-    Attributes:
-        name: num_blocks for --num-blocks; of a positional argument, as it is shown.
-        kind: the type of its value: int, float, bool, str, a `Literal` of texts, a tuple of these.
-        text: what it does, in a phrase.
-        default: as shown; nothing is passed on for a flag that is not given.
-        positional: whether it is given by its place, without a name.
-        required: whether it must be given.
-        several: whether it takes several values, parted by spaces.
-        often: whether --help shows it, and not --help-all alone.
-        group: title under which it is shown.
-    """
-
-    name: str
-    kind: Any
-    text: str
-    default: object = None
-    positional: bool = False
-    required: bool = False
-    several: bool = False
-    often: bool = True
-    group: str = ""
+    name: str  #: num_blocks for --num-blocks; of a positional argument, as it is shown
+    kind: Any  #: the type of its value: int, float, bool, str, a `Literal` of texts, a tuple of these
+    text: str  #: what it does, in a phrase
+    default: object = None  #: as shown; nothing is passed on for a flag that is not given
+    positional: bool = False  #: whether it is given by its place, without a name
+    required: bool = False  #: whether it must be given
+    several: bool = False  #: whether it takes several values, parted by spaces
+    often: bool = True  #: whether --help shows it, and not --help-all alone
+    group: str = ""  #: title under which it is shown
 
     @property
     def option(self) -> str:

@@ -32,17 +32,11 @@ MOVED = Flag("data", str, "where the images of the training are now, if they mov
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb of the command line.
+    """One verb of the command line."""
 
-    Attributes:
-        summary: what it does, in a sentence.
-        flags: what it takes.
-        run: does it.
-    """
-
-    summary: str
-    flags: tuple[Flag, ...]
-    run: "Callable[[dict[str, Any]], Result]"
+    summary: str  #: what it does, in a sentence
+    flags: tuple[Flag, ...]  #: what it takes
+    run: "Callable[[dict[str, Any]], Result]"  #: does it
 
 
 def _train(options: Options) -> "Result":

@@ -30,15 +30,10 @@ def tried_depths(num_blocks: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Costs:
-    """What it costs an image to leave, in one unit.
+    """What it costs an image to leave, in one unit."""
 
-    Attributes:
-        cuts: of leaving at depth k without being asked before, k = 0 … N.
-        asking: of being asked at depth k, and of going on.
-    """
-
-    cuts: tuple[float, ...]
-    asking: tuple[float, ...]
+    cuts: tuple[float, ...]  #: of leaving at depth k without being asked before, k = 0 … N
+    asking: tuple[float, ...]  #: of being asked at depth k, and of going on
 
     @property
     def whole(self) -> float:
@@ -129,28 +124,19 @@ def seconds_of(answer: Callable[[Tensor], object], stream: Sequence[Tensor]) -> 
 
 @dataclass(frozen=True)
 class Timing:
-    """How long early exit takes beside the whole network.
-
-    Attributes:
-        batch_size: images answered together.
-        num_images: that were answered, in each round.
-        latency_ms_full: milliseconds for an image, by the whole network.
-        latency_ms_exit: the same with exits, on average.
-        ratio: the second by the first.
-        ratio_range: the least and the largest ratio of the rounds.
-    """
+    """How long early exit takes beside the whole network."""
 
     aliases: ClassVar[Mapping[str, str]] = {
         **{name: name for name in ("seconds_full", "seconds_exit")},
         "interval": "ratio_range",
     }
 
-    batch_size: int
-    num_images: int
-    latency_ms_full: float
-    latency_ms_exit: float
-    ratio: float
-    ratio_range: tuple[float, float]
+    batch_size: int  #: images answered together
+    num_images: int  #: that were answered, in each round
+    latency_ms_full: float  #: milliseconds for an image, by the whole network
+    latency_ms_exit: float  #: the same with exits, on average
+    ratio: float  #: the second by the first
+    ratio_range: tuple[float, float]  #: the least and the largest ratio of the rounds
 
     @property
     def seconds_full(self) -> float:

@@ -32,15 +32,10 @@ SWEEPS = 2
 
 @dataclass(frozen=True)
 class Outputs:
-    """What every depth says of some images.
+    """What every depth says of some images."""
 
-    Attributes:
-        logits: (N+1, n, classes), y_0 … y_N, on the CPU.
-        targets: (n,), class labels.
-    """
-
-    logits: Tensor
-    targets: Tensor
+    logits: Tensor  #: (N+1, n, classes), y_0 … y_N, on the CPU
+    targets: Tensor  #: (n,), class labels
 
     @property
     def num_blocks(self) -> int:
@@ -77,39 +72,25 @@ def all_outputs(network: ResidualNetwork, loader: Loader) -> Outputs:
 
 @dataclass(frozen=True)
 class ExitPoint:
-    """A policy and what it brings on the images that policies are chosen on.
+    """A policy and what it brings on the images that policies are chosen on."""
 
-    Attributes:
-        policy: where images leave.
-        accuracy: percent.
-        mean_blocks: that an image goes through.
-        macs_ratio: of the whole network's MACs.
-        time_ratio: expected part of the whole network's time, from the measured times of its parts; that
-            of the batch size with the larger part. Without times, that of the MACs.
-    """
-
-    policy: ExitPolicy
-    accuracy: float
-    mean_blocks: float
-    macs_ratio: float
+    policy: ExitPolicy  #: where images leave
+    accuracy: float  #: percent
+    mean_blocks: float  #: that an image goes through
+    macs_ratio: float  #: of the whole network's MACs
+    #: expected part of the whole network's time, from the measured times of its parts; that of the batch
+    #: size with the larger part. Without times, that of the MACs
     time_ratio: float
 
 
 @dataclass(frozen=True)
 class ExitCurve:
-    """The policies that no other one beats in both accuracy and time, the cheapest first.
+    """The policies that no other one beats in both accuracy and time, the cheapest first."""
 
-    Attributes:
-        points: the policies.
-        cuts: all leave at depth 0, 1, …, N.
-        accuracy_full: percent, of the whole network.
-        num_images: that both rest on.
-    """
-
-    points: tuple[ExitPoint, ...]
-    cuts: tuple[ExitPoint, ...]
-    accuracy_full: float
-    num_images: int
+    points: tuple[ExitPoint, ...]  #: the policies
+    cuts: tuple[ExitPoint, ...]  #: all leave at depth 0, 1, …, N
+    accuracy_full: float  #: percent, of the whole network
+    num_images: int  #: that both rest on
 
     def choose(
         self,

@@ -19,15 +19,10 @@ from stagecost.trajectory import COLLAPSED, device_of, evaluation_mode, to_devic
 
 
 class Answers(NamedTuple):
-    """What images were called, and where they left.
+    """What images were called, and where they left."""
 
-    Attributes:
-        labels: (B,), int64.
-        depths: (B,), int64, k of the output that answered.
-    """
-
-    labels: Tensor
-    depths: Tensor
+    labels: Tensor  #: (B,), int64
+    depths: Tensor  #: (B,), int64, k of the output that answered
 
 
 class EarlyExit:

@@ -27,20 +27,15 @@ POLICY_FILE = "exit_policy.json"
 
 @dataclass(frozen=True)
 class ExitPolicy:
-    """Where an image may leave a network.
+    """Where an image may leave a network."""
 
-    Attributes:
-        depths: k_1 < … < k_m, at which the head is asked; whoever is left at k_m leaves there. One
-            depth alone is a fixed cut.
-        thresholds: t_1, …, t_{m-1}: an image leaves at k_i if its score there is at least t_i.
-        criterion: what the score is.
-        combine: answer by all depths asked so far: the mean of their log-probabilities.
-    """
-
+    #: k_1 < … < k_m, at which the head is asked; whoever is left at k_m leaves there. One depth alone is
+    #: a fixed cut
     depths: tuple[int, ...]
+    #: t_1, …, t_{m-1}: an image leaves at k_i if its score there is at least t_i
     thresholds: tuple[float, ...] = ()
-    criterion: Criterion = "max-probability"
-    combine: bool = False
+    criterion: Criterion = "max-probability"  #: what the score is
+    combine: bool = False  #: answer by all depths asked so far: the mean of their log-probabilities
 
     def __post_init__(self) -> None:
         """Refuse what is no policy.

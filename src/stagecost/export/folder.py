@@ -27,19 +27,12 @@ LARGEST_DIFFERENCE = 1e-4
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how far it is from the network.
+    """What was written, and how far it is from the network."""
 
-    Attributes:
-        files: the graphs, in order.
-        depths: of their answers.
-        largest_difference: of an output of theirs to the network's, on the images.
-        num_images: that they were compared on.
-    """
-
-    files: tuple[str, ...]
-    depths: tuple[int, ...]
-    largest_difference: float
-    num_images: int
+    files: tuple[str, ...]  #: the graphs, in order
+    depths: tuple[int, ...]  #: of their answers
+    largest_difference: float  #: of an output of theirs to the network's, on the images
+    num_images: int  #: that they were compared on
 
 
 def export_network(

@@ -44,29 +44,19 @@ __all__ = ["Axis", "Chart", "Series", "bar_chart", "fading_lines", "heatmap", "l
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure, and the sentence that a screen reader says in its place.
+    """A figure, and the sentence that a screen reader says in its place."""
 
-    Attributes:
-        title: stands above the values' axis.
-        summary: the sentence.
-        encoding: x and y of the layers that have none of their own.
-        layers: what is always drawn.
-        live: what a page with scripts draws besides: what hovering and sliders show.
-        tables: the data by name; "rows" of the layers that have none of their own.
-        sliders: those that the live layers follow, and where they begin.
-        height: pixels.
-        margin: pixels at the right, for text that stands there.
-    """
-
-    title: str
-    summary: str
-    encoding: Spec
-    layers: Sequence[Spec]
-    live: Sequence[Spec] = ()
+    title: str  #: stands above the values' axis
+    summary: str  #: the sentence
+    encoding: Spec  #: x and y of the layers that have none of their own
+    layers: Sequence[Spec]  #: what is always drawn
+    live: Sequence[Spec] = ()  #: what a page with scripts draws besides: what hovering and sliders show
+    #: the data by name; "rows" of the layers that have none of their own
     tables: Mapping[str, Sequence[Spec]] = field(default_factory=dict)
+    #: those that the live layers follow, and where they begin
     sliders: Mapping[str, int] = field(default_factory=dict)
-    height: int = HEIGHT
-    margin: int = 8
+    height: int = HEIGHT  #: pixels
+    margin: int = 8  #: pixels at the right, for text that stands there
 
     def spec(self, *, live: bool = False) -> Spec:
         """Return the Vega-Lite specification; a live one takes its width from the page."""

@@ -19,37 +19,23 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True)
 class Analysis:
-    """What a pass over a split tells of every depth k = 0 … N.
+    """What a pass over a split tells of every depth k = 0 … N."""
 
-    Attributes:
-        num_blocks: N.
-        split: of the images, such as `val`.
-        losses: of y_0 … y_N.
-        accuracies: percent, of y_0 … y_N.
-        residual_ratios: mean of ‖F_k(x_k)‖ / ‖x_k‖, k = 0 … N-1.
-        weight_norms: ‖w_F,k‖, k = 0 … N-1.
-        tolerance: points of accuracy that may be missing to the full depth.
-        needed_blocks: M, the least depth within the tolerance.
-        stage_starts: the paper's k of each stage's first block.
-        macs: multiply-accumulates of one image, with the first 0 … N blocks; empty if unknown.
-        parameters: trainable numbers of the network cut after 0 … N blocks; empty if unknown.
-        latencies: seconds for one image at depth 0 … N; empty if unknown.
-        measured: where and how these were measured.
-    """
-
-    num_blocks: int
-    split: str
-    losses: tuple[float, ...]
-    accuracies: tuple[float, ...]
-    residual_ratios: tuple[float, ...]
-    weight_norms: tuple[float, ...]
-    tolerance: float
-    needed_blocks: int
-    stage_starts: tuple[int, ...] = (0,)
+    num_blocks: int  #: N
+    split: str  #: of the images, such as `val`
+    losses: tuple[float, ...]  #: of y_0 … y_N
+    accuracies: tuple[float, ...]  #: percent, of y_0 … y_N
+    residual_ratios: tuple[float, ...]  #: mean of ‖F_k(x_k)‖ / ‖x_k‖, k = 0 … N-1
+    weight_norms: tuple[float, ...]  #: ‖w_F,k‖, k = 0 … N-1
+    tolerance: float  #: points of accuracy that may be missing to the full depth
+    needed_blocks: int  #: M, the least depth within the tolerance
+    stage_starts: tuple[int, ...] = (0,)  #: the paper's k of each stage's first block
+    #: multiply-accumulates of one image, with the first 0 … N blocks; empty if unknown
     macs: tuple[float, ...] = ()
+    #: trainable numbers of the network cut after 0 … N blocks; empty if unknown
     parameters: tuple[float, ...] = ()
-    latencies: tuple[float, ...] = ()
-    measured: str = ""
+    latencies: tuple[float, ...] = ()  #: seconds for one image at depth 0 … N; empty if unknown
+    measured: str = ""  #: where and how these were measured
 
     @property
     def split_word(self) -> str:
@@ -93,32 +79,21 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Pruning:
-    """The latest pruning of the run.
+    """The latest pruning of the run."""
 
-    Attributes:
-        kept_blocks: the paper's k of the blocks that stayed.
-        network: folder of the small network.
-        accuracy_before: percent, of the whole network.
-        accuracy_predicted: percent, from the outputs over depth.
-        accuracy_after: percent, of the small network as it was saved.
-        accuracy_before_finetuning: percent, of the small network right after the cut.
-        finetune_epochs: epochs of training after the cut.
-        parameters_before: trainable numbers; `parameters_after` of the small network.
-        macs_before: multiply-accumulates of one image; `macs_after` of the small network.
-        latency_ms_before: median milliseconds of one image; `latency_ms_after` of the small network.
-    """
-
-    kept_blocks: tuple[int, ...]
-    network: str
-    accuracy_before: float = math.nan
-    accuracy_predicted: float = math.nan
-    accuracy_after: float = math.nan
-    accuracy_before_finetuning: float = math.nan
-    finetune_epochs: int = 0
-    parameters_before: float = math.nan
+    kept_blocks: tuple[int, ...]  #: the paper's k of the blocks that stayed
+    network: str  #: folder of the small network
+    accuracy_before: float = math.nan  #: percent, of the whole network
+    accuracy_predicted: float = math.nan  #: percent, from the outputs over depth
+    accuracy_after: float = math.nan  #: percent, of the small network as it was saved
+    accuracy_before_finetuning: float = math.nan  #: percent, of the small network right after the cut
+    finetune_epochs: int = 0  #: epochs of training after the cut
+    parameters_before: float = math.nan  #: trainable numbers; `parameters_after` of the small network
     parameters_after: float = math.nan
+    #: multiply-accumulates of one image; `macs_after` of the small network
     macs_before: float = math.nan
     macs_after: float = math.nan
+    #: median milliseconds of one image; `latency_ms_after` of the small network
     latency_ms_before: float = math.nan
     latency_ms_after: float = math.nan
 
@@ -137,19 +112,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Point:
-    """A network, or a way of running one, as accuracy (percent) against MACs an image.
+    """A network, or a way of running one, as accuracy (percent) against MACs an image."""
 
-    Attributes:
-        series: what it belongs to, such as `cuts`, `early exits` or `trained at this depth`.
-        name: what hovering shows, such as `4 blocks`.
-        accuracy: percent.
-        macs: multiply-accumulates of one image, on average.
-    """
-
-    series: str
-    name: str
-    accuracy: float
-    macs: float
+    series: str  #: what it belongs to, such as `cuts`, `early exits` or `trained at this depth`
+    name: str  #: what hovering shows, such as `4 blocks`
+    accuracy: float  #: percent
+    macs: float  #: multiply-accumulates of one image, on average
 
 
 @dataclass(frozen=True)
@@ -164,28 +132,17 @@ class Timing:
 
 @dataclass(frozen=True)
 class Exits:
-    """The latest early exit of the run, measured on test images.
+    """The latest early exit of the run, measured on test images."""
 
-    Attributes:
-        criterion: how an image is found to be sure.
-        depths: at which the head is asked.
-        leaving: part of the images that leaves at each of them.
-        accuracy_full: percent, of the whole network; `accuracy_exit` with exits.
-        mean_blocks: that an image goes through.
-        mean_macs_ratio: of the whole network's MACs.
-        thresholds: at which an image leaves at each depth but the last.
-        timings: for each batch size.
-    """
-
-    criterion: str
-    depths: tuple[int, ...]
-    leaving: tuple[float, ...]
-    accuracy_full: float
+    criterion: str  #: how an image is found to be sure
+    depths: tuple[int, ...]  #: at which the head is asked
+    leaving: tuple[float, ...]  #: part of the images that leaves at each of them
+    accuracy_full: float  #: percent, of the whole network; `accuracy_exit` with exits
     accuracy_exit: float
-    mean_blocks: float
-    mean_macs_ratio: float
-    thresholds: tuple[float, ...] = ()
-    timings: tuple[Timing, ...] = ()
+    mean_blocks: float  #: that an image goes through
+    mean_macs_ratio: float  #: of the whole network's MACs
+    thresholds: tuple[float, ...] = ()  #: at which an image leaves at each depth but the last
+    timings: tuple[Timing, ...] = ()  #: for each batch size
 
 
 @dataclass(frozen=True)
@@ -198,17 +155,11 @@ class Confusion:
 
 @dataclass(frozen=True)
 class WrongImage:
-    """An image that the whole network names rightly, and the cut network wrongly.
+    """An image that the whole network names rightly, and the cut network wrongly."""
 
-    Attributes:
-        thumbnail: a small image as a `data:image/…;base64,…` address.
-        label: name of its class.
-        answer: name that the cut network gives.
-    """
-
-    thumbnail: str
-    label: str
-    answer: str
+    thumbnail: str  #: a small image as a `data:image/…;base64,…` address
+    label: str  #: name of its class
+    answer: str  #: name that the cut network gives
 
     def __post_init__(self) -> None:
         """Refuse addresses that would make the page load something."""
@@ -220,35 +171,23 @@ class WrongImage:
 
 @dataclass(frozen=True)
 class ReportData:
-    """What a report is made of.
+    """What a report is made of."""
 
-    Attributes:
-        run: the name or path of the run, as shown.
-        settings: the merged configuration of the run; names, and values or further mappings.
-        analysis: loss and accuracy over depth.
-        history: the epochs of the training.
-        pruning: the latest one; None if nothing was pruned yet.
-        test: networks on the test split.
-        points: accuracy against MACs of cuts, exits and controls, on test images.
-        exits: the latest early exit; None if there was none.
-        confusion: of the cut network (the pruned one, or else the first `needed_blocks`).
-        newly_wrong: images that the cut gets newly wrong, as many as the page is to show.
-        newly_wrong_count: how many there are in all; 0 for just those given.
-        version: the version of stagecost that made the report.
-    """
-
-    run: str
-    analysis: Analysis
+    run: str  #: the name or path of the run, as shown
+    analysis: Analysis  #: loss and accuracy over depth
+    #: the merged configuration of the run; names, and values or further mappings
     settings: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
-    history: tuple[Epoch, ...] = ()
-    pruning: Pruning | None = None
-    test: tuple[Result, ...] = ()
-    points: tuple[Point, ...] = ()
-    exits: Exits | None = None
+    history: tuple[Epoch, ...] = ()  #: the epochs of the training
+    pruning: Pruning | None = None  #: the latest one; None if nothing was pruned yet
+    test: tuple[Result, ...] = ()  #: networks on the test split
+    points: tuple[Point, ...] = ()  #: accuracy against MACs of cuts, exits and controls, on test images
+    exits: Exits | None = None  #: the latest early exit; None if there was none
+    #: of the cut network (the pruned one, or else the first `needed_blocks`)
     confusion: Confusion | None = None
+    #: images that the cut gets newly wrong, as many as the page is to show
     newly_wrong: tuple[WrongImage, ...] = ()
-    newly_wrong_count: int = 0
-    version: str = ""
+    newly_wrong_count: int = 0  #: how many there are in all; 0 for just those given
+    version: str = ""  #: the version of stagecost that made the report
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "ReportData":

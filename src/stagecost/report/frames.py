@@ -22,17 +22,11 @@ MOST_PLAYED, MOST_DRAWN, MOST_POINTS = 100, 12, 30_000
 
 @dataclass(frozen=True)
 class Frame:
-    """One place of a slider.
+    """One place of a slider."""
 
-    Attributes:
-        value: what the charts that follow the slider are told.
-        says: what a screen reader says at this place.
-        texts: by the name of the element that shows each.
-    """
-
-    value: int
-    says: str
-    texts: Mapping[str, str]
+    value: int  #: what the charts that follow the slider are told
+    says: str  #: what a screen reader says at this place
+    texts: Mapping[str, str]  #: by the name of the element that shows each
 
 
 def depth_frames(data: ReportData) -> list[Frame]:

@@ -41,44 +41,27 @@ Spec = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis shows.
+    """What an axis shows."""
 
-    Attributes:
-        title: its name and unit.
-        log: logarithmic, where the values are positive and span more than a decade.
-        zero: begins at 0.
-        domain: the ends, chosen from the values if not given; what is beyond is cut off.
-        ticks: where the ticks are, chosen if empty.
-    """
-
-    title: str
-    log: bool = False
-    zero: bool = False
+    title: str  #: its name and unit
+    log: bool = False  #: logarithmic, where the values are positive and span more than a decade
+    zero: bool = False  #: begins at 0
+    #: the ends, chosen from the values if not given; what is beyond is cut off
     domain: tuple[float, float] | None = None
-    ticks: tuple[float, ...] = ()
+    ticks: tuple[float, ...] = ()  #: where the ticks are, chosen if empty
 
 
 @dataclass(frozen=True)
 class Series:
-    """A curve, or a cloud of points.
+    """A curve, or a cloud of points."""
 
-    Attributes:
-        name: what the key calls it; empty where there is only one.
-        points: pairs (x, y); a y that is missing leaves a gap.
-        line: join the points.
-        dots: show the points.
-        colour: one of `COLOURS`; that of its place among the series if empty.
-        sizes: of the dots, in square pixels; alike if empty.
-        labels: what hovering calls each point; nothing if empty.
-    """
-
-    name: str
-    points: Curve
-    line: bool = True
-    dots: bool = True
-    colour: str = ""
-    sizes: Numbers = ()
-    labels: Sequence[str] = ()
+    name: str  #: what the key calls it; empty where there is only one
+    points: Curve  #: pairs (x, y); a y that is missing leaves a gap
+    line: bool = True  #: join the points
+    dots: bool = True  #: show the points
+    colour: str = ""  #: one of `COLOURS`; that of its place among the series if empty
+    sizes: Numbers = ()  #: of the dots, in square pixels; alike if empty
+    labels: Sequence[str] = ()  #: what hovering calls each point; nothing if empty
 
 
 def colour(name: str) -> str:
