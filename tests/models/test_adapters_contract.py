@@ -80,6 +80,14 @@ def test_a_check_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert "torchvision/squeezenet1_1" in table
 
 
+def test_what_was_too_large_is_tried_where_more_is_allowed(tmp_path: Path) -> None:
+    path, names = tmp_path / "check.json", ["timm/test_convnext"]
+    outcome = check_models("*", path=path, names=names, max_parameters=1e3)
+    assert "more than 1000 parameters" in outcome.unchecked["timm/test_convnext"]
+    outcome = check_models("*", path=path, names=names)
+    assert (outcome.supported, outcome.unchecked) == (names, {})
+
+
 def test_the_documents_show_what_is_recorded() -> None:
     root = Path(__file__).parents[2]
     recorded = ModelCheck.from_json(read_json(root / "results" / "models" / "cpu-timm.json"))

@@ -332,6 +332,7 @@ VERBS: dict[str, Verb] = {
             Flag("check", bool, "view each as blocks, with random weights, and test every cut of it"),
             Flag("output", str, "JSON file of the check; one that was stopped goes on there"),
             Flag("limit", int, "how many models are checked in all, families in turns"),
+            Flag("max_parameters", float, "larger models are not checked", 9e7),
         ),
         _models,
     ),

@@ -35,6 +35,7 @@ def models(
     check: bool = False,
     output: str | Path | None = None,
     limit: int | None = None,
+    max_parameters: float = 9e7,
 ) -> ModelList | ModelReport:
     """List the networks whose names match a shell pattern, or check those of other libraries.
 
@@ -44,6 +45,7 @@ def models(
         check: view each as blocks, with random weights, and test its outputs and every kind of cut.
         output: a JSON file of the check, written after each model; what is in it is not tried again.
         limit: how many models are tried in all, families in turns.
+        max_parameters: larger models are not tried.
 
     Raises:
         StageCostError: no model has such a name.
@@ -56,7 +58,6 @@ def models(
         logger.info("%s: %s (%.1f s)", name, said, seconds)
 
     path = None if output is None else Path(output)
-    outcome = check_models(
-        pattern if "/" in pattern else f"*/{pattern}", path=path, limit=limit, observe=tell
-    )
+    foreign = pattern if "/" in pattern else f"*/{pattern}"
+    outcome = check_models(foreign, path=path, limit=limit, max_parameters=max_parameters, observe=tell)
     return ModelReport(**outcome.to_json() | {"supported": tuple(outcome.supported)})

@@ -24,6 +24,7 @@ from stagecost.text import markdown_table, one_line
 
 SMALL = re.compile("atto|femto|pico|nano|tiny|xx?s|small|mini|lite|test|_[st](_|$)|_0[0-9]|1[048]|26")
 """What the names of small models have."""
+MAX_PARAMETERS, TOO_LARGE = 9e7, "has more than"
 SHRUNK = {"depth": 4, "embed_dim": 48, "num_heads": 3}
 VARIANTS: list[tuple[dict[str, Any], int]] = [
     ({"img_size": 64}, 64),
@@ -85,7 +86,7 @@ def check_models(
     pattern: str = "*",
     *,
     path: Path | None = None,
-    max_parameters: float = 9e7,
+    max_parameters: float = MAX_PARAMETERS,
     limit: int | None = None,
     observe: Callable[[str, str, float], None] = lambda *_: None,
     names: Sequence[str] | None = None,
@@ -94,8 +95,9 @@ def check_models(
 
     Args:
         pattern: of names such as "timm/resnet18"; a shell pattern.
-        path: a JSON file that is written after each model; those in it already are not tried again.
-        max_parameters: larger models are left out.
+        path: a JSON file that is written after each model; those in it already are not tried again,
+            unless they were too large.
+        max_parameters: larger models are left out, and tried where a later check allows more.
         limit: how many models are looked at in all, those in the file included; large ones do not count.
         observe: is told name, outcome and seconds of each model.
         names: in this order, instead of all that the libraries have, in which families take turns.
@@ -114,7 +116,7 @@ def check_models(
         name: version(name) for name in ("torch", *{n.partition("/")[0] for n in wanted})
     }
     for name in wanted:
-        if name in outcome:
+        if name in outcome and TOO_LARGE not in outcome.unchecked.get(name, ""):
             continue
         if limit is not None and outcome.num_checked >= limit:
             break
@@ -129,6 +131,7 @@ def check_models(
 
 def _check(name: str, outcome: ModelCheck, max_parameters: float) -> str:
     """Try a model, and enter what came of it."""
+    outcome.unchecked.pop(name, None)
     try:
         model, size = small_model(name, max_parameters)
         found = list(violations(model, (torch.zeros(1, 3, size, size),)))
@@ -169,7 +172,7 @@ def small_model(name: str, max_parameters: float) -> tuple[nn.Module, int]:
     for options, size in VARIANTS:
         with suppress(Exception):
             if _num_parameters(name, options) > max_parameters:
-                reason = f"has more than {max_parameters:.0f} parameters"
+                reason = f"{TOO_LARGE} {max_parameters:.0f} parameters"
                 continue
             model = library_model(name, **options).eval()
             with torch.no_grad():
