@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from experiments.pretrained import cifar_resnet  # noqa: F401 (its model enters the catalogue)
+from experiments.pretrained.choice import HELD_OUT, best, candidates
 from experiments.recipes import Settings
 from experiments.runner import Context
 from experiments.trainings import Run, Training, trained_run
@@ -15,20 +16,14 @@ from stagecost.cut import Cut
 from stagecost.data.batches import eval_batches
 from stagecost.data.loading import DataBundle, load_data
 from stagecost.errors import StageCostError
-from stagecost.macs import count_macs
 from stagecost.models.catalogue import load
 from stagecost.network import ResidualNetwork
 from stagecost.probes import fit_classifier
-from stagecost.search import search_cuts
 from stagecost.storage import write_json
 from stagecost.text import format_indices
 from stagecost.train.parsing import parse_settings
 from stagecost.train.setup import create_network, data_config
 
-LARGEST_PART = 0.67
-"""Of the whole network's MACs, that a cut may have."""
-SEED_OF_CHOICE, HELD_OUT, SEARCH_IMAGES = 10, 1 / 3, 256
-"""Cut and recipe are chosen on validation images of this seed, of which more are held out."""
 BASE: Settings = {"device": "cpu", "batch_size": 32, "warmup_epochs": 0.25, "gamma": 0.0}
 IMAGENET: Settings = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 MODELS: dict[str, Settings] = {
@@ -115,6 +110,11 @@ class Case:
         return cls(context, {**settings, "weights": str(file)})
 
     @property
+    def model(self) -> str:
+        """The last part of its name, such as "vit"."""
+        return self.context.dataset.rpartition("-")[2]
+
+    @property
     def settings_of_choice(self) -> Settings:
         """The same where cut and recipe are chosen: more images are held out."""
         return {**self.settings, "val_fraction": HELD_OUT}
@@ -153,20 +153,16 @@ class Case:
         file = self.context.work / "cut.json"
         if file.is_file():
             return Cut(tuple(json.loads(file.read_text())["blocks"]))
-        case = Case(replace(self.context, work=file.with_name("choice")), self.settings_of_choice)
-        network, bundle = case.network(case.fitted(SEED_OF_CHOICE)), case.bundle(SEED_OF_CHOICE)
-        shape = bundle.format.shape
-        self.context.report(f"{self.context.dataset}: search for a cut")
-        batches = eval_batches(bundle.splits["val"].first(SEARCH_IMAGES), bundle.format, batch_size=64)
-        whole = count_macs(network, shape)
-        scores = [(s, count_macs(network, shape, s.cut) / whole) for s in search_cuts(network, batches)]
-        chosen = min((s for s, part in scores if part <= LARGEST_PART), key=lambda s: s.loss)
+        self.context.report(f"{self.context.dataset}: choice of a cut")
+        choice = replace(self.context, work=file.with_name("choice"))
+        scores = candidates(Case(choice, self.settings_of_choice))
+        chosen = best(scores)
         tried = [
             {"blocks": s.cut.to_json(), "loss": s.loss, "accuracy": s.accuracy, "macs": round(part, 4)}
             for s, part in scores
         ]
-        write_json(file, {"blocks": chosen.cut.to_json(), "tried": tried})
-        return chosen.cut
+        write_json(file, {"blocks": chosen.to_json(), "tried": tried})
+        return chosen
 
     def network(self, folder: Path) -> ResidualNetwork:
         """Load a network."""

@@ -12,10 +12,12 @@ linear      not trained at all: the head alone is fitted
 whole       plain fine-tuning; its cut is made afterwards, without training
 joint       the whole network, and a target cut that learns from it (half labels, half distillation)
 cut_first   the same cut made first, its head fitted, then plain fine-tuning
+torch_pruning  as many MACs by fewer channels (resnet32, with the extra `peers`), then plain fine-tuning
 
 The cut is chosen before any training on validation images of a seed of its own: of those with at least
-a third fewer MACs that the search finds, the one with the least loss. The recipes were chosen on the
-same images (`experiments.pretrained.trials`).
+a third fewer MACs that the search finds, the one with the least loss; of a transformer, a third of the
+blocks in a row goes, by the loss with heads fitted anew; a resnet32 keeps 3+3+3. The recipes were chosen
+on the same images (`experiments.pretrained.trials`).
 """
 
 import json
@@ -26,7 +28,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from experiments.peers.packages import is_installed
 from experiments.pretrained.case import Case, settings_of
+from experiments.pretrained.channels import with_channels_pruned
 from experiments.records import Record, Row
 from experiments.runner import Context, Experiment, Tier
 from experiments.tables import Columns, accuracy, rows_of, table
@@ -56,7 +60,8 @@ Networks that others trained, fine-tuned on new images: plainly (`whole`), with 
 from the whole network (`joint`), and cut first (`cut_first`), each for the same number of epochs.
 `linear` is not trained but for its head. The cut, any blocks, was chosen by the loss on validation
 images, with at least a third fewer MACs. The last columns are the difference to the plainly fine-tuned
-whole network on the same test images, over all seeds, and its 95 % interval."""
+whole network on the same test images, over all seeds, and its 95 % interval. `torch_pruning` removes
+channels within blocks instead, to at most as many MACs."""
 
 
 TRIALS = "trials.jsonl"
@@ -66,7 +71,7 @@ Trials of recipes on validation images of a seed of their own, in their order
 anew."""
 
 
-ARMS = ("whole", "joint", "cut_first")
+ARMS, PRUNED = ("whole", "joint", "cut_first"), "torch_pruning"
 COMPARED = (
     (("joint", "whole"), ("whole", "whole")),
     (("joint", "cut"), ("joint", "whole")),
@@ -87,12 +92,13 @@ def run(context: Context) -> Row:
             right.setdefault(key, []).append(_right(case, seed, network))
             judged.setdefault(key, network)
     size = case.bundle(context.seeds[0]).format.size
-    timed = {cut: judged["whole", cut] for cut in ("whole", "cut")}
+    timed = {cut: network for (arm, cut), network in judged.items() if arm in ("whole", PRUNED)}
     times = measure_latency(timed, torch.randn(1, 3, size, size))
     rows = [
         {
             **_row(case, arm, cut, right),
-            "macs": count_macs(network, (3, size, size)),
+            "macs": (macs := count_macs(network, (3, size, size))),
+            "training_macs": training_macs(case, arm, macs),
             "parameters": count_parameters(network),
             "latency_ms": times[cut].p50_ms,
         }
@@ -116,6 +122,9 @@ def networks(case: Case, seed: int, runs: dict[str, Run]) -> dict[tuple[str, str
     opened: dict[str, Trained] = {arm: run.open() for arm, run in runs.items()}
     cut, name = case.cut, "cut"
     linear = case.network(case.fitted(seed))
+    channels = {}
+    if case.model == "resnet32" and is_installed("torch-pruning"):
+        channels = {(PRUNED, "channels"): with_channels_pruned(case, seed)}
     return {
         ("linear", "whole"): linear,
         ("linear", name): case.network(case.fitted(seed, cut)),
@@ -124,6 +133,7 @@ def networks(case: Case, seed: int, runs: dict[str, Run]) -> dict[tuple[str, str
         ("joint", "whole"): opened["joint"].network,
         ("joint", name): cut_from(opened["joint"], cut),
         ("cut_first", name): opened["cut_first"].network,
+        **channels,
     }
 
 
@@ -140,14 +150,13 @@ def _row(case: Case, arm: str, cut: str, right: dict[tuple[str, str], list[Tenso
         "dataset": case.context.dataset.rpartition("-")[0],
         "model": case.settings["model"],
         "arm": arm,
-        "cut": "whole" if cut == "whole" else format_indices(case.cut.blocks),
+        "cut": format_indices(case.cut.blocks) if cut == "cut" else cut,
         "seeds": list(case.context.seeds),
         "test_accuracies": accuracies,
         "mean": statistics.mean(accuracies),
         "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         "difference_to_whole": difference,
         "interval": interval,
-        "training_macs": 0 if arm == "linear" else training_macs(case, arm),
         "num_test": len(answers[0]),
     }
 
@@ -180,15 +189,25 @@ def paired_difference(
     return 100 * mean, (100 * (mean - half), 100 * (mean + half))
 
 
-def training_macs(case: Case, arm: str) -> int:
-    """Count the MACs of all passes of a training: three for an image; shared beginnings count once."""
+def training_macs(case: Case, arm: str, macs: int) -> int:
+    """Count the MACs of all passes of a training: three for an image; shared beginnings count once.
+
+    Args:
+        case: of the arm.
+        arm: its name.
+        macs: of its own network, where that is no cut of the given one.
+    """
+    if arm == "linear":
+        return 0
     seed, settings = case.context.seeds[0], case.settings
     bundle, network = case.bundle(seed), case.network(case.fitted(seed))
     cuts = {"whole": [Cut.whole()], "joint": [case.cut, Cut.whole()], "cut_first": [case.cut]}
     images = len(bundle.splits["train"])
     seen: int = settings["batch_size"] * num_batches(images, settings["batch_size"])
     epochs: int = settings["epochs"]
-    return 3 * seen * epochs * count_macs(network, bundle.format.shape, cuts[arm])
+    if arm in cuts:
+        macs = count_macs(network, bundle.format.shape, cuts[arm])
+    return 3 * seen * epochs * macs
 
 
 def section(records: Sequence[Record]) -> list[str]:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from experiments.pretrained.case import SEED_OF_CHOICE, Case
+from experiments.pretrained.case import Case
+from experiments.pretrained.choice import SEED_OF_CHOICE
 from experiments.pretrained.experiment import TRIALS
 from experiments.records import RESULTS
 from experiments.runner import WORK, Context

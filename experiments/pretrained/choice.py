@@ -1,0 +1,72 @@
+"""Which blocks stay in the cut that is a target: candidates, and their losses on validation images.
+
+`SEARCHED` has the way of each model. All are done before any training, with a seed of its own.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from stagecost.cut import Cut
+from stagecost.data.batches import eval_batches
+from stagecost.macs import count_macs
+from stagecost.search import search_cuts
+from stagecost.trajectory import Loader, Score, evaluate_cuts, terminal_score
+
+if TYPE_CHECKING:
+    from experiments.pretrained.case import Case
+
+LARGEST_PART = 0.67
+"""Of the whole network's MACs, that a cut may have."""
+SEED_OF_CHOICE, HELD_OUT, SEARCH_IMAGES = 10, 1 / 3, 256
+"""Cut and recipe are chosen on validation images of this seed, of which more are held out."""
+
+Scores = list[tuple[Score, float]]
+"""Candidates, with their part of the whole network's MACs."""
+
+
+def candidates(case: "Case") -> Scores:
+    """Return the candidates of a case that holds out the images of the choice."""
+    network, shape = case.network(case.fitted(SEED_OF_CHOICE)), case.bundle(SEED_OF_CHOICE).format.shape
+    whole, scores = count_macs(network, shape), SEARCHED.get(case.model, searched)(case)
+    return [(score, count_macs(network, shape, score.cut) / whole) for score in scores]
+
+
+def best(scores: Scores) -> Cut:
+    """Return the one of least loss among those that have few enough MACs."""
+    return min((s for s, part in scores if part <= LARGEST_PART), key=lambda score: score.loss).cut
+
+
+def searched(case: "Case") -> list[Score]:
+    """Return the best cut found of each size, by the loss with the whole network's head."""
+    return search_cuts(case.network(case.fitted(SEED_OF_CHOICE)), _validation(case, SEARCH_IMAGES))
+
+
+def stretches(case: "Case") -> list[Score]:
+    """Return the cuts without a third of the blocks in a row, each by the loss with a head of its own.
+
+    Without so many blocks a transformer's outputs mean nothing to the whole network's head.
+    """
+    num_blocks = case.network(case.fitted(SEED_OF_CHOICE)).num_blocks
+    gone, scores = -(-num_blocks // 3), []
+    for first in range(num_blocks - gone + 1):
+        cut = Cut(tuple(k for k in range(num_blocks) if not first <= k < first + gone))
+        fitted = case.network(case.fitted(SEED_OF_CHOICE, cut))
+        scores.append(replace(terminal_score(fitted, _validation(case)), cut=cut))
+    return scores
+
+
+def of_a_resnet20(case: "Case") -> list[Score]:
+    """Return the cut to the blocks of a ResNet-20, by the loss with the whole network's head."""
+    network = case.network(case.fitted(SEED_OF_CHOICE))
+    cut = network.resolve(Cut.stages(3, 3, 3))
+    return evaluate_cuts(network, _validation(case, SEARCH_IMAGES), [cut])
+
+
+SEARCHED: dict[str, Callable[["Case"], list[Score]]] = {"vit": stretches, "resnet32": of_a_resnet20}
+
+
+def _validation(case: "Case", images: int | None = None) -> Loader:
+    bundle = case.bundle(SEED_OF_CHOICE)
+    split = bundle.splits["val"] if images is None else bundle.splits["val"].first(images)
+    return eval_batches(split, bundle.format, batch_size=64)
