@@ -44,9 +44,10 @@ MODELS: dict[str, Settings] = {
         "image_size": 56,
         "optimizer": "adamw",
         "weight_decay": 0.01,
+        "batch_size": 16,
         "lr": 1e-4,
         "layer_decay": 0.8,
-        "epochs": 2,
+        "epochs": 6,
     },
     "resnet32": {
         **IMAGENET,

@@ -1,13 +1,19 @@
 """Experiments on their quick tier, for real: rows say what the networks of the runs really do."""
 
 import csv
+import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from experiments.layer_pruning import trainings as pruning_trainings
+from experiments.peers.packages import is_installed
+from experiments.pretrained.case import Case
+from experiments.pretrained.channels import with_fewer_channels
+from experiments.pretrained.choice import SEED_OF_CHOICE, best, stretches
 from experiments.pretrained.files import by_order
 from experiments.records import Record
 from experiments.runner import Context, answer, run, show
@@ -19,10 +25,12 @@ from safetensors.torch import save_file
 
 from experiments import tuning
 from stagecost.cut import Cut
+from stagecost.data.batches import eval_batches
 from stagecost.errors import StageCostError
+from stagecost.macs import count_macs
 from stagecost.models.adapters.libraries import library_model
 from stagecost.models.catalogue import create_model
-from stagecost.trajectory import loss_trajectory
+from stagecost.trajectory import loss_trajectory, terminal_score
 
 Quick = Any
 ROW_KEYS = {"dataset", "arm", "num_blocks", "test_accuracies", "mean", "std", "paper"}
@@ -300,6 +308,38 @@ def test_pretrained(quick: Quick, tmp_path: Path) -> None:
     assert rows["cut_first", False]["training_macs"] < whole["training_macs"]
     assert found["search"][0]["macs"] == 1
     assert "above whole" in shown("pretrained", records)
+
+
+def test_stretches_are_judged_with_heads_of_their_own(context: Context, tmp_path: Path) -> None:
+    save_file(library_model("timm/test_resnet").state_dict(), tmp_path / "test_resnet.safetensors")
+    options = {"weights": tmp_path}
+    case = Case.of(replace(context, dataset="digits-tiny", work=tmp_path / "work", options=options))
+    scores = stretches(case)
+    num_blocks = case.network(case.fitted(SEED_OF_CHOICE)).num_blocks
+    gone = math.ceil(num_blocks / 3)
+    assert [set(range(num_blocks)) - set(score.cut.blocks) for score in scores] == [
+        set(range(first, first + gone)) for first in range(num_blocks - gone + 1)
+    ]
+    fitted = case.network(case.fitted(SEED_OF_CHOICE, scores[1].cut))
+    bundle = case.bundle(SEED_OF_CHOICE)
+    score = terminal_score(fitted, eval_batches(bundle.splits["val"], bundle.format))
+    assert (score.loss, score.accuracy) == pytest.approx((scores[1].loss, scores[1].accuracy))
+    assert best([(score, 0.5), (replace(score, loss=9.0), 0.1), (scores[0], 0.7)]) == score.cut
+
+
+@pytest.mark.skipif(not is_installed("torch-pruning"), reason="needs the extra peers")
+def test_channels_go_until_the_macs_are_those_of_the_cut() -> None:
+    shape, network = (3, 32, 32), create_model("cifar_resnet", blocks_per_stage=(2, 2, 2))
+    whole, cut = count_macs(network, shape), network.resolve(Cut.stages(1, 1, 1))
+    small = with_fewer_channels(network, shape, cut)
+    assert (
+        0.9 * count_macs(network, shape, cut)
+        < count_macs(small, shape)
+        <= count_macs(network, shape, cut)
+    )
+    assert small.num_blocks == 6
+    assert small(torch.zeros(2, *shape)).shape == (2, 10)
+    assert count_macs(network, shape) == whole
 
 
 def test_models_from_scratch(quick: Quick) -> None:
