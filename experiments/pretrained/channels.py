@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import stagecost as sc
 from experiments.peers.packages import STEPS
+from experiments.peers.twins import module_macs
 from experiments.pretrained.case import Case
 from experiments.trainings import digest
 from stagecost.cut import Cut
@@ -56,11 +57,10 @@ def with_fewer_channels(network: ResidualNetwork, shape: Shape, cut: Cut) -> Res
             ignored_layers=kept,
         )
     for _ in range(STEPS["uniform"]):
-        view = sc.adapt(small, example)
-        if count_macs(view, shape) <= most:
+        if module_macs(small, example) <= most:
             break
         pruner.step()
-    return view.to(memory_format=torch.channels_last)
+    return sc.adapt(small, example).to(memory_format=torch.channels_last)
 
 
 def with_channels_pruned(case: Case, seed: int) -> ResidualNetwork:
