@@ -71,6 +71,7 @@ Trials of recipes on validation images of a seed of their own, in their order
 anew."""
 
 
+DEPTHS = "Validation accuracy at every depth at the end of the training, before any cut."
 ARMS, PRUNED = ("whole", "joint", "cut_first"), "torch_pruning"
 COMPARED = (
     (("joint", "whole"), ("whole", "whole")),
@@ -105,15 +106,24 @@ def run(context: Context) -> Row:
         for (arm, cut), network in judged.items()
     ]
     bundle = case.bundle(context.seeds[0])
+    named, num_val = {key: rows[0][key] for key in ("dataset", "model")}, len(bundle.splits["val"])
     return {
         "rows": rows,
-        "comparisons": [
-            {"dataset": rows[0]["dataset"], "model": rows[0]["model"], **_compared(right, *pair)}
-            for pair in COMPARED
+        "comparisons": [{**named, **_compared(right, *pair)} for pair in COMPARED],
+        "trajectories": [
+            {
+                **named,
+                "arm": arm,
+                "seed": seed,
+                "accuracies": arms[arm].val_accuracies,
+                "num_val": num_val,
+            }
+            for seed, arms in runs.items()
+            for arm in ("whole", "joint")
         ],
         "search": json.loads((context.work / "cut.json").read_text())["tried"],
         "num_train": len(bundle.splits["train"]),
-        "num_val": len(bundle.splits["val"]),
+        "num_val": num_val,
     }
 
 
@@ -236,9 +246,19 @@ def section(records: Sequence[Record]) -> list[str]:
         "beside": "{second}",
         "points": lambda row: interval(row, "difference"),
     }
+    over_depth: Columns = {
+        "data": "{dataset}",
+        "model": "{model}",
+        "arm": "{arm}",
+        "seed": "{seed}",
+        "accuracy of y_0, y_1 … y_N": lambda row: " ".join(f"{a:.0f}" for a in row["accuracies"]),
+        "images": "{num_val}",
+    }
     parts = [TEXT, table(rows_of(records), columns)]
     if pairs := rows_of(records, "comparisons"):
         parts.append(table(pairs, compared))
+    if trajectories := rows_of(records, "trajectories"):
+        parts += [DEPTHS, table(trajectories, over_depth)]
     return parts + trials_tried(records[0].file.with_name(TRIALS))
 
 

@@ -307,6 +307,10 @@ def test_pretrained(quick: Quick, tmp_path: Path) -> None:
     assert rows["joint", True]["training_macs"] > whole["training_macs"]
     assert rows["cut_first", False]["training_macs"] < whole["training_macs"]
     assert found["search"][0]["macs"] == 1
+    blocks = found["search"][0]["blocks"]
+    for trajectory in found["trajectories"]:
+        assert trajectory["arm"] in ("whole", "joint")
+        assert len(trajectory["accuracies"]) == len(blocks) + 1
     assert "above whole" in shown("pretrained", records)
 
 
