@@ -275,6 +275,7 @@ def trials_tried(file: Path) -> list[str]:
     columns: Columns = {
         "trial on": "{dataset}",
         "arm": "{arm}",
+        "cut": lambda row: format_indices(row["blocks"]),
         "settings": settings,
         "validation accuracy": accuracies,
         "images": "{num_val}",

@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     line = {
         "dataset": given.name,
         "arm": given.arm,
+        "blocks": case.cut.to_json(),
         "settings": {key: case.settings[key] for key in (*SHOWN, *changed) if key in case.settings},
         "val_accuracy": trial(case, given.arm),
         "num_val": len(case.bundle(SEED).splits["val"]),
