@@ -514,6 +514,48 @@ def test_a_cut_model_is_exported_copied_and_trained_as_its_own_class() -> None:
     assert small.stage_2[0].projection.weight.grad.abs().sum() > 0
 
 
+class Normed(Loop):
+    """Branches that begin with what does not depend on the state: a norm of their weights."""
+
+    def __init__(self, norm: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        for part in self.branches:
+            part[0] = norm(part[0])
+
+
+class Recurrent(Loop):
+    """Branches of a GRU, whose first state is made before it reads anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.GRU(WIDTH, WIDTH, batch_first=True) for _ in range(BLOCKS))
+
+    def forward(self, state: Tensor) -> Tensor:
+        state = self.first(state)[:, None].expand(-1, 3, -1)
+        for one in self.branches:
+            state = state + one(state)[0]
+        return self.last(state[:, -1])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Normed(nn.utils.parametrizations.weight_norm),
+        Normed(nn.utils.parametrizations.spectral_norm),  # each pass in training mode moves it
+        Recurrent(),
+    ],
+)
+def test_all_of_a_branch_belongs_to_its_block(model: Loop) -> None:
+    view, x = sc.adapt(model.eval(), EXAMPLE), rows()
+    own = {name for name, _ in model.named_parameters() if name.startswith("branches")}
+    residual = {name for block in view.blocks.values() for name, _ in block.named_parameters()}
+    assert len(view.blocks) == BLOCKS
+    assert len(residual) == len(own)
+    small = view.keep(Cut((1, 2)))
+    torch.testing.assert_close(small.model(x), view(x, Cut((1, 2))))
+    assert len(small.model.branches) == 2
+
+
 def test_a_view_follows_what_is_replaced_in_its_model() -> None:
     model, x = Staged().eval(), rows()
     view = sc.adapt(model, EXAMPLE)

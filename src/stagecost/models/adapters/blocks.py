@@ -141,9 +141,7 @@ def _is_loop(call: Operation, sums: Sequence[ResidualSum]) -> bool:
     """
     lists = []
     for residual in sums:
-        inside = [
-            o for o in call.inside if o.is_module and residual.start <= o.start < residual.operation.end
-        ]
+        inside = [o for o in call.inside if o.is_module and residual.covers(o)]
         parents = {str(o.target).rpartition(".")[0] for o in inside}
         lists.append(parents - {str(call.target)})
     shared = any(a & b for i, a in enumerate(lists) for b in lists[:i])
@@ -234,10 +232,7 @@ def _without_branches(
 
 def _insert(trace: Trace, line: list[Operation | Stretch], path: str, residual: ResidualSum) -> None:
     """Make one item of the stretch of calls that computes a residual sum."""
-    end = residual.operation.end
-    inside = [
-        i for i, o in enumerate(line) if isinstance(o, Operation) and residual.start <= o.start < end
-    ]
+    inside = [i for i, o in enumerate(line) if isinstance(o, Operation) and residual.covers(o)]
     stretch = line[inside[0] : inside[-1] + 1] if inside else []
     step = [o for o in stretch if isinstance(o, Operation)]
     if len(step) < len(stretch) or residual.operation not in step:

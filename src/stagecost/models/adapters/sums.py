@@ -27,6 +27,13 @@ class ResidualSum:
         """When the first branch begins."""
         return min((o.start for o in self.region), default=self.operation.start)
 
+    def covers(self, call: Operation) -> bool:
+        """Tell whether a call is made on the way of the branches, or has begun when the first one does.
+
+        A module may begin with what does not depend on the state, such as the norm of its weights.
+        """
+        return max(call.end, call.start + 1) > self.start and call.start < self.operation.end
+
 
 class Analysis:
     """The residual sums of a trace."""
