@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from sklearn.base import clone
-from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -129,6 +129,42 @@ def test_rows_are_learned_in_a_pipeline_and_blocks_go(tmp_path: Path) -> None:
     for folder, reason in (("network", "holds no classifier"), ("none", "holds no saved network")):
         with pytest.raises(StageCostError, match=reason):
             StageCostClassifier.from_pretrained(tmp_path / folder)
+
+
+@pytest.mark.parametrize(("unit", "offset"), [(1e-9, 0.0), (1.0, 1.7e9)])
+def test_the_unit_of_a_feature_does_not_matter(unit: float, offset: float) -> None:
+    rows, classes = load_iris(return_X_y=True)
+    rows = rows * unit + offset
+    options = {"num_blocks": 2, "width": 16, "epochs": 15, "lr": 5e-3}
+    assert StageCostClassifier(**options).fit(rows, classes).score(rows, classes) > 0.85
+
+
+def test_columns_of_a_loaded_classifier_are_told_by_name(tmp_path: Path) -> None:
+    frame, classes = load_iris(return_X_y=True, as_frame=True)
+    fitted = StageCostClassifier(**SMALL | {"epochs": 1}, random_state=None).fit(frame, classes)
+    fitted.save_pretrained(tmp_path)
+    loaded = StageCostClassifier.from_pretrained(tmp_path)
+    assert (loaded.predict(frame) == fitted.predict(frame)).all()
+    with pytest.raises(ValueError, match="same order"):
+        loaded.predict(frame[frame.columns[::-1]])
+    with pytest.raises(StageCostError, match="too far from what was fitted"):
+        loaded.predict(frame * 1e200)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("width", 2.5),
+        ("validation_fraction", 0),
+        ("lr", 0),
+        ("device", "x"),
+    ],
+)
+def test_impossible_parameters_are_named(name: str, value: object) -> None:
+    with pytest.raises(StageCostError, match=f"^{name} is {value!r}: give "):
+        StageCostClassifier(**SMALL | {name: value}).fit(np.eye(4), [0, 1, 0, 1])
 
 
 def test_images_are_learned() -> None:

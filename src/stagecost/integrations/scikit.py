@@ -1,5 +1,6 @@
 """A classifier for scikit-learn: `StageCostClassifier(max_drop=0.5).fit(X, y).predict(X)`."""
 
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
@@ -54,7 +56,7 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weight_decay: float = 1e-2,
         validation_fraction: float = 0.2,
         device: str = "cpu",
-        random_state: int = 0,
+        random_state: int | np.random.RandomState | None = 0,
     ) -> None:
         """Say how; nothing is checked before `fit`, as is the custom there.
 
@@ -69,7 +71,7 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             weight_decay: lambda, on the residual branches.
             validation_fraction: of the samples, that is kept apart.
             device: of torch.
-            random_state: of the weights, the order and the split.
+            random_state: of the weights, the order and the split; None draws one at each `fit`.
         """
         self.max_drop, self.num_blocks, self.width = max_drop, num_blocks, width
         self.gamma, self.epochs, self.batch_size, self.lr = gamma, epochs, batch_size, lr
@@ -87,17 +89,18 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             ValueError: X and y do not go together, or hold what is no finite number.
             StageCostError: an impossible parameter.
         """
-        samples, labels = validate_data(self, X, y, allow_nd=True, dtype=np.float32)
+        samples, labels = validate_data(self, X, y, allow_nd=True)
         check_classification_targets(labels)
         self.classes_, numbers = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise StageCostError("y has one class: give samples of at least two")
+        seed = self._checked_seed()
         self._set_scale(samples)
-        train, val = self._parted(self._scaled(samples), torch.from_numpy(numbers))
+        train, val = self._parted(self._scaled(samples), torch.from_numpy(numbers), seed)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.random_state)
+            torch.manual_seed(seed)
             network = self._network(train[0].shape[1:]).to(self.device)
-            self._train(network, train)
+            self._train(network, train, seed)
         recalibrate(network, _batches(train))
         self.trajectory_ = loss_trajectory(network, _batches(val))
         self.plan_ = plan_pruning(network, self.trajectory_, max_drop=self.max_drop)
@@ -107,7 +110,7 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float32]:  # noqa: N803
         """Return the probability of each class, (n, classes)."""
         check_is_fitted(self)
-        samples = self._scaled(validate_data(self, X, allow_nd=True, dtype=np.float32, reset=False))
+        samples = self._scaled(validate_data(self, X, allow_nd=True, reset=False))
         with evaluation_mode(self.network_):
             parts = [self.network_(part.to(self.device)) for part in torch.split(samples, LARGEST_BATCH)]
         probabilities: NDArray[np.float32] = torch.cat(parts).softmax(dim=1).cpu().numpy()
@@ -131,9 +134,10 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise StageCostError(f"labels such as {labels[0]!r} are no JSON: fit to numbers or texts")
         scale = {"mean": self._mean.tolist(), "spread": self._spread.tolist()}
         classes = {"labels": labels, "dtype": self.classes_.dtype.str}
-        given = self.get_params().items()
-        parameters = {name: v.item() if isinstance(v, np.generic) else v for name, v in given}
-        kept = {"parameters": parameters, **classes, **scale}
+        given = {k: v.item() if isinstance(v, np.generic) else v for k, v in self.get_params().items()}
+        parameters = {k: v for k, v in given.items() if isinstance(v, bool | int | float | str | None)}
+        features = {"features": [*getattr(self, "feature_names_in_", [])]}
+        kept = {"parameters": parameters, **classes, **scale, **features}
         self.network_.save_pretrained(folder, classifier=kept)
 
     @classmethod
@@ -148,8 +152,10 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             kept = network.details["classifier"]
             classifier = cls(**kept["parameters"])
             classifier.classes_ = np.array(kept["labels"], dtype=kept["dtype"])
-            mean, spread = (np.array(kept[name], np.float32) for name in ("mean", "spread"))
+            mean, spread = (np.array(kept[name], np.float64) for name in ("mean", "spread"))
             classifier.n_features_in_ = mean.shape[1]
+            if names := kept.get("features"):
+                classifier.feature_names_in_ = np.array(names, dtype=object)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise StageCostError(
                 f"{folder} holds no classifier ({one_line(error)}): give what save_pretrained wrote"
@@ -158,29 +164,55 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classifier.network_ = network.to(classifier.device)
         return classifier
 
-    def _set_scale(self, samples: NDArray[np.float32]) -> None:
+    def _checked_seed(self) -> int:
+        """Refuse impossible parameters that nothing below refuses, and return the seed."""
+        for name in ("num_blocks", "width", "epochs", "batch_size"):
+            number = getattr(self, name)
+            if not isinstance(number, Integral) or number < 1:
+                raise StageCostError(f"{name} is {number!r}: give a whole number of at least 1")
+        for name in ("lr", "validation_fraction"):
+            number = getattr(self, name)
+            if not isinstance(number, Real) or not 0 < number < 1:
+                raise StageCostError(f"{name} is {number!r}: give a number between 0 and 1")
+        try:
+            torch.device(self.device)
+        except RuntimeError:
+            raise StageCostError(f"device is {self.device!r}: give cpu, cuda or mps") from None
+        if isinstance(self.random_state, Integral):
+            return int(self.random_state)
+        return int(check_random_state(self.random_state).randint(2**31))
+
+    def _set_scale(self, samples: NDArray[Any]) -> None:
         """Note mean and spread of each feature or channel."""
         if samples.ndim not in {2, 4}:
             raise StageCostError(
                 f"X has shape {samples.shape}: give rows (n, features) or images (n, C, H, W)"
             )
         axes = (0, *range(2, samples.ndim))
-        spread = samples.std(axis=axes, keepdims=True)
-        self._mean = samples.mean(axis=axes, keepdims=True)
-        self._spread = np.where(spread > 1e-6 * np.abs(self._mean).clip(1), spread, np.float32(1))
+        self._mean = samples.mean(axis=axes, keepdims=True, dtype=np.float64)
+        spread = samples.std(axis=axes, keepdims=True, dtype=np.float64)
+        # What differs by rounding alone is constant, in the precision that it came in.
+        precision = np.finfo(samples.dtype).eps if samples.dtype.kind == "f" else 0.0
+        self._spread = np.where(spread > 8 * precision * np.abs(self._mean), spread, 1.0)
 
-    def _scaled(self, samples: NDArray[np.float32]) -> Tensor:
+    def _scaled(self, samples: NDArray[Any]) -> Tensor:
+        """Return samples with mean 0 and spread 1, float32; the difference is taken before rounding."""
         if samples.ndim != self._mean.ndim:
             raise StageCostError(f"X has {samples.ndim} dimensions, not the {self._mean.ndim} of fit")
-        return torch.from_numpy(np.ascontiguousarray((samples - self._mean) / self._spread))
+        scaled = np.ascontiguousarray((samples - self._mean) / self._spread)
+        if np.abs(scaled).max() > np.finfo(np.float32).max:
+            raise StageCostError(
+                "X is too far from what was fitted to be told in 32 bits: scale it alike"
+            )
+        return torch.from_numpy(scaled.astype(np.float32))
 
-    def _parted(self, samples: Tensor, numbers: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _parted(self, samples: Tensor, numbers: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
         """Keep a part of the samples apart, of each class alike where there are enough."""
         many = np.bincount(numbers).min() >= 1 / self.validation_fraction
         first, second = train_test_split(
             np.arange(len(samples)),
             test_size=self.validation_fraction,
-            random_state=self.random_state,
+            random_state=seed,
             stratify=numbers if many else None,
         )
         return [(samples[part], numbers[part]) for part in (first, second)]
@@ -195,13 +227,13 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return create_model("homogeneous", in_channels=shape[0], **sizes)
         return create_model("residual_mlp", num_features=shape[0], **sizes)
 
-    def _train(self, network: ResidualNetwork, samples: tuple[Tensor, Tensor]) -> None:
+    def _train(self, network: ResidualNetwork, samples: tuple[Tensor, Tensor], seed: int) -> None:
         gamma = 1 / self.num_blocks if self.gamma is None else self.gamma
         stage_cost = StageCost.uniform(self.num_blocks, gamma)
         optimizer = torch.optim.AdamW(parameter_groups(network, self.weight_decay), lr=self.lr)
         steps = self.epochs * -(-len(samples[0]) // self.batch_size)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps + 1)
-        generator = torch.Generator().manual_seed(self.random_state)
+        generator = torch.Generator().manual_seed(seed)
         network.train()
         for _ in range(self.epochs):
             order = torch.randperm(len(samples[0]), generator=generator)
