@@ -309,6 +309,18 @@ def test_people_are_told_something(cli: CommandLine, runs: Runs, tmp_path: Path)
         assert "Traceback" not in outcome.stderr
 
 
+def test_what_is_told_to_be_typed_next_can_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    from stagecost.cli.views import show
+    from stagecost.runs.evaluation import Evaluation
+    from stagecost.runs.training import TrainingResult
+
+    run = TrainingResult("my runs/a", 1, None, None, 0, None, 1, (0,), 1.0, (), (), 1.0, ())
+    show("train", run)
+    assert "next: stagecost analyze 'my runs/a'" in capsys.readouterr().out
+    show("evaluate", Evaluation(50.0, 1.0, 1, 1, 1, "all", 9, None, ("4 of these were trained on",)))
+    assert "note: 4 of these were trained on" in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------------------------------------
 # Settings
 

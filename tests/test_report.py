@@ -213,6 +213,25 @@ def test_the_verdict_comes_first() -> None:
     assert words.index(verdict) < words.index("Loss over depth")
 
 
+def test_a_needed_cut_that_is_no_depth_is_told_as_what_it_is() -> None:
+    """In a network of stages the first four blocks are another cut than four blocks by stages."""
+    cuts = [
+        {"cut": "1+2+1", "kept_blocks": [0, 2, 3, 4], "accuracy": 88.9, "macs": 60.0},
+        {"cut": "2+2+2", "kept_blocks": [0, 1, 2, 3, 4, 5], "accuracy": 98.5, "macs": 80.0},
+    ]
+    changes = {"cuts": cuts, "needed_cut": "1+2+1", "stage_starts": [0, 2, 4], "macs": [9] * 6 + [80]}
+    told = make_analysis(6, 4, warnings=["one image is much"], tolerance=10, **changes)
+    data = make_data(analysis=told, history=[])
+    words = check(render_report(data)).words
+    assert "88.90 % would remain" in words
+    assert "Accuracy of the cut 1+2+1 88.90 %" in words
+    assert "it is the cut 1+2+1" in words
+    assert "is the needed depth" not in words
+    assert "One image is much." in words
+    assert data.kept_places == (0, 2, 3, 4)
+    assert "88.90 % 75 %" in check(render_comparison([data, data])).words
+
+
 @pytest.mark.parametrize(
     ("num_blocks", "needed", "sentence"),
     [

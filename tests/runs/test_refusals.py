@@ -58,6 +58,7 @@ PRUNE: list[tuple[dict[str, Any], str, str]] = [
     ({"max_drop": -1.0}, "--max-drop is -1.0", "at least 0"),
     ({"max_drop": float("nan")}, "--max-drop is nan", "at least 0"),
     ({"max_drop": float("inf")}, "--max-drop is inf", "at least 0"),
+    ({"max_loss_increase": -1.0}, "--max-loss-increase is -1.0", "at least 0"),
     ({"keep": 1, "finetune_epochs": -1}, "--finetune-epochs is -1", "at least 0"),
 ]
 

@@ -60,7 +60,7 @@ def test_json_keys(trained: Trained, tmp_path: Path) -> None:
         f"{PRUNE} num_images": prune(trained.three, tmp_path / "small", keep=2),
         f"{EVALUATE} num_images interval": evaluate(trained.saved),
         f"{BOUND} num_images": bound(trained.three, [trained.two]),
-        "run report needed_blocks": report(copied(trained.two, tmp_path / "again")),
+        "run report needed_blocks warnings": report(copied(trained.two, tmp_path / "again")),
     }
     for keys, result in results.items():
         assert set(strict(result)) == set(keys.split())
@@ -96,6 +96,9 @@ def test_all_images_are_those_of_all_splits(tmp_path: Path) -> None:
     assert together.num_images == sum(part.num_images for part in parts) == 1797
     expected = sum(part.accuracy * part.num_images for part in parts) / 1797
     assert together.accuracy == pytest.approx(expected)
+    assert together.warnings == (
+        f"{parts[0].num_images:,} of these 1,797 images were trained on, which flatters",
+    )
 
 
 def test_images_that_changed_are_told_and_trained_ones_refused(tmp_path: Path) -> None:

@@ -175,6 +175,7 @@ def test_without_a_schedule_nothing_is_cut(tmp_path: Path) -> None:
         ({"targets": "4"}, "--targets 4 is the whole network"),
         ({"targets": "5"}, "block 4 is impossible"),
         ({"targets": "1+2"}, "impossible in stages"),
+        ({"targets": "2,[0-1]"}, "names a cut twice"),
         ({"targets": "x"}, "--targets is 'x'"),
         ({"targets": "2", "first_depth": 1}, "--first-depth is about"),
         ({"compile": True, "sampled_depths": 2}, "leave one of them out"),

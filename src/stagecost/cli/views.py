@@ -1,5 +1,6 @@
 """How the results of verbs look to a person on a terminal; `--json` prints the same results bare."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,7 +76,7 @@ def _train(console: Console, result: TrainingResult) -> None:
     if result.suggested_targets:
         depths = ",".join(map(str, result.suggested_targets))
         _line(console, f"depths worth training for: --targets {depths} (see docs/targets.md)")
-    _line(console, f"next: stagecost analyze {result.run}")
+    _line(console, f"next: stagecost analyze {shlex.quote(result.run)}")
 
 
 def _analyze(console: Console, result: Analysis | Inspection) -> None:
@@ -171,7 +172,7 @@ def _prune(console: Console, result: Pruning) -> None:
     _line(console, f"kept blocks k = {list(result.kept_blocks)}{trained}")
     _warnings(console, result.warnings)
     _line(console, f"saved: {result.network}")
-    _line(console, f"next: stagecost evaluate {result.network} --split test")
+    _line(console, f"next: stagecost evaluate {shlex.quote(result.network)} --split test")
 
 
 def _evaluate(console: Console, result: Evaluation) -> None:
@@ -179,6 +180,7 @@ def _evaluate(console: Console, result: Evaluation) -> None:
     _line(console, f"{result.split}: accuracy {accuracy}, loss {result.loss:.4f}")
     sizes = f"{result.parameters:,} parameters, {result.macs:,} MACs an image"
     _line(console, f"{result.num_blocks} blocks, {sizes}")
+    _warnings(console, result.warnings)
 
 
 def _predict(console: Console, result: Predictions) -> None:
@@ -210,7 +212,7 @@ def _export(console: Console, result: Export) -> None:
         _line(console, f"{small.file}: {size}, accuracy {accuracy} ({small.num_images} images), {time}")
     _line(console, f"saved: {result.output}")
     if result.format == "onnx":
-        _line(console, f"next: python {result.output}/run.py cat.jpg")
+        _line(console, f"next: python {shlex.quote(f'{result.output}/run.py')} cat.jpg")
 
 
 def _measure(console: Console, result: Measurements) -> None:
@@ -288,6 +290,7 @@ def _exit(console: Console, result: Exits) -> None:
 
 
 def _report(console: Console, result: Report) -> None:
+    _warnings(console, result.warnings)
     _line(console, f"wrote {result.report}")
 
 
@@ -299,6 +302,7 @@ def _compare(console: Console, result: Comparison) -> None:
         scores = (f"{row.accuracy:.2f} %", f"{row.accuracy_needed:.2f} %")
         table.add_row(row.run, str(row.num_blocks), kept, *scores, f"{row.macs_needed / row.macs:.2f}×")
     console.print(table)
+    _warnings(console, [f"{row.run}: {text}" for row in result.runs for text in row.warnings])
     _line(console, f"wrote {result.report}")
 
 

@@ -48,7 +48,8 @@ def check_fingerprint(
     Args:
         saved: what `fingerprint` returned of the run.
         bundle: the images now, with `split` loaded.
-        split: what the network is to be judged on; 'train' and 'all' may hold trained images.
+        split: what the network is to be judged on; 'train' and 'all' may hold trained images, and for
+            'all' nothing is held out, so that the splits are not those of then.
         allow_trained: whether to judge it all the same on images that it was trained on.
 
     Returns:
@@ -59,14 +60,16 @@ def check_fingerprint(
             fingerprint is damaged.
     """
     then, trained = _parse(saved)
-    changes = []
+    changes: list[str] = []
+    if split == ALL:
+        return ()
     for name in sorted(then.keys() | bundle.chosen.keys()):
         rows = bundle.chosen.get(name)
         images, digest, _ = then.get(name, (0, "", None))
         if rows is None or digest != _digest(rows, bundle.format.class_names):
             now = 0 if rows is None else len(rows.index)
             changes.append(f"the {name} images have changed since the run: {images} then, {now} now")
-    if split in ("train", ALL) or split not in bundle.splits:
+    if split == "train" or split not in bundle.splits:
         return tuple(changes)
     count = _trained(bundle.splits[split], trained)
     images, _, usual = then.get(split, (0, "", None))
@@ -79,6 +82,15 @@ def check_fingerprint(
             "these by --allow-trained"
         )
     return tuple(changes)
+
+
+def trained_images(saved: str, bundle: DataBundle, split: str) -> int:
+    """Return how many images of a loaded split are among those that a run was trained on.
+
+    Raises:
+        StageCostError: the fingerprint is damaged.
+    """
+    return _trained(bundle.splits[split], _parse(saved)[1])
 
 
 def _parse(saved: str) -> tuple[dict[str, tuple[int, str, int | None]], _Digests]:

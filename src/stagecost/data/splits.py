@@ -71,9 +71,10 @@ def check_present(split: str, rows: Mapping[str, Rows], config: DataConfig) -> N
         return
     if split == "val" and "train" in rows:
         count = len(rows["train"].index)
+        enough = max(0.1, np.ceil(100 / count) / 100)
         raise StageCostError(
             f"--val-fraction {config.val_fraction} of {count} training images leaves none for "
-            "validation: hold out more of them (--val-fraction 0.1)"
+            f"validation: hold out more of them (--val-fraction {enough:g})"
         )
     raise StageCostError(
         f"{shown(config.data)} has no {split} split (only {', '.join(rows)}): give data with training "

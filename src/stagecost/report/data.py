@@ -18,6 +18,16 @@ Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
+class MadeCut:
+    """A cut that can be made."""
+
+    cut: str  #: as printed: 4, or 3+3+4 by stages
+    kept_blocks: tuple[int, ...]  #: the paper's k of the blocks that stay
+    accuracy: float = math.nan  #: percent
+    macs: float = math.nan  #: multiply-accumulates of one image
+
+
+@dataclass(frozen=True)
 class Analysis:
     """What a pass over a split tells of every depth k = 0 … N."""
 
@@ -28,7 +38,10 @@ class Analysis:
     residual_ratios: tuple[float, ...]  #: mean of ‖F_k(x_k)‖ / ‖x_k‖, k = 0 … N-1
     weight_norms: tuple[float, ...]  #: ‖w_F,k‖, k = 0 … N-1
     tolerance: float  #: points of accuracy that may be missing to the full depth
-    needed_blocks: int  #: M, the least depth within the tolerance
+    needed_blocks: int  #: M, blocks of the cheapest cut within the tolerance
+    needed_cut: str = ""  #: this cut, as printed; that of the first M blocks if empty
+    cuts: tuple[MadeCut, ...] = ()  #: all that can be made and were measured, the whole among them
+    warnings: tuple[str, ...] = ()  #: what makes the needed blocks doubtful
     stage_starts: tuple[int, ...] = (0,)  #: the paper's k of each stage's first block
     #: multiply-accumulates of one image, with the first 0 … N blocks; empty if unknown
     macs: tuple[float, ...] = ()
@@ -48,9 +61,23 @@ class Analysis:
         return value_at(self.accuracies, self.num_blocks)
 
     @property
-    def needed_accuracy(self) -> float:
-        """Percent, of y_M."""
-        return value_at(self.accuracies, self.needed_blocks)
+    def blocks(self) -> tuple[int, ...]:
+        """The paper's k of all blocks, by their places."""
+        every = tuple(range(self.num_blocks))
+        return max((cut.kept_blocks for cut in self.cuts), key=len, default=every)
+
+    @property
+    def needed(self) -> MadeCut:
+        """The cheapest cut within the tolerance."""
+        m = self.needed_blocks
+        first = MadeCut(str(m), self.blocks[:m], value_at(self.accuracies, m), value_at(self.macs, m))
+        return next((cut for cut in self.cuts if cut.cut == self.needed_cut), first)
+
+    @property
+    def needed_depth(self) -> int | None:
+        """M where the needed cut is that of the first M blocks; None if it is none of the depths."""
+        first = self.needed.kept_blocks == self.blocks[: self.needed_blocks]
+        return self.needed_blocks if first else None
 
     @property
     def accuracy_floor(self) -> float:
@@ -182,7 +209,7 @@ class ReportData:
     test: tuple[Result, ...] = ()  #: networks on the test split
     points: tuple[Point, ...] = ()  #: accuracy against MACs of cuts, exits and controls, on test images
     exits: Exits | None = None  #: the latest early exit; None if there was none
-    #: of the cut network (the pruned one, or else the first `needed_blocks`)
+    #: of the cut network (the pruned one, or else the needed cut)
     confusion: Confusion | None = None
     #: images that the cut gets newly wrong, as many as the page is to show
     newly_wrong: tuple[WrongImage, ...] = ()
@@ -199,10 +226,10 @@ class ReportData:
         return _read_fields(cls, content, "report")
 
     @property
-    def kept_blocks(self) -> tuple[int, ...]:
-        """The paper's k of the blocks that the figures colour: those kept, or else those needed."""
-        needed = tuple(range(self.analysis.needed_blocks))
-        return needed if self.pruning is None else self.pruning.kept_blocks
+    def kept_places(self) -> tuple[int, ...]:
+        """The places of the blocks that the figures colour: of those kept, or else those needed."""
+        kept = (self.analysis.needed if self.pruning is None else self.pruning).kept_blocks
+        return tuple(place for place, k in enumerate(self.analysis.blocks) if k in kept)
 
     @property
     def seconds(self) -> float:

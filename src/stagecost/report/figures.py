@@ -80,13 +80,13 @@ def _ratios(analysis: Analysis) -> Sequence[float]:
 
 
 def _loss_figure(analysis: Analysis) -> Chart:
-    needed = analysis.needed_blocks
+    needed = analysis.needed_depth
     return line_chart(
         [_curve(analysis.losses)],
         x=DEPTH,
         y=LOSS,
         summary=_curve_summary("Loss", analysis.losses, needed, measure_text),
-        mark=(needed, f"{needed} needed"),
+        mark=None if needed is None else (needed, f"{needed} needed"),
         stage_starts=analysis.stage_starts,
         follows="depth",
     )
@@ -94,7 +94,7 @@ def _loss_figure(analysis: Analysis) -> Chart:
 
 def _accuracy_figure(analysis: Analysis) -> Chart:
     needed, terminal, floor = (
-        analysis.needed_blocks,
+        analysis.needed_depth,
         analysis.terminal_accuracy,
         analysis.accuracy_floor,
     )
@@ -104,7 +104,7 @@ def _accuracy_figure(analysis: Analysis) -> Chart:
         x=DEPTH,
         y=_cut_off(floor, highest) if math.isfinite(floor) else ACCURACY,
         summary=_curve_summary("Accuracy", analysis.accuracies, needed, percent_text),
-        mark=(needed, f"{needed} needed"),
+        mark=None if needed is None else (needed, f"{needed} needed"),
         band=(terminal - analysis.tolerance, terminal),
         stage_starts=analysis.stage_starts,
         follows="depth",
@@ -118,7 +118,7 @@ def _bars(data: ReportData, values: Sequence[float], y: Axis, name: str) -> Char
         low, high = (f"{measure_text(v)} in block {values.index(v)}" for v in (min(finite), max(finite)))
         summary = f"{name} of each block: smallest {low}, largest {high}."
     starts = data.analysis.stage_starts
-    return bar_chart(values, data.kept_blocks, x=BLOCK, y=y, summary=summary, stage_starts=starts)
+    return bar_chart(values, data.kept_places, x=BLOCK, y=y, summary=summary, stage_starts=starts)
 
 
 def _learning_figure(history: Sequence[Epoch]) -> Chart:
@@ -199,9 +199,9 @@ def _curve(values: Sequence[float], name: str = "") -> Series:
 
 
 def _curve_summary(
-    name: str, values: Sequence[float], needed: int, write: Callable[[float], str]
+    name: str, values: Sequence[float], needed: int | None, write: Callable[[float], str]
 ) -> str:
-    depths = (0, needed, len(values) - 1)
+    depths = (0, *(() if needed is None else (needed,)), len(values) - 1)
     return (
         f"{name} over depth: "
         + ", ".join(f"{write(value_at(values, depth))} at depth {depth}" for depth in depths)

@@ -30,7 +30,7 @@ def consequence(data: ReportData) -> str:
     if rest <= 0:
         return "Within this tolerance no block can be cut off."
     other = "The other block" if rest == 1 else f"The other {counted(rest, 'block')}"
-    remaining = percent_text(analysis.needed_accuracy)
+    remaining = percent_text(analysis.needed.accuracy)
     return f"{other} can be cut off without retraining; {remaining} would remain."
 
 
@@ -52,7 +52,7 @@ def what_pruning_did(pruning: Pruning) -> str:
 
 def notes_on(data: ReportData) -> list[str]:
     """Say what makes the numbers of this very report less than they seem."""
-    notes = []
+    notes = [f"{text[:1].upper()}{text[1:]}." for text in data.analysis.warnings]
     if data.analysis.split_word == "test":
         notes.append(
             "The depth was chosen on the test split, so an accuracy on the same images flatters. "
@@ -81,7 +81,7 @@ def notes_on(data: ReportData) -> list[str]:
 def blocks_summary(data: ReportData) -> str:
     """Say which blocks the row of blocks colours."""
     word = "needed" if data.pruning is None else "kept"
-    which = ranges_text(data.kept_blocks) or "none"
+    which = ranges_text(data.kept_places) or "none"
     return f"{counted(data.analysis.num_blocks, 'block')} from input to output; {word}: {which}."
 
 
@@ -129,7 +129,7 @@ def comparison_verdict(runs: Sequence[ReportData]) -> str:
 
 def _pruning_notes(analysis: Analysis, pruning: Pruning) -> list[str]:
     notes = []
-    if list(pruning.kept_blocks) != list(range(analysis.needed_blocks)):
+    if pruning.kept_blocks != analysis.blocks[: analysis.needed_blocks]:
         kept = f"blocks {ranges_text(pruning.kept_blocks)}" if pruning.kept_blocks else "no block"
         notes.append(
             f"The pruned network keeps {kept}, not the first "

@@ -1,6 +1,7 @@
 """What `stagecost prune` is asked for, and the plan that follows from it on validation images."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,10 @@ class Request:
         """Refuse what asks for nothing, or for two things at once."""
         if self.max_drop is not None:
             check_points("--max-drop", self.max_drop)
+        if self.max_loss_increase is not None and not 0 <= self.max_loss_increase < math.inf:
+            raise StageCostError(
+                f"--max-loss-increase is {self.max_loss_increase}: give a number of at least 0"
+            )
         if self.max_drop is None and self.max_loss_increase is None and self.keep is None:
             raise StageCostError(
                 "say how much to prune: give --max-drop or --max-loss-increase, or what to keep "

@@ -39,6 +39,7 @@ class Report(Result):
     run: str  #: that it is on
     report: str  #: the page
     needed_blocks: int  #: that it tells of
+    warnings: tuple[str, ...]  #: what makes them doubtful
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class ComparedRun:
     accuracy_needed: float  #: percent, of the needed cut
     macs: int  #: of the whole network, for one image
     macs_needed: int  #: of the needed cut
+    warnings: tuple[str, ...]  #: what makes it doubtful
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def report(
     """
     check_points("--tolerance", tolerance)
     trained = open_trained(run, checkpoint=checkpoint, device=device)
+    _check_run(trained)
     analysis, images = _judged(trained, tolerance, data, allow_trained=allow_trained)
     return write_run_report(trained, analysis, images=images)
 
@@ -130,11 +133,17 @@ def compare(
     contents, rows = [], []
     for run in runs:
         trained = open_trained(run, checkpoint=checkpoint, device=device)
+        _check_run(trained)
         analysis, _ = _judged(trained, tolerance, data, allow_trained=allow_trained)
         contents.append(report_data(trained, analysis))
         rows.append(_compared(trained, analysis))
     write_comparison(contents, Path(output))
     return Comparison(str(output), tolerance, tuple(rows))
+
+
+def _check_run(trained: Trained) -> None:
+    if trained.checkpoint is None:
+        raise StageCostError(f"{trained.path} is a saved network: give the run that it was pruned from")
 
 
 def _compared(trained: Trained, analysis: Analysis) -> ComparedRun:
@@ -150,6 +159,7 @@ def _compared(trained: Trained, analysis: Analysis) -> ComparedRun:
         accuracy_needed=analysis.needed.accuracy,
         macs=count_macs(trained.network, trained.image_shape),
         macs_needed=analysis.needed.macs,
+        warnings=analysis.warnings,
     )
 
 
@@ -178,7 +188,7 @@ def write_run_report(
         data = with_images(data, trained, analysis, images)
     file = RunFolder(trained.path).report
     write_report(data, file)
-    return Report(str(trained.path), str(file), analysis.needed_blocks)
+    return Report(str(trained.path), str(file), analysis.needed_blocks, analysis.warnings)
 
 
 def report_data(
@@ -186,8 +196,7 @@ def report_data(
 ) -> ReportData:
     """Return what a report tells of an opened run."""
     checkpoint, run = trained.checkpoint, RunFolder(trained.path)
-    if checkpoint is None:
-        raise StageCostError(f"{trained.path} is a saved network: give the run that it was pruned from")
+    assert checkpoint is not None
     settings = {**trained.settings.to_flat(), "gamma": checkpoint.gamma}
     macs = mac_costs(trained.network, trained.image_shape)
     measured, times = _times(trained)

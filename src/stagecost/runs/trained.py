@@ -1,5 +1,6 @@
 """Opening what was trained: a run folder, or the folder of a saved network, with its images."""
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -7,9 +8,9 @@ from typing import Literal
 import torch
 
 from stagecost.data.batches import FixedBatches, eval_batches, sample_batches
-from stagecost.data.fingerprint import check_fingerprint
+from stagecost.data.fingerprint import check_fingerprint, trained_images
 from stagecost.data.images import ImageFormat
-from stagecost.data.loading import DataBundle, load_data
+from stagecost.data.loading import ALL, DataBundle, load_data
 from stagecost.errors import StageCostError
 from stagecost.models.catalogue import load
 from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, ResidualNetwork
@@ -35,7 +36,7 @@ class Judged:
     batches: FixedBatches  #: in order, without augmentation
     num_images: int  #: how many
     chance: float  #: accuracy of always guessing the most frequent class, percent
-    warnings: tuple[str, ...] = ()  #: what has changed of the images since the training
+    warnings: tuple[str, ...] = ()  #: what has changed of the images, and which were trained on
 
 
 @dataclass(frozen=True)
@@ -109,15 +110,19 @@ class Trained:
         Raises:
             StageCostError: images were trained on that were not in this split then.
         """
-        changes: tuple[str, ...] = ()
-        if self.fingerprint is not None:
-            changes = check_fingerprint(self.fingerprint, bundle, split, allow_trained=allow_trained)
+        notes: tuple[str, ...] = ()
+        if (saved := self.fingerprint) is not None:
+            changes = check_fingerprint(saved, bundle, split, allow_trained=allow_trained)
+            notes = () if other else changes
+            if split == ALL and (count := trained_images(saved, bundle, split)):
+                every = f"{len(bundle.splits[split]):,} images"
+                notes = (*notes, f"{count:,} of these {every} were trained on, which flatters")
         images = bundle.splits[split]
         targets = images.targets.tolist()
         if not targets:
             raise StageCostError(f"there are no images to judge {self.path} on: give some")
         batches = eval_batches(images, self.image_format, device=self.device)
-        return Judged(batches, len(targets), chance_of(targets), () if other else changes)
+        return Judged(batches, len(targets), chance_of(targets), notes)
 
     @property
     def fingerprint(self) -> str | None:
@@ -180,7 +185,7 @@ def _open_run(run: RunFolder, name: CheckpointName, device: torch.device) -> Tra
             )
         raise StageCostError(
             f"{run.path} has no {name} checkpoint yet: let it train, `stagecost train --resume --output "
-            f"{run.path}`"
+            f"{shlex.quote(str(run.path))}`"
         )
     checkpoint = read_checkpoint(file)
     settings = run.settings_beside(checkpoint)

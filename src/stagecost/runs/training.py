@@ -1,5 +1,6 @@
 """Training in a run folder: whose folder it is, checkpoints, cuts by a schedule, tables, display."""
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -236,7 +237,7 @@ class Stop:
         if stop:
             raise StoppedError(
                 f"interrupted in epoch {state.progress.epoch + 1} of {training.epochs}, everything is "
-                f"saved: go on with `stagecost train --resume --output {run.path}`"
+                f"saved: go on with `stagecost train --resume --output {shlex.quote(str(run.path))}`"
             )
 
 

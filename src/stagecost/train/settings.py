@@ -208,8 +208,8 @@ class StageCostSettings:
         for epoch in schedule:
             if not 1 <= epoch < epochs:
                 raise StageCostError(
-                    f"--cut-at names epoch {epoch} of {epochs}: give one from 1 to {epochs - 1}, so "
-                    "that training follows the cut"
+                    f"--cut-at names epoch {epoch} of {epochs}: give an earlier one, or more --epochs, "
+                    "so that training follows the cut"
                 )
 
     def _check_targets(self) -> None:

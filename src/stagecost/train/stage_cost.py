@@ -48,6 +48,8 @@ def stage_cost_of(settings: RunSettings, network: ResidualNetwork) -> StageCost:
     for text, cut in zip(stage.targets, targets, strict=True):
         if len(cut.blocks) == num_blocks:
             raise StageCostError(f"--targets {text} is the whole network: give fewer blocks")
+    if len({*targets}) < len(targets):
+        raise StageCostError(f"--targets {','.join(stage.targets)} names a cut twice: give each once")
     return StageCost.targets(targets if gamma else (), gamma, **options)
 
 
