@@ -309,6 +309,25 @@ def test_people_are_told_something(cli: CommandLine, runs: Runs, tmp_path: Path)
         assert "Traceback" not in outcome.stderr
 
 
+def test_cuts_that_prune_alone_tries_are_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    from stagecost.cli.views import show
+    from stagecost.runs.analysis import Analysis, CutScore
+
+    def told(blocks: int) -> str:
+        """Show the analysis of two stages of so many blocks, of which four cuts were measured."""
+        cuts = tuple(CutScore(f"{k}+1", (), 1.0, 50.0, None, k) for k in range(1, 5))
+        curve, sizes = (1.0,) * (2 * blocks + 1), (1.0,) * 2 * blocks
+        rest = ((0, blocks), 0.5, 2, "1+1", cuts, (), ())
+        show(
+            "analyze",
+            Analysis(2 * blocks, "val", 9, curve, curve, (None,) * len(curve), sizes, sizes, *rest),
+        )
+        return capsys.readouterr().out
+
+    assert "prune tries more cuts" in told(3)
+    assert "prune tries more cuts" not in told(2)
+
+
 def test_what_is_told_to_be_typed_next_can_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
     from stagecost.cli.views import show
     from stagecost.runs.evaluation import Evaluation

@@ -144,15 +144,35 @@ def test_layers_learn_at_rates_that_fall_towards_the_stem() -> None:
     assert by_layer(network, groups, 1.0) is groups
 
 
-def test_a_run_starts_from_a_saved_cut_of_a_run(weights: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_run_starts_from_a_saved_cut_of_a_run_and_goes_on_from_anywhere(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
     train({**SETTINGS, "weights": str(weights), "epochs": 1}, tmp_path / "run")
     trained = open_trained(tmp_path / "run")
     small = trained.network.keep(Cut.without(1))
     small.save_pretrained(tmp_path / "small", **trained.details())
-    result = train({**SETTINGS, "weights": str(tmp_path / "small"), "epochs": 1}, tmp_path / "second")
+
+    class StopError(Exception):
+        pass
+
+    def stop(state: State, step: Step) -> None:
+        if state.progress.epoch == 1:
+            raise StopError
+
+    settings = {**SETTINGS, "image_size": None, "weights": "small"}
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StopError):
+        train(settings, tmp_path / "second", on_step=stop)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    if gone:  # what it began with is in the checkpoint, and so is how its images are prepared
+        (tmp_path / "small").rename(tmp_path / "renamed")
+    result = train({}, tmp_path / "second", resume=True)
     assert result.kept_blocks == small.block_indices
     again = open_trained(tmp_path / "second")
     assert again.image_format == trained.image_format
+    assert again.image_format.size == 32
     assert again.network.block_indices == small.block_indices
 
 

@@ -1,7 +1,9 @@
 """How the results of verbs look to a person on a terminal; `--json` prints the same results bare."""
 
+import math
 import shlex
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from rich.console import Console
@@ -89,6 +91,9 @@ def _analyze(console: Console, result: Analysis | Inspection) -> None:
         _line(console, f"stages begin at blocks {starts}; y_k skips all later stages whole,")
         _line(console, "so what can be cut is in the next table")
         console.print(_cut_table(result))
+        sizes = (b - a for a, b in pairwise((*result.stage_starts, result.num_blocks)))
+        if math.prod(sizes) > len(result.cuts):
+            _line(console, "prune tries more cuts than these, and may find a cheaper one")
     whole = accuracy_text(result.accuracies[-1], result.intervals[-1], result.num_images)
     blocks = f"{result.needed_blocks} of {result.num_blocks} blocks"
     if staged:

@@ -172,7 +172,7 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 raise StageCostError(f"{name} is {number!r}: give a whole number of at least 1")
         for name in ("lr", "validation_fraction"):
             number = getattr(self, name)
-            if not isinstance(number, Real) or not 0 < number < 1:
+            if not isinstance(number, Real) or not 0 < float(number) < 1:
                 raise StageCostError(f"{name} is {number!r}: give a number between 0 and 1")
         try:
             torch.device(self.device)

@@ -151,10 +151,13 @@ def settings_for(folder: RunFolder, given: Mapping[str, Any], *, resume: bool) -
 
 
 def _located(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the path of a local folder absolute, so that the run can be used from anywhere."""
-    data = str(given.get("data") or "")
+    """Make the paths of images and weights absolute, so that the run can be used from anywhere."""
+    data, weights = str(given.get("data") or ""), str(given.get("weights") or "")
     folder = local_folder(data) if data else None
-    return dict(given) if folder is None else {**given, "data": str(folder.resolve())}
+    located = {} if folder is None else {"data": str(folder.resolve())}
+    if weights not in ("", "pretrained") and Path(weights).exists():
+        located["weights"] = str(Path(weights).resolve())
+    return {**given, **located}
 
 
 def check_same(stored: RunSettings, wanted: RunSettings, path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from stagecost.data.fingerprint import check_fingerprint, fingerprint
+from stagecost.data.images import ImageFormat
 from stagecost.data.loading import load_data
 from stagecost.errors import StageCostError
 from stagecost.objective import StageCost
@@ -91,9 +92,9 @@ def train(
     run = RunFolder(Path(folder))
     flat = given.to_flat() if isinstance(given, RunSettings) else given
     with _claimed(run, flat, resume=resume) as (settings, lock):
-        setup = _prepare(run, settings)
-        _check_images(run, setup)
         checkpoint = read_checkpoint(run.last) if run.last.is_file() else None
+        setup = _prepare(run, settings, checkpoint)
+        _check_images(run, setup)
         files = RunFiles(run, lock, setup, own_stage_cost=stage_cost is not None)
         files.check_stage_cost(checkpoint)
         files.begin(afresh=checkpoint is None)
@@ -136,14 +137,21 @@ def _claimed(
         yield settings, lock
 
 
-def _prepare(run: RunFolder, settings: RunSettings) -> Setup:
+def _prepare(run: RunFolder, settings: RunSettings, checkpoint: Checkpoint | None) -> Setup:
+    """Build the training; one that goes on takes its images as it took them before."""
     with own_environment():
         from stagecost.train.trackers import open_trackers
 
     splits = ("train", "val") if settings.data.val_fraction > 0 else ("train",)
-    data = load_data(data_config(settings), seed=settings.training.seed, splits=splits)
+    config = data_config(settings) if checkpoint is None else settings.data
+    like = (
+        None
+        if checkpoint is None
+        else ImageFormat.from_json(checkpoint.metadata.get("image_format", {}))
+    )
+    data = load_data(config, seed=settings.training.seed, splits=splits, like=like)
     network = None
-    if run.last.is_file() and settings.model.weights and not Path(settings.model.weights).is_dir():
+    if checkpoint is not None and settings.model.weights and not Path(settings.model.weights).is_dir():
         # What it began with is in the checkpoint by now.
         afresh = replace(settings, model=replace(settings.model, weights=None))
         network = create_network(afresh, data)
