@@ -60,7 +60,13 @@ class Cut:
 
     @classmethod
     def first(cls, count: int) -> "Cut":
-        """Return the paper's y_k, k = `count`: the first blocks act, the rest is skipped."""
+        """Return the paper's y_k, k = `count`: the first blocks act, the rest is skipped.
+
+        Raises:
+            StageCostError: the number is negative.
+        """
+        if count < 0:
+            raise StageCostError(f"the first {count} blocks are no cut: give a number of at least 0")
         return cls(tuple(range(count)))
 
     @classmethod
@@ -248,9 +254,12 @@ def resolve_cuts(cuts: "Cut | Iterable[Cut]", stages: Stages) -> tuple[Cut, ...]
     """Return cuts by the positions of their acting blocks.
 
     Raises:
-        StageCostError: there is none, or one names blocks that the network does not have.
+        StageCostError: there is none, one is no cut, or one names blocks that the network does not have.
     """
-    wanted = (cuts,) if isinstance(cuts, Cut) else tuple(cuts)
+    several = isinstance(cuts, Iterable) and not isinstance(cuts, Cut)
+    wanted = tuple(cuts) if several else (cuts,)
+    if other := [cut for cut in wanted if not isinstance(cut, Cut)]:
+        raise StageCostError(f"{other[0]!r} is no cut: give one such as Cut.first(3) or Cut((0, 2))")
     if not wanted:
         raise StageCostError("cuts is empty: give at least one, or none at all for the whole network")
     return tuple(cut.among(stages) for cut in wanted)

@@ -261,9 +261,10 @@ class ResidualNetwork(nn.Module):
         """Return a cut by the positions of the blocks of this network that act.
 
         Raises:
-            StageCostError: this network does not have the blocks that it names.
+            StageCostError: it is no cut, or this network does not have the blocks that it names.
         """
-        return cut.among(self.stage_positions)
+        (resolved,) = resolve_cuts((cut,), self.stage_positions)
+        return resolved
 
     @property
     def num_blocks(self) -> int:

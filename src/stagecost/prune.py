@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
+from numbers import Integral
 
 import torch.nn.functional as F
 from torch.optim import Optimizer
@@ -114,6 +115,10 @@ def plan_pruning(
     Raises:
         StageCostError: an impossible cut, nothing to go by, or more lost than is allowed.
     """
+    if not isinstance(keep, Cut | Integral | None):
+        raise StageCostError(
+            f"keep is {keep!r}: give how many blocks stay, or a cut such as Cut((0, 2))"
+        )
     before = trajectory.whole
     limits = Limits(before, max_drop, max_loss_increase)
     if limits.are_none and keep is None:
@@ -201,7 +206,8 @@ def _candidates(
     loss: LossFunction,
 ) -> list[Score]:
     """Return the cuts to choose from, each with its score."""
-    if isinstance(keep, int):
+    if isinstance(keep, Integral):  # those of NumPy, too
+        keep = keep if isinstance(keep, bool) else int(keep)
         _check_count(network, keep)
     known = [row for row in trajectory.rows if network.can_keep(row.cut)]
     wanted = list(dict.fromkeys([*possible_cuts(network), *(row.cut for row in known)]))

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -274,13 +274,22 @@ def loss_trajectory(
     )
 
 
+def _pair(batch: Any) -> tuple[Any, Tensor]:
+    """Return inputs and targets of a batch."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise StageCostError(
+            f"a batch is a {type(batch).__name__}, not a pair: give batches of (inputs, targets)"
+        )
+    return batch[0], batch[1]
+
+
 class _ImageShape:
     """Notes the shape of the images that pass by."""
 
     shape: tuple[int, ...] = ()
 
     def watch(self, loader: Loader) -> Loader:
-        for images, targets in loader:
+        for images, targets in map(_pair, loader):
             self.shape = tuple(images.shape[1:]) if isinstance(images, Tensor) else ()
             yield images, targets
 
@@ -310,7 +319,7 @@ def evaluate_cuts(
     num_samples = 0
     with evaluation_mode(network):
         device = device_of(network)
-        for images, on_host in loader:
+        for images, on_host in map(_pair, loader):
             targets = on_host.to(device)
             outputs = network(to_device(images, device), resolved, how=COLLAPSED, observe=observe)
             # Row by row, so that every one is, to the last bit, what the truncated network would have.
@@ -340,9 +349,10 @@ def _losses(outputs: Tensor, targets: Tensor, loss: LossFunction) -> Tensor:
 def count_correct(outputs: Tensor, targets: Tensor) -> Tensor:
     """Count the right answers of outputs (…, B, classes), in double precision on the CPU.
 
-    NaN where there is no accuracy: regression, or several labels a sample.
+    NaN where there is no accuracy: regression, one output for two classes, or several labels a sample.
     """
-    if outputs.dim() < 2 or targets.dim() != 1 or targets.is_floating_point():
+    of_classes = outputs.dim() > 1 and outputs.shape[-2:-1] == targets.shape and outputs.shape[-1] > 1
+    if not of_classes or targets.is_floating_point():
         return torch.full(outputs.shape[:1], math.nan, dtype=torch.float64)
     return (outputs.argmax(dim=-1) == targets).sum(dim=-1).double().cpu()
 

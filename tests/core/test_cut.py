@@ -87,6 +87,18 @@ def test_impossible_cuts_are_refused() -> None:
         network(images(), Cut.whole(), depths=2)
 
 
+def test_what_is_no_cut_is_refused_where_one_is_meant() -> None:
+    network = build("homogeneous")
+    for one in (2, "2", [1]):
+        for ask in (network.keep, network.resolve):
+            with pytest.raises(StageCostError, match="is no cut"):
+                ask(one)
+    with pytest.raises(StageCostError, match="1 is no cut"):
+        network(images(), 1)
+    with pytest.raises(StageCostError, match="the first -1 blocks are no cut"):
+        Cut.first(-1)
+
+
 def test_counts_of_stages() -> None:
     assert stage_counts(Cut((0, 2, 3, 5)), STAGES) == (1, 2, 1)
     assert stage_counts(Cut((1, 2, 3, 5)), STAGES) is None

@@ -3,6 +3,7 @@
 import math
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,32 @@ def test_regression_has_losses_but_no_accuracies() -> None:
     assert all(math.isnan(accuracy) for accuracy in trajectory.accuracies)
     with pytest.raises(StageCostError, match="class labels"):
         trajectory.needed_blocks(0.5)
+
+
+def test_one_output_for_two_classes_has_no_accuracy() -> None:
+    """Its largest output is always the first, which would be right for one class at any depth."""
+    network = build("homogeneous", num_classes=1)
+    data = [(images(), torch.tensor([0, 1, 1, 0]))]
+
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return F.binary_cross_entropy_with_logits(output.squeeze(1), target.float())
+
+    trajectory = sc.loss_trajectory(network, data, loss=loss)
+    assert all(math.isnan(accuracy) for accuracy in trajectory.accuracies)
+    with pytest.raises(StageCostError, match="max_drop needs accuracies"):
+        sc.plan_pruning(network, trajectory, max_drop=1.0)
+
+
+def test_what_to_keep_is_a_number_or_a_cut() -> None:
+    network, data = build("homogeneous"), loader()
+    trajectory = sc.loss_trajectory(network, data)
+    assert sc.plan_pruning(network, trajectory, keep=np.int64(1)).kept_blocks == (0,)
+    for keep in (1.5, [0], "1"):
+        with pytest.raises(StageCostError, match="give how many blocks stay, or a cut"):
+            sc.plan_pruning(network, trajectory, keep=keep)
+    for batch in ({"images": 1}, (1, 2, 3)):
+        with pytest.raises(StageCostError, match=r"give batches of \(inputs, targets\)"):
+            sc.loss_trajectory(network, [batch])
 
 
 def test_an_empty_data_set_is_refused() -> None:

@@ -97,7 +97,8 @@ def _listed() -> list[str]:
     """Read paths from standard input, one a line, whatever bytes are in them."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
-    paths = [line for line in sys.stdin.read().split("\n") if line.strip()]
+    lines = [line for line in sys.stdin.read().split("\n") if line.strip()]
+    paths = [line if Path(line).exists() else line.removesuffix("\r") for line in lines]  # of Windows
     if not paths:
         raise StageCostError("standard input names no image: give paths, one a line")
     return paths

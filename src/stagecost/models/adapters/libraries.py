@@ -148,7 +148,9 @@ class LibraryBuilder:
             StageCostError: an impossible argument, or a model that cannot be viewed.
         """
         prepared = preprocessing(self.name)
-        size = image_size or prepared.size
+        size = prepared.size if image_size is None else image_size
+        if size < 1:
+            raise StageCostError(f"image_size is {size}: give at least 1, or leave it out")
         model = self._build(size, num_classes=num_classes, in_channels=in_channels, **options)
         example = torch.zeros(1, in_channels, size, size)
         network = adapt(model, example, split_branches=split_branches)
