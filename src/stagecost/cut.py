@@ -256,8 +256,8 @@ def resolve_cuts(cuts: "Cut | Iterable[Cut]", stages: Stages) -> tuple[Cut, ...]
     Raises:
         StageCostError: there is none, one is no cut, or one names blocks that the network does not have.
     """
-    several = isinstance(cuts, Iterable) and not isinstance(cuts, Cut)
-    wanted = tuple(cuts) if several else (cuts,)
+    one = isinstance(cuts, Cut) or not isinstance(cuts, Iterable)
+    wanted: tuple[Cut, ...] = (cuts,) if one else tuple(cuts)  # type: ignore[arg-type, assignment]
     if other := [cut for cut in wanted if not isinstance(cut, Cut)]:
         raise StageCostError(f"{other[0]!r} is no cut: give one such as Cut.first(3) or Cut((0, 2))")
     if not wanted:
