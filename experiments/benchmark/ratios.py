@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from experiments.benchmark.configurations import KEPT_BLOCKS, WHOLE, Configuration, homogeneous
 from experiments.benchmark.measure import Arm, clock_of, peak_bytes, ratio, take_turns
 from experiments.benchmark.steps import (
+    EXACT,
     PASSES,
     Step,
-    exact_pass,
     exact_step,
     plain_step,
     sampled_step,
@@ -40,12 +40,9 @@ def step_ratios(configuration: Configuration, device: torch.device, rounds: int)
         The row of the table; and all that is behind it: quartiles by the names of the row, the pass that
         is called exact, medians, memory, seconds and peaks of every arm.
     """
-    torch.compiler.reset()  # it would give up compiling after some shapes
-    exact = exact_pass(device)
-    passes = [name for name in PASSES if name != "compiled" or exact == "compiled"]
     # The plain loop stands between those that are compared with it most closely.
     arms: dict[str, Step] = {
-        **{name: exact_step(configuration, device, name) for name in passes},
+        **{name: exact_step(configuration, device, name) for name in PASSES},
         "plain": plain_step(configuration, device),
         "sampled": sampled_step(configuration, device),
         "separate_heads": separate_heads_step(configuration, device),
@@ -57,7 +54,7 @@ def step_ratios(configuration: Configuration, device: torch.device, rounds: int)
     peaks = {name: peak_bytes(arm, device) for name, arm in arms.items()}
     memory = {name: round(peak / peaks["plain"], 4) for name, peak in peaks.items()}
     named = {f"{name}_step_ratio": ratios[name] for name in ("literal", "sampled", "separate_heads")}
-    named |= {"exact_step_ratio": ratios[exact], "analyze_ratio": ratios["analyze"]}
+    named |= {"exact_step_ratio": ratios[EXACT], "analyze_ratio": ratios["analyze"]}
     shown = {key: round(each.median, 4) for key, each in named.items() if "heads" not in key}
     row = {
         "configuration": configuration.name,
@@ -67,13 +64,13 @@ def step_ratios(configuration: Configuration, device: torch.device, rounds: int)
     spread = {
         "configuration": configuration.name,
         **{key: each.quartiles for key, each in named.items()},
-        "exact_is": exact,
+        "exact_is": EXACT,
         "medians": {name: round(each.median, 4) for name, each in ratios.items()},
         "memory": memory,
         "seconds": {n: round(statistics.median(t), 5) for n, t in {**seconds, **analysis}.items()},
         "peak_bytes": peaks,
     }
-    return {**row, **shown, "memory_ratio": memory[exact]}, spread
+    return {**row, **shown, "memory_ratio": memory[EXACT]}, spread
 
 
 def analysis_seconds(
@@ -128,13 +125,13 @@ def scaling(
     device: torch.device, rounds: int, report: Callable[[str], None], sizes: Sequence[int] = SIZES
 ) -> list[Row]:
     """Measure a plain step and one with the whole stage cost for every N: medians, and peaks."""
-    exact, rows = exact_pass(device), []
+    rows = []
     for num_blocks in sizes:
         report(f"a step of {num_blocks} blocks")
         configuration = homogeneous(num_blocks, SCALING_WIDTH, SCALING_BATCH)
         arms = {
             "plain": plain_step(configuration, device),
-            "stage cost": exact_step(configuration, device, exact),
+            "stage cost": exact_step(configuration, device, EXACT),
             "stage cost, checkpointed": exact_step(configuration, device, "checkpointed"),
         }
         seconds = take_turns(arms, rounds, clock_of(device))

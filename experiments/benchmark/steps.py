@@ -10,8 +10,6 @@ from torch.optim import SGD, Optimizer
 
 from experiments.benchmark.configurations import NUM_CLASSES, SEED, Configuration
 from stagecost.dynamics import Pass
-from stagecost.errors import StageCostError
-from stagecost.fast.reading import check_compiler
 from stagecost.head import OutputHead
 from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost, parameter_groups
@@ -28,18 +26,10 @@ PASSES: dict[str, Pass] = {
     "checkpointed": Pass(collapsed=True, checkpointing=True),
     "literal": Pass(),
     "collapsed": Pass(collapsed=True),
-    "compiled": Pass(collapsed=True, compiled=True),
 }
 """How a pass with all outputs can be done."""
-
-
-def exact_pass(device: torch.device) -> str:
-    """Name the pass by which training computes the exact cost: compiled, where a compiler is at hand."""
-    try:
-        check_compiler(device.type)
-    except StageCostError:
-        return "collapsed"
-    return "compiled"
+EXACT = "collapsed"
+"""The pass by which training computes the exact cost."""
 
 
 def plain_step(configuration: Configuration, device: torch.device) -> Step:

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -120,18 +120,8 @@ def gated(values: Tensor, beta: float) -> Tensor:
     return passed
 
 
-class Tail(Protocol):
-    """How a state goes through the skip connections that are left: S_{N-1} ∘ … ∘ S_k.
-
-    Attributes:
-        may_draw: whether random numbers may be drawn on the way.
-    """
-
-    @property
-    def may_draw(self) -> bool: ...  # noqa: D102
-
-    def __call__(self, state: Tensor, k: int) -> Tensor:
-        """Map x_k to the state that the head expects."""
+Tail = Callable[[Tensor, int], Tensor]
+"""Maps x_k, and k, to what the head expects: through the skips that are left, S_{N-1} ∘ … ∘ S_k."""
 
 
 class SkipChain:
@@ -145,7 +135,6 @@ class SkipChain:
         """Note the skip connections of the blocks."""
         skips = ((k, skip_of(block)) for k, block in enumerate(blocks))
         self.skips = [(k, skip) for k, skip in skips if not is_identity(skip)]
-        self.may_draw = bool(self.skips)
         self.frozen = FrozenStatistics(skip for _, skip in self.skips)
 
     def __call__(self, state: Tensor, k: int) -> Tensor:
@@ -164,10 +153,8 @@ class Pass:
     Attributes:
         checkpointing: keep about √N states for the gradient and compute the others again.
         collapsed: send states through collapsed skip chains (`stagecost.fast.chains`), where the skips
-            are linear projections: equal up to rounding, and cheaper in staged networks.
-        compiled: in training, read intermediate outputs by compiled formulas that keep nothing of a
-            state's size (`stagecost.fast.reading`): equal up to rounding. They are compiled when they
-            first meet a shape.
+            are linear projections, and read them without keeping anything of their size
+            (`stagecost.fast.reading`): equal up to rounding, and cheaper.
         gates: depths beyond which a gradient counts less for what comes before.
         beta: what comes back from beyond a gate is multiplied by it, in the blocks before, and in the
             head, which earlier outputs share. Outputs stay as they are, bit for bit.
@@ -175,7 +162,6 @@ class Pass:
 
     checkpointing: bool = False
     collapsed: bool = False
-    compiled: bool = False
     gates: tuple[int, ...] = ()
     beta: float = 1.0
 

@@ -14,7 +14,7 @@ once an output, fits none of them in eval mode. So the policy is explicit:
 In training mode both normalise each output by the statistics of its own batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -63,21 +63,23 @@ class OutputBatchNorm2d(_BatchNorm):
             state: (B, C, H, W), x_k after its skip chain.
             depth: k, from 0 to N.
         """
+        mean, variance, factor = self.running(depth)
+        return F.batch_norm(
+            state, mean, variance, self.weight, self.bias, self.training, factor, self.eps
+        )
+
+    def running(self, depth: int) -> tuple[Tensor | None, Tensor | None, float]:
+        """Return the running mean and variance (C,) of a depth, and the weight of this batch in them.
+
+        In training the batch is counted, and there may be none that it moves.
+        """
         if self.training and not self.tracks(depth):
-            return F.batch_norm(state, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            return None, None, 0.0
         assert self.running_mean is not None
         assert self.running_var is not None
         row = self.row(depth)
-        return F.batch_norm(
-            state,
-            self.running_mean[row],
-            self.running_var[row],
-            self.weight,
-            self.bias,
-            training=self.training,
-            momentum=self._averaging_factor(row) if self.training else 0.0,
-            eps=self.eps,
-        )
+        factor = self._averaging_factor(row) if self.training else 0.0
+        return self.running_mean[row], self.running_var[row], factor
 
     def row(self, depth: int) -> int:
         """Return where the statistics of a depth stand."""
@@ -88,29 +90,10 @@ class OutputBatchNorm2d(_BatchNorm):
         terminal = depth == self.num_outputs - 1
         return self.track_running_stats and (self.statistics != "terminal" or terminal)
 
-    @torch.no_grad()
-    def track(self, depths: Sequence[int], means: Tensor, variances: Tensor) -> None:
-        """Move the running statistics of some depths, as `forward` would for one after the other.
-
-        Args:
-            depths: K different depths.
-            means: (K, C), of their batches.
-            variances: (K, C), unbiased.
-        """
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        for depth, mean, variance in zip(depths, means, variances, strict=True):
-            if self.tracks(depth):
-                row = self.row(depth)
-                factor = self._averaging_factor(row)
-                # As BatchNorm's own updates, these are no changes that autograd has to mind (`.data`).
-                self.running_mean.data[row].lerp_(mean.to(self.running_mean.dtype), factor)
-                self.running_var.data[row].lerp_(variance.to(self.running_var.dtype), factor)
-
     def _averaging_factor(self, row: int) -> float:
         """Count the batch, and return the weight it gets; as in `torch.nn.BatchNorm2d`."""
         assert self.num_batches_tracked is not None
-        self.num_batches_tracked[row] += 1
+        self.num_batches_tracked[row].add_(1)
         if self.momentum is None:  # a cumulative average, used when statistics are estimated anew
             return 1.0 / float(self.num_batches_tracked[row])
         return float(self.momentum)
@@ -152,27 +135,6 @@ class OutputHead(nn.Module):
         """Map what the pooling summed up over so many pixels, (…, C), to logits (…, classes)."""
         logits: Tensor = self.linear(summed / num_pixels)
         return logits
-
-    @torch.no_grad()
-    def folded(self, depth: int) -> Callable[[Tensor], Tensor]:
-        """Return H of one depth in eval mode, with its norm folded into a scale and a shift.
-
-        Equal up to rounding, and less than half as long for one image. It holds on to the weights as
-        they are now.
-        """
-        norm, row = self.norm, self.norm.row(depth)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        scale = norm.weight * (norm.running_var[row] + norm.eps).rsqrt()
-        shift = norm.bias - norm.running_mean[row] * scale
-        scale, shift = scale[:, None, None], shift[:, None, None]
-        weight, bias = self.linear.weight, self.linear.bias
-
-        def read(state: Tensor) -> Tensor:
-            summed = torch.addcmul(shift, state, scale).relu_().sum(dim=(2, 3))
-            return F.linear(summed / (state.shape[2] * state.shape[3]), weight, bias)
-
-        return read
 
     def select_outputs(self, depths: Sequence[int]) -> None:
         """Keep what belongs to these depths only (called when blocks are removed)."""

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from stagecost.cut import Cut, Depths, resolve_cuts, resolve_depths
 from stagecost.dynamics import Observer, Pass, Rollout, SkipChain, Tail, is_identity, skip_of
 from stagecost.errors import StageCostError
+from stagecost.fast.chains import collapsed_tails
+from stagecost.fast.reading import LeanHead, reader_of
 from stagecost.norms import copies_of_norms, norms_in, with_norms
 from stagecost.records import JsonObject
 from stagecost.storage import write_json, write_tensors
 from stagecost.text import format_indices, html_table
 
 if TYPE_CHECKING:
-    from stagecost.fast.reading import CompiledHead
     from stagecost.prediction import Prediction
 
 WEIGHTS_FILE = "model.safetensors"
@@ -152,23 +153,23 @@ class ResidualNetwork(nn.Module):
         """Return the outputs of one pass: of a cut with norms of its own, or of several without."""
         own = cuts[0] in self.targets
         blocks, head = self.parts_of(cuts[0])
-        compiled, tail = None if own else self._compiled_head(how), self._tail(blocks, how)
-        # A compiled head draws no random numbers.
-        draws = compiled is None or tail.may_draw
+        tail = self._tail(blocks, how)
+        reader = head if how.gates else reader_of(head, tail)
+        lean = reader if isinstance(reader, LeanHead) else None
         rollout = Rollout(
             blocks,
-            compiled or head,
-            tail,
+            reader,
+            tail if lean is None else _passed_on,
             scales,
             None if own else observe,
             training=self.training and not own,  # statistics of its own follow the cut
-            read_late=self.training and draws,
+            read_late=self.training and lean is None,  # a lean head draws no random numbers
             checkpointing=how.checkpointing,
             gates=how.gates,
             beta=how.beta,
         )
         outputs = rollout.outputs(x_0, cuts)
-        return outputs if compiled is None else compiled.outputs(outputs, cuts)
+        return outputs if lean is None else lean.outputs(outputs, cuts)
 
     def parts_of(self, cut: Cut) -> tuple[list[nn.Module], nn.Module]:
         """Return blocks and head as a cut uses them: with its own norms in them, if it has some."""
@@ -391,19 +392,8 @@ class ResidualNetwork(nn.Module):
         return resolve_cuts(cuts, self.stage_positions)
 
     def _tail(self, blocks: Sequence[nn.Module], how: Pass) -> Tail:
-        if how.collapsed:
-            from stagecost.fast.chains import collapsed_tails
-
-            if (collapsed := collapsed_tails(blocks)) is not None:
-                return collapsed
-        return SkipChain(blocks)
-
-    def _compiled_head(self, how: Pass) -> "CompiledHead | None":
-        if not (how.compiled and self.training) or how.gates:
-            return None
-        from stagecost.fast.reading import compiled_head
-
-        return compiled_head(self.head)
+        collapsed = collapsed_tails(blocks) if how.collapsed else None
+        return SkipChain(blocks) if collapsed is None else collapsed
 
     def _check_images(self, images: Tensor) -> None:
         arguments = self.description.arguments if self.description else {}
@@ -420,3 +410,8 @@ class ResidualNetwork(nn.Module):
                 f"images have {images.shape[1]} channels, but the network was built with "
                 f"in_channels={channels}: convert the images or build another network"
             )
+
+
+def _passed_on(state: Tensor, k: int) -> Tensor:
+    """Return x_k as it is, for a head that sends it through the tail itself."""
+    return state

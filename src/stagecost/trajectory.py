@@ -210,12 +210,15 @@ class ControlSizes:
     def __init__(self, network: ResidualNetwork) -> None:
         """Begin with no sample."""
         self.blocks = list(network.blocks.values())
-        self.sums: list[Tensor | float] = [0.0] * len(self.blocks)
+        self.sums: Tensor | None = None  # (N,), of ‖F_k‖/‖x_k‖ over the samples
+        self.states: list[Tensor] = []  # of the batch: ‖x_0‖, ‖x_1‖, …
+        self.controls: list[Tensor] = []  # of the batch: ‖F_0‖, ‖F_1‖, …
         self.heard: tuple[nn.Module, Tensor] | None = None  # a branch, and the norms of its last output
-        self.known: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, k: int, state: Tensor, following: Tensor) -> None:
-        """Add the samples of a batch."""
+        """Take the norms of a step; behind the last one, add the samples of the batch."""
+        if k == 0:
+            self.states, self.controls = [sample_norms(flat(state))], []
         block, heard = self.blocks[k], self.heard
         if heard is not None and type(block) is ResidualBlock and heard[0] is block.residual:
             control = heard[1]
@@ -223,10 +226,19 @@ class ControlSizes:
             skip = skip_of(block)
             skipped = state if is_identity(skip) else skip(state)
             control = sample_norms(flat(following) - flat(skipped))
-        known, self.known = self.known, (following, sample_norms(flat(following)))
-        before = known[1] if known and known[0] is state else sample_norms(flat(state))
-        ratios = control / before.clamp_min(torch.finfo(before.dtype).tiny)
-        self.sums[k] = self.sums[k] + ratios.sum(dtype=torch.float64)
+        self.controls.append(control)
+        if k + 1 < len(self.blocks):
+            self.states.append(sample_norms(flat(following)))
+            return
+        before = torch.stack(self.states)
+        ratios = torch.stack(self.controls) / before.clamp_min(torch.finfo(before.dtype).tiny)
+        sums = ratios.sum(dim=1, dtype=torch.float64)
+        self.sums = sums if self.sums is None else self.sums + sums
+
+    def means(self, num_samples: int) -> tuple[float, ...]:
+        """Return the mean of ‖F_k(x_k)‖/‖x_k‖ for k = 0 … N-1."""
+        assert self.sums is not None
+        return tuple((self.sums / num_samples).tolist())
 
     def __enter__(self) -> "ControlSizes":
         """Listen to the branches of the blocks that have them apart."""
@@ -267,7 +279,7 @@ def loss_trajectory(
         rows = evaluate_cuts(network, shape.watch(loader), [*depths, *cuts], loss=loss, observe=sizes)
     return Trajectory(
         rows=tuple(rows),
-        residual_ratios=tuple(float(total) / rows[0].num_samples for total in sizes.sums),
+        residual_ratios=sizes.means(rows[0].num_samples),
         weight_norms=tuple(weight_norms(network)),
         stage_starts=tuple(stage[0] for stage in network.stage_positions),
         image_shape=shape.shape,

@@ -11,24 +11,17 @@ from torch import Tensor, nn
 from helpers import BUILDERS, build, images, labels, objective
 from stagecost.dynamics import Pass, ResidualBlock, SkipChain
 from stagecost.errors import StageCostError
-from stagecost.fast import reading
 from stagecost.fast.chains import collapsed_tails
+from stagecost.fast.compiler import check_compiler
 from stagecost.network import ResidualNetwork
 
 POLICIES = ("per_output", "terminal")
 # (builder, changes): every builder, and the projections that a staged network may have.
 NETWORKS = [(name, {}) for name in BUILDERS] + [("staged", {"projection": "average"})]
 LITERALLY = Pass()
-FAST = Pass(collapsed=True, compiled=True)
+FAST = Pass(collapsed=True)
 
 Step = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
-
-
-@pytest.fixture(autouse=True)
-def formulas(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Run the formulas as they are: they are what is compiled, and compiling takes long."""
-    if "compiled" not in request.keywords:
-        monkeypatch.setattr(reading, "compiled", lambda formula: formula)
 
 
 def one_step(
@@ -107,36 +100,31 @@ def test_the_terminal_output_is_that_of_plain_training_to_the_last_bit() -> None
             assert torch.equal(one(batch), other(batch, depths="all", how=FAST)[-1])
 
 
-@pytest.mark.compiled
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["homogeneous", "staged"])
-def test_compiled_formulas_agree_with_the_literal_head(name: str) -> None:
-    try:
-        reading.check_compiler()
-    except StageCostError:
-        pytest.skip("there is no C++ compiler")
-    network, batch = prepared(name, {}).train(), images(8)
-    assert_agree(one_step(network, batch), one_step(network, batch, FAST), 1e-4)
-
-
 def test_a_compiler_that_fails_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> object:
         raise OSError("Python.h is missing")
 
     monkeypatch.setattr(torch, "compile", broken)
     with pytest.raises(StageCostError, match="install g\\+\\+ and python3-dev"):
-        reading.check_compiler()
+        check_compiler()
 
 
-def test_evaluation_never_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compiled(formula: object) -> object:
-        raise AssertionError("a formula was compiled")
+def test_no_pass_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> object:
+        raise AssertionError("something was compiled")
 
-    monkeypatch.setattr(reading, "compiled", compiled)
-    network = build("staged").eval()
-    assert network(images(), depths="all", how=FAST).shape == (8, 4, 5)
-    with pytest.raises(AssertionError, match="was compiled"):
-        network.train()(images(), depths="all", how=FAST)
+    monkeypatch.setattr(torch, "compile", refuse)
+    for network in (build("staged").eval(), build("staged").train()):
+        assert network(images(), depths="all", how=FAST).shape == (8, 4, 5)
+
+
+def test_a_lean_reading_has_no_second_derivatives() -> None:
+    network = build("homogeneous").train()
+    loss = objective(network(images(8), depths="all", how=FAST), labels(8), 0.3).total
+    weight = network.head.norm.weight
+    (grad,) = torch.autograd.grad(loss, weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
 
 
 @pytest.mark.parametrize("fast", [Pass(), FAST])
@@ -148,7 +136,7 @@ def test_checkpointing_changes_nothing_but_memory(
     """Not a bit of outputs and running statistics: nothing is counted twice."""
     network, batch = prepared(name, changes, policy).train(), images(8)
     whole = one_step(network, batch, fast)
-    how = Pass(checkpointing=True, collapsed=fast.collapsed, compiled=fast.compiled)
+    how = Pass(checkpointing=True, collapsed=fast.collapsed)
     segments = one_step(network, batch, how)
     assert torch.equal(whole[0], segments[0])
     assert_agree(whole, segments, 1e-6)
@@ -158,7 +146,7 @@ def test_checkpointing_changes_nothing_but_memory(
 
 @pytest.mark.parametrize("how", [Pass(checkpointing=True), FAST])
 def test_less_is_kept_for_the_gradient(how: Pass) -> None:
-    """Of 36 blocks the states of six segments; of a compiled reading nothing of a state's size."""
+    """Of 36 blocks the states of six segments; of a lean reading nothing of a state's size."""
 
     def kept(how: Pass) -> int:
         sizes: dict[int, int] = {}

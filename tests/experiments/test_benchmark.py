@@ -25,9 +25,6 @@ from experiments.runner import answer, run
 from experiments.tables import section
 
 from helpers import build, images
-from stagecost.dynamics import Pass
-from stagecost.errors import StageCostError
-from stagecost.fast import reading
 from stagecost.macs import count_macs
 from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost
@@ -39,13 +36,6 @@ ROW_KEYS = {
     *("configuration", "device", "threads", "exact_step_ratio", "literal_step_ratio"),
     *("sampled_step_ratio", "memory_ratio", "analyze_ratio"),
 }
-
-
-@pytest.fixture(autouse=True)
-def no_compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the pass that needs no compiler as the exact one: compiling takes seconds."""
-    if "compiled" not in request.keywords:
-        monkeypatch.setattr(ratios, "exact_pass", lambda device: "collapsed")
 
 
 class FakeMachine:
@@ -184,8 +174,6 @@ def test_hook_heads_are_heads_at_the_states(name: str) -> None:
 def test_a_step_trains_and_leaves_no_gradient(
     kind: str, configuration: Configuration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if kind == "compiled":
-        monkeypatch.setitem(steps.PASSES, kind, Pass(collapsed=True))  # compiling is tested elsewhere
     built: list[ResidualNetwork] = []
     original = Configuration.network
 
@@ -332,20 +320,9 @@ def test_a_whole_benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert [row["configuration"] for row in quick["rows"]] == [SMALL.name]
 
 
-def test_the_compiled_pass_needs_the_memory_of_plain_training(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("one", [homogeneous(16, 8, 8, image_size=16), staged(4, 8, image_size=16)])
+def test_the_exact_pass_needs_the_memory_of_plain_training(one: Configuration) -> None:
     """No output keeps a state for its gradient, and no gradient of a state waits for the others."""
-    monkeypatch.setattr(reading, "compiled", lambda formula: formula)
-    one = homogeneous(16, 8, 8, image_size=16)
     plain = peak_bytes(steps.plain_step(one, CPU), CPU)
-    assert peak_bytes(steps.exact_step(one, CPU, "compiled"), CPU) <= 1.03 * plain
-    assert peak_bytes(steps.exact_step(one, CPU, "literal"), CPU) > 1.2 * plain
-
-
-def test_the_exact_pass_is_compiled_where_a_compiler_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(device: str) -> None:
-        raise StageCostError("no compiler")
-
-    monkeypatch.setattr(steps, "check_compiler", lambda device: None)
-    assert steps.exact_pass(CPU) == "compiled"
-    monkeypatch.setattr(steps, "check_compiler", refuse)
-    assert steps.exact_pass(CPU) == "collapsed"
+    assert peak_bytes(steps.exact_step(one, CPU, steps.EXACT), CPU) <= 1.03 * plain
+    assert peak_bytes(steps.exact_step(one, CPU, "literal"), CPU) > 1.15 * plain

@@ -4,7 +4,6 @@ Whoever is sure leaves; the rows that are left are put together, so that the blo
 images. The states come from the network's own roll-out.
 """
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from stagecost.errors import StageCostError
 from stagecost.exits.policy import ExitPolicy, Votes
-from stagecost.head import OutputHead
+from stagecost.fast.reading import reader_of
 from stagecost.network import ResidualNetwork
 from stagecost.trajectory import COLLAPSED, device_of, evaluation_mode, to_device
 
@@ -42,12 +41,10 @@ class EarlyExit:
             raise StageCostError("a network in training mode lets nobody leave: call network.eval()")
         self.network, self.policy = network, policy
         self.rollout = network.rollout(COLLAPSED)
-        thresholds, heads = (*policy.thresholds, None), map(self._head, policy.depths)
-        self.stretches = list(zip(pairwise((0, *policy.depths)), heads, thresholds, strict=True))
-
-    def _head(self, depth: int) -> Callable[[Tensor], Tensor]:
-        head = self.network.head
-        return head.folded(depth) if isinstance(head, OutputHead) else lambda state: head(state, depth)
+        with torch.no_grad():
+            self.head = reader_of(network.head, self.rollout.tail)
+        thresholds = (*policy.thresholds, None)
+        self.stretches = list(zip(pairwise((0, *policy.depths)), thresholds, strict=True))
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Answers:
@@ -61,9 +58,9 @@ class EarlyExit:
         """
         state = self.network.stem(images)
         votes, left = Votes(self.policy.criterion, combine=self.policy.combine), Remaining()
-        for (k, stop), head, threshold in self.stretches:
+        for (k, stop), threshold in self.stretches:
             state = self.rollout.advance(state, k, stop)
-            labels, scores = votes.add(head(self.rollout.tail(state, stop)))
+            labels, scores = votes.add(self.head(self.rollout.tail(state, stop), stop))
             if threshold is None:
                 break
             if len(scores) == 1:  # which is soon told

@@ -33,17 +33,31 @@ class CollapsedChain:
 
     def __call__(self, state: Tensor) -> Tensor:
         """Send x_k, (B, C, H, W), through the chain."""
-        if self.stride != (1, 1):
-            state = state[:, :, :: self.stride[0], :: self.stride[1]]
+        return self.project(self.pick(state), self.matrix)
+
+    def pick(self, state: Tensor) -> Tensor:
+        """Return the pixels that the stride picks; the state itself where there is no stride."""
+        vertical, horizontal = self.stride
+        return state if self.stride == (1, 1) else state[:, :, ::vertical, ::horizontal]
+
+    def put_back(self, picked: Tensor, state: Tensor) -> Tensor:
+        """Return a tensor like the state that has these picked pixels, and zeros elsewhere."""
+        if self.stride == (1, 1):
+            return picked
+        vertical, horizontal = self.stride
+        whole = torch.zeros_like(state)
+        whole[:, :, ::vertical, ::horizontal] = picked
+        return whole
+
+    def project(self, picked: Tensor, matrix: Tensor | None = None) -> Tensor:
+        """Pool picked pixels, and apply this matrix, which is the chain's."""
         for pooling in self.pools:
-            state = pooling(state)
-        return state if self.matrix is None else F.conv2d(state, self.matrix.to(state.dtype))
+            picked = pooling(picked)
+        return picked if matrix is None else F.conv2d(picked, matrix.to(picked.dtype))
 
 
 class CollapsedTails:
     """The tails of a network by collapsed chains; those of one stage share one matrix."""
-
-    may_draw = False
 
     def __init__(self, chains: Sequence[CollapsedChain]) -> None:
         """Take N+1 chains."""

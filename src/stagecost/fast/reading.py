@@ -1,152 +1,148 @@
-"""The head's pooling of states, compiled: Σ_pixels relu(w·x̂ + b), x̂ = (x − mean)/√(variance + eps).
+"""How the head reads states at less cost: lean in training, its norm folded in evaluation.
 
-In training the literal head keeps a tensor of the state's size for each output that it reads. Here
-nothing of that size is kept: the gradient is computed from x_k, which the next block keeps anyway. Of
-each state a few numbers a channel are read; what the head makes of them is done once for all outputs.
-`torch.compile` makes a loop or two over the pixels of each formula, at the first call with a new shape.
+In training the literal head keeps a tensor of the state's size for each output that it reads, and so
+does a chain of projections. The lean head keeps nothing of that size: what the gradient needs is
+computed again from x_k, which the next block keeps anyway. The linear map to the logits is done once
+for all outputs.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from stagecost.cut import Cut
-from stagecost.errors import StageCostError
+from stagecost.dynamics import Tail
+from stagecost.fast.chains import CollapsedChain, CollapsedTails
 from stagecost.head import OutputHead
 
-
-def moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute mean and biased variance, (C,), of (B, P, C)."""
-    origin = pixels[0].mean(0)  # near the mean, so that no digits cancel
-    centred, samples = pixels - origin, pixels.shape[0] * pixels.shape[1]
-    mean = centred.sum((0, 1)) / samples
-    return origin + mean, (centred * centred).sum((0, 1)) / samples - mean * mean
+NOTHING = 1e-30  # a scale below it would need an edge that no float has
 
 
-def open_pixels(pixels: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute number and sum, (B, C), of the pixels (B, P, C) where scale·x + shift > 0."""
-    opens = pixels * scale + shift > 0
-    return opens.sum(1, dtype=torch.float32), torch.where(opens, pixels, 0.0).sum(1)
+def reader_of(head: nn.Module, tail: Tail) -> nn.Module:
+    """Return what reads states behind collapsed tails at less cost than this head, or the head itself.
 
-
-def spread(
-    pixels: Tensor, scale: Tensor, shift: Tensor, grad: Tensor, constant: Tensor, slope: Tensor
-) -> Tensor:
-    """Compute grad (B, C) on the open pixels (B, P, C), plus constant + slope·x, (C,), on all."""
-    opens = pixels * scale + shift > 0
-    return torch.where(opens, grad[:, None], 0.0) + constant + slope * pixels
-
-
-@functools.cache
-def compiled(formula: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a formula compiled; it is built when it first meets a shape."""
-    return torch.compile(formula, dynamic=False)
-
-
-def check_compiler(device: str = "cpu") -> None:
-    """Refuse to go on where torch.compile does not work on this kind of device.
-
-    Raises:
-        StageCostError: a small function cannot be compiled.
+    Another head is left to itself, one that a hook watches, and one that is traced to be compiled.
     """
-    # Looking for a compiler is not enough: headers may be missing, or a folder to write to.
-    try:
-        torch.compile(torch.neg, dynamic=False)(torch.zeros(8, device=device))
-    except Exception as error:  # whatever the reason is, the answer is no
-        raise StageCostError(
-            f"nothing can be compiled for {device} here ({type(error).__name__}): install g++ and "
-            "python3-dev, or leave --compile out"
-        ) from None
+    watched = any(part._forward_hooks or part._forward_pre_hooks for part in head.modules())
+    if watched or torch.compiler.is_compiling() or not isinstance(tail, CollapsedTails):
+        return head
+    if type(head) is not OutputHead:
+        return head
+    if head.norm.training:
+        return LeanHead(head, tail.chains)
+    return head if torch.is_grad_enabled() else FoldedHead(head)
 
 
-class CompiledHead(nn.Module):
-    """Stands in for a head in training: reads outputs without keeping anything for them."""
+class FoldedHead(nn.Module):
+    """Stands in for a head in eval mode: relu(w·x + b) = w·clamp(x) + b, so that w and b follow the sum.
+
+    Equal up to rounding. It holds on to the weights as they are now.
+    """
 
     def __init__(self, head: OutputHead) -> None:
-        """Take the parameters and the statistics of the head."""
+        """Fold the norms of all depths."""
         super().__init__()
-        self.head = head
+        norm, self.head = head.norm, head
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        with torch.no_grad():
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            shift = norm.bias - norm.running_mean * scale
+            scale = torch.where(scale.abs() < NOTHING, 0.0, scale)
+            edge = -shift / scale  # where the ReLU opens
+            low = torch.where(scale > 0, edge, -math.inf)
+            high = torch.where(scale < 0, edge, math.inf)
+            shift = torch.where(scale == 0, shift.relu(), shift)
+        self.scales, self.shifts = scale.unbind(), shift.unbind()
+        self.lows, self.highs = (rows[:, :, None, None].unbind() for rows in (low, high))
 
     def forward(self, state: Tensor, depth: int) -> Tensor:
-        """Read a state that went through its skip chain, (B, C, H, W): see `_Reading`.
+        """Map a state that went through its skip chain, (B, C, H, W), to logits (B, classes)."""
+        row, linear = self.head.norm.row(depth), self.head.linear
+        mean = torch.clamp(state, self.lows[row], self.highs[row]).mean(dim=(2, 3))
+        pooled = torch.addcmul(self.shifts[row], mean, self.scales[row])
+        return F.linear(pooled, linear.weight, linear.bias)
 
-        The terminal one is mapped to logits at once, by the head itself: it is that of a plain pass.
+
+class LeanHead(nn.Module):
+    """Stands in for tails and head in training. What it pools is what they pool, to the last bit."""
+
+    def __init__(self, head: OutputHead, chains: Sequence[CollapsedChain]) -> None:
+        """Take the parameters and the statistics of the head, and the chains of the N+1 states."""
+        super().__init__()
+        self.head, self.chains = head, chains
+
+    def forward(self, state: Tensor, depth: int) -> Tensor:
+        """Read x_k, (B, C_k, H, W): what the head pools, (B, C).
+
+        Of x_N these are the logits, by the head itself: those of a plain pass.
         """
         if self._is_terminal(depth):
             logits: Tensor = self.head(state, depth)
             return logits
-        norm = self.head.norm
-        reading: Tensor = _Reading.apply(state, norm.weight.detach(), norm.bias.detach(), norm.eps)
-        self.num_samples, self.num_pixels = len(state), state.shape[2] * state.shape[3]
-        return reading
+        norm, chain = self.head.norm, self.chains[depth]
+        pooled: Tensor = _Reading.apply(
+            state, chain.matrix, norm.weight, norm.bias, chain, (*norm.running(depth), norm.eps)
+        )
+        return pooled
 
     def outputs(self, read: Sequence[Tensor], cuts: Sequence[Cut]) -> list[Tensor]:
         """Return the logits (B, classes) of cuts from what was read of their last states."""
         early = [i for i, cut in enumerate(cuts) if not self._is_terminal(cut.depth)]
         if not early:
             return list(read)
-        logits = self._logits(torch.stack([read[i] for i in early]), [cuts[i] for i in early])
-        computed = dict(zip(early, logits, strict=True))
+        logits = self.head.linear(torch.stack([read[i] for i in early]))
+        computed = dict(zip(early, logits.unbind(), strict=True))
         return [computed.get(i, read[i]) for i in range(len(cuts))]
 
     def _is_terminal(self, depth: int) -> bool:
         return depth == self.head.norm.num_outputs - 1
 
-    def _logits(self, readings: Tensor, cuts: Sequence[Cut]) -> Tensor:
-        """Map readings (K, 2 + 2B, C) to logits (K, B, classes); running statistics follow the y_k."""
-        norm, samples = self.head.norm, self.num_samples * self.num_pixels
-        mean, variance = readings[:, 0], readings[:, 1]
-        count, total = readings[:, 2:].chunk(2, dim=1)
-        scale = norm.weight * (variance + norm.eps).rsqrt()
-        shift = norm.bias - mean * scale
-        tracked = [i for i, cut in enumerate(cuts) if cut.is_prefix]
-        depths = [cuts[i].depth for i in tracked]
-        unbiased = variance * (samples / max(1, samples - 1))
-        norm.track(depths, mean[tracked].detach(), unbiased[tracked].detach())
-        return self.head.logits(scale[:, None] * total + shift[:, None] * count, self.num_pixels)
-
-
-def compiled_head(head: nn.Module) -> CompiledHead | None:
-    """Return the compiled stand-in of a head, or None where it is another one, or a hook watches it."""
-    watched = any(part._forward_hooks or part._forward_pre_hooks for part in head.modules())
-    return None if type(head) is not OutputHead or watched else CompiledHead(head)
-
 
 class _Reading(torch.autograd.Function):
-    """What the head must know of a state (B, C, H, W): (2 + 2B, C).
-
-    Its rows are mean and biased variance, then of each sample the number of its open pixels (where
-    w·x̂ + b > 0), then the sum of these. The gradient with respect to the numbers is none.
-    """
+    """Mean over the pixels of relu(norm(S_{N-1} ∘ … ∘ S_k (x_k))), normed by the batch: (B, C)."""
 
     @staticmethod
-    def forward(ctx: Any, state: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        # Detached, as the compiler looks into the history of what it is given, and there is none here.
-        pixels = _pixels(state.detach())
-        mean, variance = compiled(moments)(pixels)
-        scale = weight * (variance + eps).rsqrt()
-        shift = torch.addcmul(bias, mean, scale, value=-1)
-        count, total = compiled(open_pixels)(pixels, scale, shift)
-        ctx.save_for_backward(state, scale, shift, mean)
-        return torch.cat((mean[None], variance[None], count, total))
+    def forward(
+        ctx: Any,
+        state: Tensor,
+        matrix: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        chain: CollapsedChain,
+        running: tuple[Tensor | None, Tensor | None, float, float],
+    ) -> Tensor:
+        seen = chain(state).to(weight.dtype)
+        running_mean, running_variance, factor, ctx.eps = running
+        normed, mean, inverse = torch.native_batch_norm(
+            seen, weight, bias, running_mean, running_variance, True, factor, ctx.eps
+        )
+        ctx.save_for_backward(state, matrix, weight, bias, mean, inverse)
+        ctx.chain = chain
+        return normed.relu_().mean(dim=(2, 3))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        state, scale, shift, mean = ctx.saved_tensors
-        pixels = _pixels(state.detach())
-        samples = pixels.shape[0] * pixels.shape[1]
-        slope = grad[1] * (2 / samples)
-        constant = torch.addcmul(grad[0] / samples, mean, slope, value=-1)
-        of_pixels = compiled(spread)(pixels, scale, shift, grad[2 + len(pixels) :], constant, slope)
-        of_state = of_pixels.to(state.dtype).unflatten(1, state.shape[2:]).permute(0, 3, 1, 2)
-        return of_state, None, None, None
-
-
-def _pixels(state: Tensor) -> Tensor:
-    """View (B, C, H, W) as (B, H·W, C) in single precision: no copy where channels come last."""
-    return state.float().permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+        state, matrix, weight, bias, mean, inverse = ctx.saved_tensors
+        seen = state.to(weight.dtype)
+        if matrix is not None:
+            picked, matrix = (t.detach().requires_grad_() for t in (ctx.chain.pick(state), matrix))
+            with torch.enable_grad():
+                seen = ctx.chain.project(picked, matrix).to(weight.dtype)
+        scale = weight * inverse
+        shift = torch.addcmul(bias, mean, scale, value=-1)
+        of_normed = torch.addcmul(shift.view(-1, 1, 1), seen, scale.view(-1, 1, 1)).gt_(0)
+        of_normed.mul_((grad / (seen.shape[2] * seen.shape[3])).view(*grad.shape, 1, 1))
+        of_seen, *of_affine = torch.ops.aten.native_batch_norm_backward(
+            of_normed, seen.detach(), weight, None, None, mean, inverse, True, ctx.eps, [True] * 3
+        )
+        if matrix is None:
+            return of_seen.to(state.dtype), None, *of_affine, None, None
+        of_picked, of_matrix = torch.autograd.grad(seen, (picked, matrix), of_seen)
+        return ctx.chain.put_back(of_picked, state), of_matrix, *of_affine, None, None

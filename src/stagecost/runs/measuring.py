@@ -15,7 +15,7 @@ from stagecost.cut import Cut
 from stagecost.errors import StageCostError
 from stagecost.exits.policy import ExitPolicy
 from stagecost.export.graphs import Run, open_graph, segments_of, trace, write
-from stagecost.fast.reading import check_compiler
+from stagecost.fast.compiler import check_compiler
 from stagecost.latency import Forward, Inputs, Machine, measure_latency, peak_memory, this_machine
 from stagecost.macs import count_macs, count_parameters
 from stagecost.records import read_record

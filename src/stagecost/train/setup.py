@@ -12,7 +12,7 @@ from stagecost.data.config import DataConfig
 from stagecost.data.images import INTERPOLATIONS
 from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
-from stagecost.fast.reading import check_compiler
+from stagecost.fast.compiler import check_compiler
 from stagecost.models.catalogue import create_model, read_config
 from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost
