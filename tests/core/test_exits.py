@@ -132,6 +132,20 @@ def test_blocks_behind_an_exit_see_those_alone_that_are_left() -> None:
     assert not network.training
 
 
+def test_depths_with_norms_of_their_own_let_nobody_leave() -> None:
+    """One pass cannot serve them: what it would read at such a depth is not the output of that cut."""
+    network = build("homogeneous").eval()
+    network.give_norms(Cut.first(1))
+    last = network.num_blocks
+    for ask in (
+        lambda: sc.exit_curve(network, loader(), (3, 8, 8)),
+        lambda: sc.run_with_exits(network, images(), sc.ExitPolicy((1, last), (0.5,))),
+    ):
+        with pytest.raises(StageCostError, match="depth 1 has norms of its own"):
+            ask()
+    sc.run_with_exits(network, images(), sc.ExitPolicy((0, last), (0.5,)))
+
+
 def test_a_fixed_cut_is_a_policy() -> None:
     for network in NETWORKS.values():
         x = images(5)

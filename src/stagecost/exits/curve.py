@@ -17,6 +17,7 @@ from torch import Tensor
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
 from stagecost.exits.costs import Costs, mac_costs, tried_depths
+from stagecost.exits.engine import check_norms
 from stagecost.exits.policy import CRITERIA, Criterion, ExitPolicy, votes_at
 from stagecost.network import ResidualNetwork
 from stagecost.trajectory import COLLAPSED, Loader, device_of, evaluation_mode, to_device
@@ -52,8 +53,9 @@ def all_outputs(network: ResidualNetwork, loader: Loader) -> Outputs:
     """Compute y_0 … y_N of a data set.
 
     Raises:
-        StageCostError: it is empty, or its targets are no class labels.
+        StageCostError: it is empty, its targets are no class labels, or a depth has norms of its own.
     """
+    check_norms(network, range(network.num_blocks))
     logits, targets = [], []
     cuts = [Cut.first(k) for k in range(network.num_blocks + 1)]
     with evaluation_mode(network):

@@ -4,12 +4,14 @@ Whoever is sure leaves; the rows that are left are put together, so that the blo
 images. The states come from the network's own roll-out.
 """
 
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from stagecost.cut import Cut
 from stagecost.errors import StageCostError
 from stagecost.exits.policy import ExitPolicy, Votes
 from stagecost.fast.reading import reader_of
@@ -34,9 +36,11 @@ class EarlyExit:
         """Take a network in eval mode.
 
         Raises:
-            StageCostError: it is in training mode, or not as deep as the policy.
+            StageCostError: it is in training mode, or not as deep as the policy, or a depth has norms
+                of its own.
         """
         policy.check(network.num_blocks)
+        check_norms(network, policy.depths)
         if network.training:
             raise StageCostError("a network in training mode lets nobody leave: call network.eval()")
         self.network, self.policy = network, policy
@@ -78,6 +82,20 @@ class EarlyExit:
                 votes.keep(rows)
                 state = rows_of(state, rows, len(labels))
         return left.answers(labels, stop)
+
+
+def check_norms(network: ResidualNetwork, depths: Iterable[int]) -> None:
+    """Refuse depths that have norms of their own: no pass for another depth has their states.
+
+    Raises:
+        StageCostError: as described.
+    """
+    own = [k for k in depths if network.resolve(Cut.first(k)) in network.targets]
+    if own:
+        raise StageCostError(
+            f"depth {own[0]} has norms of its own, and with them a pass of its own, so no image can "
+            "leave there on its way: cut to it, or train with --target-norms shared"
+        )
 
 
 class Remaining:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stagecost.data.images import ImageFormat, normalise
 from stagecost.errors import StageCostError
+from stagecost.exits.engine import check_norms
 from stagecost.exits.policy import ExitPolicy
 from stagecost.export.graphs import ANSWERS, EXAMPLE, Format, open_graph, segments_of, trace, write
 from stagecost.export.int8 import INT8_FILE, quantise
@@ -66,6 +67,7 @@ def export_network(
         import onnxscript  # noqa: F401
     policy, image_format = policy or ExitPolicy((network.num_blocks,)), image_format_of(network)
     policy.check(network.num_blocks)
+    check_norms(network, policy.depths)
     names = ["model"] if len(policy.depths) == 1 else [f"segment-{k}" for k in range(len(policy.depths))]
     files = [f"{name}.{format}" for name in names]
     with new_folder(Path(folder)) as target, evaluation_mode(network):

@@ -22,7 +22,7 @@ from stagecost.exits.curve import (
     oracle_curve,
     tried,
 )
-from stagecost.exits.engine import EarlyExit
+from stagecost.exits.engine import EarlyExit, check_norms
 from stagecost.exits.policy import CRITERIA, Criterion, ExitPolicy
 from stagecost.runs.certainty import Interval, check_points, paired_drop, warnings_on, wilson
 from stagecost.runs.folder import RunFolder
@@ -128,6 +128,7 @@ def exit_early(
     """
     _check(max_drop, max_macs, max_time, batch)
     trained = open_trained(run, checkpoint=checkpoint, device=device)
+    check_norms(trained.network, range(trained.network.num_blocks))
     val = _loaded(trained, "val", data, allow_trained=allow_trained)
     times = [_times(trained, val, size) for size in batch]
     LOG.info("choosing exits on %s validation images", f"{val.num_images:,}")
