@@ -125,7 +125,13 @@ def test_images_of_more_bits_are_scaled_as_in_training() -> None:
     assert (kept, broken) == ([0, 1], [])
 
 
-@pytest.mark.parametrize("image", [None, 7, torch.zeros(3, 4, 4), np.zeros((2, 3, 4, 5), np.uint8)])
+@pytest.mark.parametrize(
+    "image",
+    [
+        *(None, 7, torch.zeros(3, 4, 4), np.zeros((2, 3, 4, 5), np.uint8)),
+        *(np.zeros((0, 4), np.uint8), Image.new("RGB", (0, 5))),
+    ],
+)
 def test_what_is_no_image_is_refused(small: Path, image: object) -> None:
     with pytest.raises(sc.StageCostError, match="cannot be decoded: image 0"):
         sc.load(small).predict(image)
@@ -159,7 +165,7 @@ def test_paths_come_from_standard_input(
     from stagecost.cli.main import main
 
     path = photos / "test" / "bright" / "02.png"
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{path}\n\n{path}\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{path}\n\n{path}\r\n"))
     main(["predict", str(small), "-", str(path), "--json"])
     assert json.loads(capsys.readouterr().out)["num_images"] == 3
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))

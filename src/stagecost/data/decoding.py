@@ -228,6 +228,8 @@ def _fill(
     for place, record in enumerate(images.read(rows.tolist())):
         try:
             picture = _upright(open_record(record))
+            if 0 in picture.size:
+                raise ValueError(f"it has no pixels, but a size of {picture.size}")
             seen.note(picture)
             if shape.suits(picture, asked):
                 out[place] = _to_array(picture, out.shape[1], out.shape[2], shape)
