@@ -6,7 +6,7 @@ Runtime     two minutes on an idle core
 Seeds       0
 
 The plain step calls the model's own forward. The others ask its view for one or three outputs y_k that
-are drawn anew for each step, beside the terminal one; or for one in an eighth of the steps (the time of
+are drawn anew for each step, beside the terminal one; or for one in a sixteenth of the steps (the time of
 a step is then the mean of 32).
 """
 
@@ -26,7 +26,7 @@ from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost
 
 ROUNDS, BATCH, CLASSES = 7, 8, 10
-SHARE, SHARED_STEPS = 1 / 8, 32
+SHARE, SHARED_STEPS = 1 / 16, 32
 """In which part of the steps there is one output, and how many steps are timed together for it."""
 MODELS = {
     "cpu": {
@@ -37,10 +37,10 @@ MODELS = {
     },
     "quick": {"test_vit": 32},
 }
-RARELY = "one output in an eighth of the steps"
+RARELY = "one output in a sixteenth of the steps"
 TEXT = """\
 A training step of a live model by its own forward, and of its view with a stage cost on one or three
-outputs that are drawn anew for each step, or on one in an eighth of the steps. CPU time of steps taken
+outputs that are drawn anew for each step, or on one in a sixteenth of the steps. CPU time of steps taken
 in turns; the median of the ratios within a round, and quartiles."""
 
 

@@ -379,7 +379,7 @@ def test_the_resnets_of_cifar_are_adapted() -> None:
 def test_steps_of_adapted_models(quick: Quick) -> None:
     found, records = quick("adapted-steps", rounds=3)
     arms = [row["arm"] for row in found["rows"]]
-    assert arms == ["one output", "three outputs", "one output in an eighth of the steps"]
+    assert arms == ["one output", "three outputs", "one output in a sixteenth of the steps"]
     for row in found["rows"]:
         low, high = row["quartiles"]
         assert 0.3 < low <= row["ratio"] <= high < 10
