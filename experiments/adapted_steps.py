@@ -6,8 +6,8 @@ Runtime     two minutes on an idle core
 Seeds       0
 
 The plain step calls the model's own forward. The others ask its view for one or three outputs y_k that
-are drawn anew for each step, beside the terminal one; or for one in a sixteenth of the steps (the time of
-a step is then the mean of 32).
+are drawn anew for each step, beside the terminal one; or for one in a sixteenth of the steps (the time
+of a step is then the mean of 32).
 """
 
 from collections.abc import Sequence

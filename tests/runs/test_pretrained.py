@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from tests.helpers import contents
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from stagecost.models.adapters.libraries import library_model, preprocessing
 from stagecost.objective import parameter_groups
 from stagecost.probes import fit_classifier, fit_linear
 from stagecost.runs.evaluation import evaluate
+from stagecost.runs.inspection import inspect_model
 from stagecost.runs.pruning import prune
 from stagecost.runs.trained import open_trained
 from stagecost.runs.training import train
@@ -200,6 +202,28 @@ def test_a_model_is_looked_at_without_training(
     with pytest.raises(SystemExit):
         main(["analyze", NAME, "--data", "digits"])
     assert "give --weights" in capsys.readouterr().err
+
+
+def test_a_classifier_of_as_many_classes_is_that_of_the_images_only_if_it_says_so(
+    weights: Path, tmp_path: Path
+) -> None:
+    train({**SETTINGS, "weights": str(weights), "epochs": 1}, tmp_path / "run")
+    trained, given = (
+        open_trained(tmp_path / "run"),
+        {"data": "digits", "image_size": 32, "device": "cpu"},
+    )
+    network, details = trained.network, trained.details()
+    network.save_pretrained(tmp_path / "same", **details)
+    told = inspect_model(NAME, weights=str(tmp_path / "same"), **given)
+    assert (told.head, [w for w in told.warnings if "granted" in w]) == ("own", [])
+    names = details["image_format"]["class_names"]
+    others = {**details["image_format"], "class_names": [*names[1:], names[0]]}
+    network.save_pretrained(tmp_path / "others", **{**details, "image_format": others})
+    assert inspect_model(NAME, weights=str(tmp_path / "others"), **given).head == "fitted"
+    save_file(network.get_submodule("model").state_dict(), tmp_path / "unnamed.safetensors")
+    told = inspect_model(NAME, weights=str(tmp_path / "unnamed.safetensors"), **given)
+    assert told.head == "own"
+    assert "do not name them" in told.warnings[0]
 
 
 def test_removal_costs_are_those_of_the_objective() -> None:

@@ -8,6 +8,7 @@ linear head is fitted on the state at every depth.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 from typing import ClassVar
 
@@ -15,10 +16,11 @@ import torch
 
 from stagecost.cut import Cut
 from stagecost.data.batches import FixedBatches, sample_batches
+from stagecost.data.images import ImageFormat
 from stagecost.data.loading import load_data
 from stagecost.errors import StageCostError
 from stagecost.macs import count_macs
-from stagecost.models.catalogue import pretrained_model
+from stagecost.models.catalogue import pretrained_model, read_config
 from stagecost.network import ResidualNetwork
 from stagecost.probes import fit_classifier, linear_probes
 from stagecost.runs.certainty import Interval, chance_of, warnings_on, wilson
@@ -55,6 +57,12 @@ class DepthScore:
     loss: float  #: on validation images
     accuracy: float  #: percent
     interval: Interval | None  #: Wilson's, of the accuracy
+
+
+UNNAMED = (
+    "the weights have a classifier of {} classes and do not name them: that they are those of the "
+    "images, in their order, is taken for granted"
+)
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,9 @@ def inspect_model(
         )
         for split, count in (("train", HEAD_IMAGES), ("val", JUDGED_IMAGES))
     )
-    if fresh:
+    known = _class_names(weights)
+    fitted = bool(fresh) or (known is not None and known != bundle.format.class_names)
+    if fitted:
         logger.info("fitting a head to %d training images", train.num_images)
         fit_classifier(network, train, bundle.num_classes)
     whole, blocks = _block_scores(network, val, bundle.format.shape)
@@ -123,7 +133,7 @@ def inspect_model(
         model=model,
         weights=weights,
         num_blocks=network.num_blocks,
-        head="fitted" if fresh else "own",
+        head="fitted" if fitted else "own",
         loss=whole.loss,
         accuracy=whole.accuracy,
         interval=wilson(whole.accuracy, count),
@@ -133,8 +143,17 @@ def inspect_model(
         num_images=count,
         num_train_images=train.num_images,
         seconds=round(monotonic() - began, 1),
-        warnings=warnings_on(whole.accuracy, count, chance, None),
+        warnings=(
+            *((UNNAMED.format(bundle.num_classes),) if known is None and not fitted else ()),
+            *warnings_on(whole.accuracy, count, chance, None),
+        ),
     )
+
+
+def _class_names(weights: str) -> tuple[str, ...] | None:
+    """Return the classes of a saved network; None where weights do not say what theirs are."""
+    saved = read_config(Path(weights)) if Path(weights).is_dir() else {}
+    return ImageFormat.from_json(saved["image_format"]).class_names if "image_format" in saved else None
 
 
 def _block_scores(
