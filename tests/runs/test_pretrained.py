@@ -220,7 +220,8 @@ def test_a_classifier_of_as_many_classes_is_that_of_the_images_only_if_it_says_s
     others = {**details["image_format"], "class_names": [*names[1:], names[0]]}
     network.save_pretrained(tmp_path / "others", **{**details, "image_format": others})
     assert inspect_model(NAME, weights=str(tmp_path / "others"), **given).head == "fitted"
-    save_file(network.get_submodule("model").state_dict(), tmp_path / "unnamed.safetensors")
+    model = network.to(memory_format=torch.contiguous_format).get_submodule("model")
+    save_file(model.state_dict(), tmp_path / "unnamed.safetensors")
     told = inspect_model(NAME, weights=str(tmp_path / "unnamed.safetensors"), **given)
     assert told.head == "own"
     assert "do not name them" in told.warnings[0]
