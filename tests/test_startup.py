@@ -81,6 +81,27 @@ def test_a_verb_starts_at_once(verb: str, started: dict[str, tuple[float, set[st
     assert seconds < (SECONDS if verb != "export" else 3 * SECONDS)
 
 
+def test_export_comes_to_its_work_at_once(runs: Runs, tmp_path: Path) -> None:
+    """What takes longer is torch's exporter, which imports the compiler."""
+    code = """
+import json, os, sys, time
+import stagecost.export.folder
+from stagecost.cli.main import main
+
+def begun(*_):
+    print(json.dumps([time.process_time(), list(sys.modules)]), flush=True)
+    os._exit(0)
+
+stagecost.export.folder.trace = begun
+main(sys.argv[1:])
+"""
+    arguments = ["export", str(runs.saved), "--format", "pt2", "--output", str(tmp_path / "out")]
+    outcome = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
+    seconds, modules = json.loads(outcome.stdout)
+    assert seconds < SECONDS
+    assert not set(modules) & {*NEEDLESS, *DRAWING}
+
+
 @pytest.mark.parametrize("arguments", [["train", "--help-all"], ["--help"], ["report", "--nonsense"]])
 def test_what_runs_nothing_imports_no_tensors(arguments: list[str]) -> None:
     code = f"import sys; from stagecost.cli.main import main\ntry: main({arguments})\n"
