@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from tests.helpers import contents
 from torch import Tensor, nn
 
 import stagecost as sc
+from helpers import contents
 from stagecost.cli.main import main
 from stagecost.cut import Cut
 from stagecost.data.config import DataConfig
