@@ -14,11 +14,11 @@ from experiments.runner import Context
 from stagecost.calibration import recalibrate
 from stagecost.cut import Cut
 from stagecost.data.batches import num_batches
-from stagecost.dynamics import plan_paths
 from stagecost.macs import count_macs, count_parameters, macs_by_part
 from stagecost.models.catalogue import create_model
 from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost, mean_log_probabilities
+from stagecost.paths import plan_paths
 from stagecost.runs.trained import Split, Trained, open_trained
 from stagecost.runs.training import TrainingResult, train
 from stagecost.train.loop import OnStep

@@ -108,7 +108,9 @@ def _channels(configuration: Configuration, device: torch.device, rounds: int) -
     models = {WHOLE: plain_twin(network), OURS: _cut_twin(network)}
     before, target = (module_macs(model, images) for model in models.values())
     for ranking in STEPS:
-        models[f"{peer}, {ranking}"] = prune_channels(plain_twin(network), images, target, ranking)
+        twin = plain_twin(network)
+        small = prune_channels(twin, images, target, ranking, [twin[-1].get_submodule("linear")])
+        models[f"{peer}, {ranking}"] = small
     models[f"{peer}, {HALF}"] = halve_channels(plain_twin(network), images)
     others = [name for name in models if name != WHOLE]
     of = partial(row, configuration=configuration.name)

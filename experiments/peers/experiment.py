@@ -86,7 +86,10 @@ def with_fewer_channels(
     """Return a copy of a homogeneous network with at most the MACs of its first `sub_blocks` blocks."""
     target = count_macs(network.keep(Cut.first(sub_blocks)), shape)
     images = torch.zeros(1, *shape, device=next(network.parameters()).device)
-    return network_of_twin(prune_channels(plain_twin(network), images, target, ranking))
+    twin = plain_twin(network)
+    return network_of_twin(
+        prune_channels(twin, images, target, ranking, [twin[-1].get_submodule("linear")])
+    )
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ import importlib.metadata
 import importlib.util
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from experiments.peers.twins import module_macs
+
+M = TypeVar("M", bound=nn.Module)
 
 # A uniform step removes at most one channel of 16 or 32; among all layers a step can be finer.
 STEPS = {"uniform": 64, "global": 128}
@@ -26,17 +28,18 @@ def with_version(package: str) -> str:
 
 
 def prune_channels(
-    model: nn.Sequential, images: Tensor, target_macs: int, ranking: str
-) -> nn.Sequential:
+    model: M, images: Tensor, target_macs: int, ranking: str, kept: Sequence[nn.Module]
+) -> M:
     """Remove channels by Torch-Pruning until at most `target_macs` are left, in place.
 
     Args:
-        model: a plain twin.
+        model: anything that it can trace.
         images: one batch.
         target_macs: for one image.
         ranking: "uniform", its default, or "global".
+        kept: layers that keep all their outputs.
     """
-    pruner = _pruner(model, images, ranking == "global", ratio=1.0, steps=STEPS[ranking])
+    pruner = _pruner(model, images, kept, ranking == "global", ratio=1.0, steps=STEPS[ranking])
     for _ in range(STEPS[ranking]):
         if module_macs(model, images) <= target_macs:
             break
@@ -46,12 +49,18 @@ def prune_channels(
 
 def halve_channels(model: nn.Sequential, images: Tensor) -> nn.Sequential:
     """Remove half the channels of every layer by Torch-Pruning, in place."""
-    _pruner(model, images, False, ratio=0.5, steps=1).step()
+    _pruner(model, images, [model[-1].get_submodule("linear")], False, ratio=0.5, steps=1).step()
     return model.to(memory_format=torch.channels_last)
 
 
 def _pruner(
-    model: nn.Sequential, images: Tensor, global_pruning: bool, *, ratio: float, steps: int
+    model: nn.Module,
+    images: Tensor,
+    kept: Sequence[nn.Module],
+    global_pruning: bool,
+    *,
+    ratio: float,
+    steps: int,
 ) -> Any:
     import torch_pruning as tp
 
@@ -64,7 +73,7 @@ def _pruner(
             global_pruning=global_pruning,
             pruning_ratio=ratio,
             iterative_steps=steps,
-            ignored_layers=[model[-1].linear],
+            ignored_layers=[*kept],
         )
 
 

@@ -63,15 +63,15 @@ class OutputBatchNorm2d(_BatchNorm):
             state: (B, C, H, W), x_k after its skip chain.
             depth: k, from 0 to N.
         """
-        mean, variance, factor = self.running(depth)
+        mean, variance, factor = self.count_batch(depth)
         return F.batch_norm(
             state, mean, variance, self.weight, self.bias, self.training, factor, self.eps
         )
 
-    def running(self, depth: int) -> tuple[Tensor | None, Tensor | None, float]:
-        """Return the running mean and variance (C,) of a depth, and the weight of this batch in them.
+    def count_batch(self, depth: int) -> tuple[Tensor | None, Tensor | None, float]:
+        """Count a batch in training; return the statistics (C,) that it moves, and its weight in them.
 
-        In training the batch is counted, and there may be none that it moves.
+        In evaluation they are those that normalise. In training there may be none that a batch moves.
         """
         if self.training and not self.tracks(depth):
             return None, None, 0.0

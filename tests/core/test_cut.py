@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from helpers import BUILDERS, build, images, labels
 from stagecost.bound import zero_extend
 from stagecost.cut import Cut, stage_counts
-from stagecost.dynamics import Pass, is_identity, plan_paths
+from stagecost.dynamics import Pass, is_identity
 from stagecost.errors import StageCostError
 from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost
+from stagecost.paths import plan_paths
 
 every_builder = pytest.mark.parametrize("name", BUILDERS)
 STAGES = ((0, 1), (2, 3, 4), (5, 6))

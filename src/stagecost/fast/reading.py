@@ -87,7 +87,7 @@ class LeanHead(nn.Module):
             return logits
         norm, chain = self.head.norm, self.chains[depth]
         pooled: Tensor = _Reading.apply(
-            state, chain.matrix, norm.weight, norm.bias, chain, (*norm.running(depth), norm.eps)
+            state, chain.matrix, norm.weight, norm.bias, chain, (*norm.count_batch(depth), norm.eps)
         )
         return pooled
 

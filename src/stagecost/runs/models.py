@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from stagecost.models.adapters.check import MAX_PARAMETERS, check_models
 from stagecost.models.catalogue import list_models
 from stagecost.runs.results import Result
 
@@ -35,7 +36,7 @@ def models(
     check: bool = False,
     output: str | Path | None = None,
     limit: int | None = None,
-    max_parameters: float = 9e7,
+    max_parameters: float = MAX_PARAMETERS,
 ) -> ModelList | ModelReport:
     """List the networks whose names match a shell pattern, or check those of other libraries.
 
@@ -52,7 +53,6 @@ def models(
     """
     if not check:
         return ModelList(pattern, tuple(list_models(pattern)))
-    from stagecost.models.adapters.check import check_models
 
     def tell(name: str, said: str, seconds: float) -> None:
         logger.info("%s: %s (%.1f s)", name, said, seconds)

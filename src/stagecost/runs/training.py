@@ -143,12 +143,9 @@ def _prepare(run: RunFolder, settings: RunSettings, checkpoint: Checkpoint | Non
         from stagecost.train.trackers import open_trackers
 
     splits = ("train", "val") if settings.data.val_fraction > 0 else ("train",)
-    config = data_config(settings) if checkpoint is None else settings.data
-    like = (
-        None
-        if checkpoint is None
-        else ImageFormat.from_json(checkpoint.metadata.get("image_format", {}))
-    )
+    config, like = data_config(settings), None
+    if checkpoint is not None:
+        config, like = settings.data, ImageFormat.from_json(checkpoint.metadata.get("image_format", {}))
     data = load_data(config, seed=settings.training.seed, splits=splits, like=like)
     network = None
     if checkpoint is not None and settings.model.weights and not Path(settings.model.weights).is_dir():
