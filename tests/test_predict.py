@@ -168,10 +168,11 @@ def test_paths_come_from_standard_input(
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{path}\n\n{path}\r\n"))
     main(["predict", str(small), "-", str(path), "--json"])
     assert json.loads(capsys.readouterr().out)["num_images"] == 3
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
-    with pytest.raises(SystemExit):
-        main(["predict", str(small), "-", "--json"])
-    assert "names no image" in json.loads(capsys.readouterr().out)["error"]
+    for listed, words in {"\n": "names no image", "a" * 5000: "name is too long"}.items():
+        monkeypatch.setattr("sys.stdin", io.StringIO(listed))
+        with pytest.raises(SystemExit):
+            main(["predict", str(small), "-", "--json"])
+        assert words in json.loads(capsys.readouterr().out)["error"]
 
 
 def test_refusals_are_one_line(small: Path, cli: CommandLine, tmp_path: Path) -> None:
