@@ -278,9 +278,10 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     assert bundle.summary().encode()
 
 
-NAMES = st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=6).filter(
-    lambda name: name[0] != "." and len(name.encode()) < 200
-)
+# Half of a pair of code units is no name; names that are no UTF-8 have a test of their own, above.
+NAMES = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=6
+).filter(lambda name: name[0] != "." and len(name.encode()) < 200)
 
 
 @settings(max_examples=20)
