@@ -26,6 +26,22 @@ from stagecost.train.setup import create_network, data_config
 
 BASE: Settings = {"device": "cpu", "batch_size": 32, "warmup_epochs": 0.25, "gamma": 0.0}
 IMAGENET: Settings = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+SHORT: Settings = {"limit_train": 10_000, "limit_test": 5_000, "epochs": 1}
+
+
+def of_cifar10(layers: int) -> Settings:
+    """Return the settings of a ResNet of CIFAR-10 with so many layers; 32 is the model's default."""
+    return {
+        **IMAGENET,
+        "model": "cifar_resnet",
+        "weights": f"resnet{layers}-cifar10.safetensors",
+        "lr": 0.02,
+        "batch_size": 128,
+        "limit_train": 20_000,
+        "epochs": 3,
+    }
+
+
 MODELS: dict[str, Settings] = {
     "lite0": {
         "model": "timm/tf_efficientnet_lite0",
@@ -49,15 +65,10 @@ MODELS: dict[str, Settings] = {
         "layer_decay": 0.8,
         "epochs": 6,
     },
-    "resnet32": {
-        **IMAGENET,
-        "model": "cifar_resnet",
-        "weights": "resnet32-cifar10.safetensors",
-        "lr": 0.02,
-        "batch_size": 128,
-        "limit_train": 20_000,
-        "epochs": 3,
-    },
+    "resnet20": of_cifar10(20) | {"blocks_per_stage": [3, 3, 3]},
+    "resnet32": of_cifar10(32),
+    "resnet44": of_cifar10(44) | {"blocks_per_stage": [7, 7, 7], **SHORT},
+    "resnet56": of_cifar10(56) | {"blocks_per_stage": [9, 9, 9], **SHORT},
     "tiny": {  # of the quick tier; weights are whatever the file holds
         "model": "timm/test_resnet",
         "weights": "test_resnet.safetensors",
@@ -116,9 +127,21 @@ class Case:
         return self.context.dataset.rpartition("-")[2]
 
     @property
+    def named(self) -> str:
+        """The library's name of its model, or that of an own one."""
+        name: str = self.settings["model"]
+        return name if "/" in name else self.model
+
+    @property
     def settings_of_choice(self) -> Settings:
         """The same where cut and recipe are chosen: more images are held out."""
         return {**self.settings, "val_fraction": HELD_OUT}
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms that train: a residual network with BatchNorm in its blocks has one more."""
+        more = ("joint_norms",) if self.model.startswith("resnet") else ()
+        return ("whole", "joint", *more, "cut_first")
 
     @property
     def data(self) -> str:
@@ -173,10 +196,11 @@ class Case:
         """Return the training of an arm."""
         start = {"weights": str(self.fitted(seed, self.cut if arm == "cut_first" else None))}
         plain = {**self.settings, **start}
-        if arm != "joint":
+        if not arm.startswith("joint"):
             return Training(plain)
         target = f"[{' '.join(map(str, self.cut.blocks))}]"
-        return Training({**plain, "targets": [target], "stage_loss": "distilled", "gamma": 1.0})
+        own = {"target_norms": "own"} if arm == "joint_norms" else {}
+        return Training({**plain, "targets": [target], "stage_loss": "distilled", "gamma": 1.0, **own})
 
     def run(self, arm: str, seed: int) -> Run:
         """Train, go on, or find what is finished."""

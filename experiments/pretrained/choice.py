@@ -56,14 +56,17 @@ def stretches(case: "Case") -> list[Score]:
     return scores
 
 
-def of_a_resnet20(case: "Case") -> list[Score]:
-    """Return the cut to the blocks of a ResNet-20, by the loss with the whole network's head."""
+def two_thirds(case: "Case") -> list[Score]:
+    """Return the cut to two thirds of each stage's blocks at most; a ResNet-20 is what a 32 leaves."""
     network = case.network(case.fitted(SEED_OF_CHOICE))
-    cut = network.resolve(Cut.stages(3, 3, 3))
+    cut = network.resolve(Cut.stages(*(2 * count // 3 for count in network.blocks_per_stage)))
     return evaluate_cuts(network, _validation(case, SEARCH_IMAGES), [cut])
 
 
-SEARCHED: dict[str, Callable[["Case"], list[Score]]] = {"vit": stretches, "resnet32": of_a_resnet20}
+SEARCHED: dict[str, Callable[["Case"], list[Score]]] = {
+    "vit": stretches,
+    **dict.fromkeys(("resnet20", "resnet32", "resnet44", "resnet56"), two_thirds),
+}
 
 
 def _validation(case: "Case", images: int | None = None) -> Loader:

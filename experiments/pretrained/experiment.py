@@ -2,7 +2,7 @@
 
 Command     python -m experiments run pretrained --weights DIR [--dataset flowers-1500-lite0] …
 Machine     cpu: one core, one thread
-Runtime     lite0: two minutes a run on an idle core; vit: five; resnet32: five
+Runtime     lite0: two minutes a run on an idle core; vit, resnet32: five; the other ResNets: two
 Seeds       0, 1, 2
 
 `python -m experiments.pretrained.files DIR` fetches the weights. Every arm starts from the pretrained
@@ -11,13 +11,14 @@ network with a linear head fitted to the training images, and learns for the sam
 linear      not trained at all: the head alone is fitted
 whole       plain fine-tuning; its cut is made afterwards, without training
 joint       the whole network, and a target cut that learns from it (half labels, half distillation)
+joint_norms the same, the target with norms of its own (the ResNets of CIFAR-10)
 cut_first   the same cut made first, its head fitted, then plain fine-tuning
 torch_pruning  as many MACs by fewer channels (resnet32, with the extra `peers`), then plain fine-tuning
 
 The cut is chosen before any training on validation images of a seed of its own: of those with at least
 a third fewer MACs that the search finds, the one with the least loss; of a transformer, a third of the
-blocks in a row goes, by the loss with heads fitted anew; a resnet32 keeps 3+3+3. The recipes were chosen
-on the same images (`experiments.pretrained.trials`).
+blocks in a row goes, by the loss with heads fitted anew; ResNets keep two thirds of each stage. The
+recipes were chosen on the same images (`experiments.pretrained.trials`).
 """
 
 import json
@@ -38,7 +39,7 @@ from experiments.trainings import Run, Training, cut_from
 from stagecost.cut import Cut
 from stagecost.data.batches import eval_batches, num_batches
 from stagecost.latency import measure_latency
-from stagecost.macs import count_macs, count_parameters
+from stagecost.macs import count_macs, count_parameters, macs_by_part
 from stagecost.network import ResidualNetwork
 from stagecost.runs.certainty import Z
 from stagecost.runs.pruning import right_answers
@@ -51,7 +52,7 @@ NAMES = {
         "trashnet-112-lite0",
         "flowers-1500-vit",
         "trashnet-112-vit",
-        "cifar10-resnet32",
+        *(f"cifar10-resnet{layers}" for layers in (20, 32, 44, 56)),
     ),
     "quick": ("digits-tiny",),
 }
@@ -72,19 +73,22 @@ anew."""
 
 
 DEPTHS = "Validation accuracy at every depth at the end of the training, before any cut."
-ARMS, PRUNED = ("whole", "joint", "cut_first"), "torch_pruning"
-COMPARED = (
-    (("joint", "whole"), ("whole", "whole")),
-    (("joint", "cut"), ("joint", "whole")),
-    (("joint", "cut"), ("cut_first", "cut")),
-)
-"""What the aims are about: (arm, cut) beside another one, on the same test images."""
+PRUNED = "torch_pruning"
+
+
+def compared(joint: str) -> tuple[tuple[tuple[str, str], tuple[str, str]], ...]:
+    """Return what the aims are about: (arm, cut) beside another one, on the same test images."""
+    return (
+        ((joint, "whole"), ("whole", "whole")),
+        ((joint, "cut"), (joint, "whole")),
+        ((joint, "cut"), ("cut_first", "cut")),
+    )
 
 
 def run(context: Context) -> Row:
     """Train every arm with every seed, then read the test images."""
     case = Case.of(context)
-    runs = {seed: {arm: case.run(arm, seed) for arm in ARMS} for seed in context.seeds}
+    runs = {seed: {arm: case.run(arm, seed) for arm in case.arms} for seed in context.seeds}
     right: dict[tuple[str, str], list[Tensor]] = {}
     judged: dict[tuple[str, str], ResidualNetwork] = {}
     for seed in context.seeds:
@@ -105,11 +109,13 @@ def run(context: Context) -> Row:
         }
         for (arm, cut), network in judged.items()
     ]
-    bundle = case.bundle(context.seeds[0])
+    bundle, joints = case.bundle(context.seeds[0]), [a for a in case.arms if a.startswith("joint")]
     named, num_val = {key: rows[0][key] for key in ("dataset", "model")}, len(bundle.splits["val"])
     return {
         "rows": rows,
-        "comparisons": [{**named, **_compared(right, *pair)} for pair in COMPARED],
+        "comparisons": [
+            {**named, **_compared(right, *pair)} for joint in joints for pair in compared(joint)
+        ],
         "trajectories": [
             {
                 **named,
@@ -119,7 +125,7 @@ def run(context: Context) -> Row:
                 "num_val": num_val,
             }
             for seed, arms in runs.items()
-            for arm in ("whole", "joint")
+            for arm in ("whole", *joints)
         ],
         "search": json.loads((context.work / "cut.json").read_text())["tried"],
         "num_train": len(bundle.splits["train"]),
@@ -131,6 +137,7 @@ def networks(case: Case, seed: int, runs: dict[str, Run]) -> dict[tuple[str, str
     """Return what is judged, by arm and cut."""
     opened: dict[str, Trained] = {arm: run.open() for arm, run in runs.items()}
     cut, name = case.cut, "cut"
+    joints = [arm for arm in opened if arm.startswith("joint")]
     linear = case.network(case.fitted(seed))
     channels = {}
     if case.model == "resnet32" and is_installed("torch-pruning"):
@@ -140,8 +147,8 @@ def networks(case: Case, seed: int, runs: dict[str, Run]) -> dict[tuple[str, str
         ("linear", name): case.network(case.fitted(seed, cut)),
         ("whole", "whole"): opened["whole"].network,
         ("whole", name): cut_from(opened["whole"], cut),
-        ("joint", "whole"): opened["joint"].network,
-        ("joint", name): cut_from(opened["joint"], cut),
+        **{(arm, "whole"): opened[arm].network for arm in joints},
+        **{(arm, name): cut_from(opened[arm], cut) for arm in joints},
         ("cut_first", name): opened["cut_first"].network,
         **channels,
     }
@@ -158,7 +165,7 @@ def _row(case: Case, arm: str, cut: str, right: dict[tuple[str, str], list[Tenso
     difference, interval = paired_difference(answers, right["whole", "whole"])
     return {
         "dataset": case.context.dataset.rpartition("-")[0],
-        "model": case.settings["model"],
+        "model": case.named,
         "arm": arm,
         "cut": format_indices(case.cut.blocks) if cut == "cut" else cut,
         "seeds": list(case.context.seeds),
@@ -212,11 +219,15 @@ def training_macs(case: Case, arm: str, macs: int) -> int:
     seed, settings = case.context.seeds[0], case.settings
     bundle, network = case.bundle(seed), case.network(case.fitted(seed))
     cuts = {"whole": [Cut.whole()], "joint": [case.cut, Cut.whole()], "cut_first": [case.cut]}
+    shape = bundle.format.shape
     images = len(bundle.splits["train"])
     seen: int = settings["batch_size"] * num_batches(images, settings["batch_size"])
     epochs: int = settings["epochs"]
     if arm in cuts:
-        macs = count_macs(network, bundle.format.shape, cuts[arm])
+        macs = count_macs(network, shape, cuts[arm])
+    elif arm == "joint_norms":  # a pass of its own for each, from x_0 on
+        macs = sum(count_macs(network, shape, cut) for cut in cuts["joint"])
+        macs -= macs_by_part(network, shape)[0]
     return 3 * seen * epochs * macs
 
 

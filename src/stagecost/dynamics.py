@@ -131,11 +131,11 @@ class SkipChain:
     these norms inside its blocks.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
-        """Note the skip connections of the blocks."""
+    def __init__(self, blocks: Sequence[nn.Module], *, own: bool = False) -> None:
+        """Note the skip connections of the blocks; `own` norms in them belong to what passes here."""
         skips = ((k, skip_of(block)) for k, block in enumerate(blocks))
         self.skips = [(k, skip) for k, skip in skips if not is_identity(skip)]
-        self.frozen = FrozenStatistics(skip for _, skip in self.skips)
+        self.frozen = FrozenStatistics(skip for _, skip in self.skips if not own)
 
     def __call__(self, state: Tensor, k: int) -> Tensor:
         """Map x_k to the state that the head expects; itself where every skip is an identity."""
@@ -305,7 +305,7 @@ class Rollout:
         skip = skip_of(self.blocks[k])
         if is_identity(skip):
             return state
-        with FrozenStatistics([skip]):
+        with FrozenStatistics([skip]) if self.training else nullcontext():
             bypassed: Tensor = skip(state)
         return bypassed
 

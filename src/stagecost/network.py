@@ -153,7 +153,7 @@ class ResidualNetwork(nn.Module):
         """Return the outputs of one pass: of a cut with norms of its own, or of several without."""
         own = cuts[0] in self.targets
         blocks, head = self.parts_of(cuts[0])
-        tail = self._tail(blocks, how)
+        tail = self._tail(blocks, how, own=own)
         reader = head if how.gates else reader_of(head, tail)
         lean = reader if isinstance(reader, LeanHead) else None
         rollout = Rollout(
@@ -173,15 +173,18 @@ class ResidualNetwork(nn.Module):
 
     def parts_of(self, cut: Cut) -> tuple[list[nn.Module], nn.Module]:
         """Return blocks and head as a cut uses them: with its own norms in them, if it has some."""
-        blocks = list(self.blocks.values())
+        blocks, own = list(self.blocks.values()), self.norms_of(cut)
+        return [with_norms(block, own) for block in blocks], with_norms(self.head, own)
+
+    def norms_of(self, cut: Cut) -> dict[nn.Module, nn.Module]:
+        """Return the norms that a target has of its own, by those in whose places they are."""
         if cut not in self.targets:
-            return blocks, self.head
+            return {}
         own = norms_in(self.norms[self.targets.index(cut)])
-        replaced = {self.get_submodule(path): norm for path, norm in own.items()}
-        return [with_norms(block, replaced) for block in blocks], with_norms(self.head, replaced)
+        return {self.get_submodule(path): norm for path, norm in own.items()}
 
     def give_norms(self, *cuts: Cut) -> None:
-        """Give cuts norms of their own, in the blocks that act and in the head.
+        """Give cuts norms of their own, in the blocks that act, the skips of the others, and the head.
 
         Scale, shift and statistics begin as those of the whole network. From then on a cut has a pass of
         its own; cut off (`keep`), its norms are those of the small network.
@@ -196,9 +199,9 @@ class ResidualNetwork(nn.Module):
                     f"cut {cut} cannot have norms of its own: give each cut once, and such as leave a "
                     "network of fewer blocks"
                 )
-            blocks = {f"blocks.{name}": block for name, block in self.blocks.items()}
-            acting = [item for k, item in enumerate(blocks.items()) if cut.acts(k)]
-            self.norms.append(copies_of_norms({**dict(acting), "head": self.head}))
+            blocks = enumerate(self.blocks.values())
+            parts = [block if cut.acts(k) else skip_of(block) for k, block in blocks]
+            self.norms.append(copies_of_norms(self, [*parts, self.head]))
             self.targets = (*self.targets, cut)
         self._describe()
 
@@ -337,10 +340,7 @@ class ResidualNetwork(nn.Module):
             raise StageCostError(
                 f"block {self.block_indices[lost[0]]} holds a projection: keep it, it begins a stage"
             )
-        if cut in self.targets:
-            for path, norm in norms_in(self.norms[self.targets.index(cut)]).items():
-                self.set_submodule(path, norm)
-        self.norms, self.targets = nn.ModuleList(), ()
+        self.take_norms_of(cut)
         names = list(self.blocks)
         for position, name in enumerate(names):
             if position not in kept:
@@ -349,6 +349,14 @@ class ResidualNetwork(nn.Module):
         if self.description is not None:
             old = self.description
             self.description = NetworkDescription(old.name, old.arguments, self.block_indices)
+
+    def take_norms_of(self, cut: Cut) -> None:
+        """Put the norms of a cut in the places of the whole network's; those of other cuts go."""
+        own = self.norms_of(cut)
+        for path, module in list(self.named_modules(remove_duplicate=False)):
+            if module in own:
+                self.set_submodule(path, own[module])
+        self.norms, self.targets = nn.ModuleList(), ()
 
     def _repr_html_(self) -> str:
         """Show the stages, as notebooks do."""
@@ -391,9 +399,9 @@ class ResidualNetwork(nn.Module):
             return tuple(Cut.first(k) for k in resolve_depths(depths, self.num_blocks))
         return resolve_cuts(cuts, self.stage_positions)
 
-    def _tail(self, blocks: Sequence[nn.Module], how: Pass) -> Tail:
+    def _tail(self, blocks: Sequence[nn.Module], how: Pass, *, own: bool = False) -> Tail:
         collapsed = collapsed_tails(blocks) if how.collapsed else None
-        return SkipChain(blocks) if collapsed is None else collapsed
+        return SkipChain(blocks, own=own) if collapsed is None else collapsed
 
     def _check_images(self, images: Tensor) -> None:
         arguments = self.description.arguments if self.description else {}

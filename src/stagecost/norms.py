@@ -8,7 +8,7 @@ one. Sources: Yu et al., "Slimmable Neural Networks" (2019), for one set of norm
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from torch import nn
@@ -18,19 +18,18 @@ NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 M = TypeVar("M", bound=nn.Module)
 
 
-def copies_of_norms(parts: Mapping[str, nn.Module]) -> nn.Module:
+def copies_of_norms(network: nn.Module, parts: Iterable[nn.Module]) -> nn.Module:
     """Return copies of all norms of some parts of a network, in a tree of modules of the same names."""
-    tree = nn.Module()
-    for name, part in parts.items():
-        for path, module in part.named_modules(prefix=name):
-            if isinstance(module, NORMS):
-                *above, last = path.split(".")
-                place = tree
-                for step in above:
-                    if step not in dict(place.named_children()):
-                        place.add_module(step, nn.Module())
-                    place = place.get_submodule(step)
-                place.add_module(last, copy.deepcopy(module))
+    used, tree = {module for part in parts for module in part.modules()}, nn.Module()
+    for path, module in network.named_modules():
+        if isinstance(module, NORMS) and module in used:
+            *above, last = path.split(".")
+            place = tree
+            for step in above:
+                if step not in dict(place.named_children()):
+                    place.add_module(step, nn.Module())
+                place = place.get_submodule(step)
+            place.add_module(last, copy.deepcopy(module))
     return tree
 
 

@@ -53,7 +53,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_starts_from_weights_and_goes_on_without_them(weights: Path, tmp_path: Path) -> None:
-    settings = {**SETTINGS, "weights": str(weights), "layer_decay": 0.5}
+    targets = {"targets": ["[0 2]"], "target_norms": "own"}
+    settings = {**SETTINGS, **targets, "weights": str(weights), "layer_decay": 0.5}
     train(settings, tmp_path / "whole")
 
     class StopError(Exception):
@@ -129,6 +130,7 @@ def test_frozen_norms_keep_their_statistics_and_act_by_them(weights: Path, tmp_p
 
 def test_layers_learn_at_rates_that_fall_towards_the_stem() -> None:
     network = sc.create_model("homogeneous", num_blocks=3, width=4)
+    network.give_norms(Cut.first(1))
     groups = parameter_groups(network, 0.1)
     split = by_layer(network, groups, 0.5)
     scale = {id(p): group["lr_scale"] for group in split for p in group["params"]}
@@ -139,6 +141,8 @@ def test_layers_learn_at_rates_that_fall_towards_the_stem() -> None:
         (network.blocks["2"], 0.5),
         (network.blocks["0"], 0.125),
         (network.stem, 0.0625),
+        (network.norms[0].get_submodule("blocks.0"), 0.125),
+        (network.norms[0].get_submodule("head"), 1.0),
     ):
         assert isinstance(parts, nn.Module)
         assert {scale[id(p)] for p in parts.parameters()} == {expected}

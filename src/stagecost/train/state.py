@@ -144,10 +144,11 @@ def by_layer(
     if decay == 1:
         return groups
     behind = {id(p): 0 for p in network.head.parameters()}
-    for count, (name, block) in enumerate(list(network.blocks.items())[::-1], start=1):
-        own = [p for path, p in network.norms.named_parameters() if f".blocks.{name}." in path]
-        behind = {id(p): count for p in (*block.parameters(), *own)} | behind
-    behind |= {id(p): 0 for path, p in network.norms.named_parameters() if ".head." in path}
+    for count, block in enumerate(list(network.blocks.values())[::-1], start=1):
+        behind = {id(p): count for p in block.parameters()} | behind
+    for norm, other in (pair for cut in network.targets for pair in network.norms_of(cut).items()):
+        pairs = zip(norm.parameters(), other.parameters(), strict=True)
+        behind |= {id(own): behind[id(p)] for p, own in pairs if id(p) in behind}
     layers: dict[tuple[int, int], list[nn.Parameter]] = {}
     for number, group in enumerate(groups):
         for parameter in group["params"]:

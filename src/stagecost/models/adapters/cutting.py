@@ -84,6 +84,7 @@ def remove_blocks(view: "AdaptedNetwork", kept: Cut) -> None:
 def _can_be_deleted(view: "AdaptedNetwork", kept: Cut, gone: Sequence[int]) -> bool:
     """Tell whether blocks can be deleted or only be emptied, by the output of a twin."""
     twin = copy.deepcopy(view).eval().cpu()
+    twin.take_norms_of(kept)
     shake(twin.model)
     inputs = tuple(resampled(tensor, BATCHES[0]) for tensor in twin.example)
     expected = twin(inputs, kept)

@@ -32,6 +32,7 @@ from stagecost.models.adapters.parts import (
 )
 from stagecost.models.adapters.program import Program
 from stagecost.network import NetworkDescription, ResidualNetwork
+from stagecost.norms import with_norms
 from stagecost.records import JsonObject
 from stagecost.text import one_line
 
@@ -40,7 +41,7 @@ class AdaptedNetwork(ResidualNetwork):
     """A live model seen as stem, N residual blocks and head.
 
     Attributes:
-        model: the live model, the only registered module.
+        model: the live model; beside it, norms of their own of targets alone are registered.
         example: inputs of one sample, which tell the shape that the view is for.
     """
 
@@ -53,7 +54,7 @@ class AdaptedNetwork(ResidualNetwork):
         blocks = nn.ModuleDict({str(k): block for k, block in enumerate(parts.blocks)})
         # Not registered, so that every parameter has one name: the model's.
         self.__dict__ |= {"stem": parts.stem, "blocks": blocks, "head": parts.head}
-        self.__dict__["norms"] = nn.ModuleList()
+        self.norms = nn.ModuleList()
         emptied = [block.emptied for block in parts.blocks]
         modules = [m for part in (parts.stem, blocks, parts.head) for m in part.modules()]
         for program in (*modules, *emptied):
@@ -94,9 +95,17 @@ class AdaptedNetwork(ResidualNetwork):
         """Tell whether blocks are left: of one that goes, a skip that is no identity stays."""
         return bool(self.resolve(cut).blocks)
 
-    def give_norms(self, *cuts: Cut) -> None:
-        """Refuse: the state dict of a view is the live model's, which has no place for further norms."""
-        raise StageCostError("a view of another model has no norms beside the model's: share them")
+    def parts_of(self, cut: Cut) -> tuple[list[nn.Module], nn.Module]:
+        """Return blocks and head as a cut uses them: on a twin of the model that has its own norms."""
+        own = self.norms_of(cut)
+        if not own:
+            return super().parts_of(cut)
+        for norm, other in own.items():
+            other.train(norm.training)
+        twin = {id(self.model): with_norms(self.model, own)}
+        blocks, head = copy.deepcopy((list(self.blocks.values()), self.head), twin)
+        head.select_outputs(())  # type: ignore[operator]  # running statistics in it follow this cut
+        return blocks, head
 
     def keep(self, cut: Cut) -> "AdaptedNetwork":
         """Return a copy, model and view, without the blocks that do not act; see `remove_all_but`."""
@@ -116,9 +125,11 @@ class AdaptedNetwork(ResidualNetwork):
         if not kept.blocks:
             raise StageCostError("a cut without any block cannot be kept: keep at least one")
         remove_blocks(self, kept)
+        self.take_norms_of(kept)
         self._join_skips(kept)
         if self.description is not None:
-            self.description = replace(self.description, kept_blocks=self.block_indices)
+            indices = self.block_indices
+            self.description = replace(self.description, kept_blocks=indices, target_norms=())
 
     def _join_skips(self, kept: Cut) -> None:
         """Drop blocks; each skip of theirs that is no identity joins what follows."""
@@ -165,7 +176,8 @@ def _model_names(
 
 def _registered_names(view: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Undo `_model_names` before loading."""
-    for key in [key for key in state_dict if key.startswith(prefix)]:
+    own = tuple(f"{prefix}norms.{i}.model." for i in range(len(view.norms)))  # type: ignore[arg-type]
+    for key in [key for key in state_dict if key.startswith(prefix) and not key.startswith(own)]:
         state_dict[f"{prefix}model.{key.removeprefix(prefix)}"] = state_dict.pop(key)
 
 
