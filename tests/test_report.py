@@ -294,6 +294,7 @@ def test_the_caveat_stands_next_to_the_depth_plots() -> None:
         ({"analysis": make_analysis(split="train")}, "New images may need more blocks"),
         ({"settings": {"gamma": 0}}, "Trained with gamma = 0, plain training"),
         ({"pruning": PRUNING | {"accuracy_after": 97.0}}, "Trust the measurement"),
+        ({"pruning": PRUNING | {"accuracy_before": 50.0}}, "when it was pruned, and has"),
         ({"pruning": PRUNING | {"kept_blocks": [0, 1, 9]}}, "keeps blocks 0–1, 9, not the first 4"),
     ],
 )

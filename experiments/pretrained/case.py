@@ -139,9 +139,10 @@ class Case:
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """The arms that train: a residual network with BatchNorm in its blocks has one more."""
-        more = ("joint_norms",) if self.model.startswith("resnet") else ()
-        return ("whole", "joint", *more, "cut_first")
+        """The arms that train: targets of a ResNet have norms of their own, of the 32 in both ways."""
+        own = "joint_norms" if self.model.startswith("resnet") else "joint"
+        joint = ("joint", own) if self.model == "resnet32" else (own,)
+        return ("whole", *joint, "cut_first")
 
     @property
     def data(self) -> str:

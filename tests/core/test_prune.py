@@ -69,6 +69,13 @@ def test_one_output_for_two_classes_has_no_accuracy() -> None:
         sc.plan_pruning(network, trajectory, max_drop=1.0)
 
 
+def test_samples_that_a_loss_leaves_out_leave_no_accuracy() -> None:
+    data = [(images(), torch.tensor([0, -100, 2, -100]))]
+    score = terminal_score(build("homogeneous"), data)
+    assert math.isfinite(score.loss)
+    assert math.isnan(score.accuracy)
+
+
 def test_what_to_keep_is_a_number_or_a_cut() -> None:
     network, data = build("homogeneous"), loader()
     trajectory = sc.loss_trajectory(network, data)

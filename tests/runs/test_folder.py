@@ -15,8 +15,10 @@ from runs.workers import start
 from stagecost.errors import StageCostError
 from stagecost.runs import training
 from stagecost.runs.analysis import analyze
+from stagecost.runs.evaluation import evaluate
 from stagecost.runs.folder import RunFolder
 from stagecost.runs.lock import locked
+from stagecost.runs.pruning import prune
 from stagecost.runs.training import train
 from stagecost.storage import write_atomically
 from stagecost.train.loop import Step
@@ -232,6 +234,8 @@ def test_images_that_moved_are_found_where_they_are_now(tmp_path: Path) -> None:
     with pytest.raises(StageCostError, match="is there no more: say where they are now with --data"):
         analyze(run)
     assert analyze(run, data=str(moved)) == before
+    prune(run, tmp_path / "small", keep=1, data=str(moved))
+    assert evaluate(tmp_path / "small", split="val").num_images == before.num_images
     with pytest.raises(StageCostError):
         train({}, run, resume=True)
     assert train({"data": str(moved)}, run, resume=True).epochs == 2

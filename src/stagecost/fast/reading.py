@@ -59,7 +59,9 @@ class FoldedHead(nn.Module):
             high = torch.where(scale < 0, edge, math.inf)
             shift = torch.where(scale == 0, shift.relu(), shift)
         self.scales, self.shifts = scale.unbind(), shift.unbind()
-        self.lows, self.highs = (rows[:, :, None, None].unbind() for rows in (low, high))
+        self.lows, highs = (rows[:, :, None, None].unbind() for rows in (low, high))
+        # One bound is cheaper than two, and all weights of a norm are seldom of both signs.
+        self.highs = highs if bool((scale < 0).any()) else (None,) * len(highs)
 
     def forward(self, state: Tensor, depth: int) -> Tensor:
         """Map a state that went through its skip chain, (B, C, H, W), to logits (B, classes)."""

@@ -129,6 +129,12 @@ def comparison_verdict(runs: Sequence[ReportData]) -> str:
 
 def _pruning_notes(analysis: Analysis, pruning: Pruning) -> list[str]:
     notes = []
+    before, now = pruning.accuracy_before, analysis.terminal_accuracy
+    if abs(before - now) >= 0.05:
+        notes.append(
+            f"The whole network had {percent_text(before)} when it was pruned, and has "
+            f"{percent_text(now)}: it was trained on, or other images judge it. Prune again."
+        )
     if pruning.kept_blocks != analysis.blocks[: analysis.needed_blocks]:
         kept = f"blocks {ranges_text(pruning.kept_blocks)}" if pruning.kept_blocks else "no block"
         notes.append(

@@ -109,7 +109,7 @@ def prune(
     request.check()
     with locked(target, "is being written"):
         check_new_folder(target)
-        trained = open_trained(run, checkpoint=checkpoint, device=device)
+        trained = open_trained(run, checkpoint=checkpoint, device=device).moved(data)
         if trained.checkpoint is None:
             raise StageCostError(f"{run} is a saved network: give the run that it was pruned from")
         bundle = trained.load("train", "val", data=data)

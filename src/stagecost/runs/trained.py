@@ -60,6 +60,13 @@ class Trained:
         """(C, H, W) of its images."""
         return self.image_format.shape
 
+    def moved(self, data: str | None) -> "Trained":
+        """Return the same with its images at another place; None leaves them where they are."""
+        if data is None:
+            return self
+        config = replace(self.settings.data, data=data)
+        return replace(self, settings=replace(self.settings, data=config))
+
     def load(self, *splits: str, data: str | None = None) -> DataBundle:
         """Load splits of the images that it was trained on, or of other data prepared alike.
 
@@ -70,7 +77,7 @@ class Trained:
         Raises:
             StageCostError: there is no such split, or the other data has other classes.
         """
-        config = self.settings.data if data is None else replace(self.settings.data, data=data)
+        config = self.moved(data).settings.data
         if data is None and has_moved(config.data):
             raise StageCostError(
                 f"{config.data}, with the images of {self.path}, is there no more: say where they are "
