@@ -11,7 +11,7 @@ from experiments.pretrained import cifar_resnet  # noqa: F401 (its model enters 
 from experiments.pretrained.choice import HELD_OUT, best, candidates
 from experiments.recipes import Settings
 from experiments.runner import Context
-from experiments.trainings import Run, Training, trained_run
+from experiments.trainings import Run, Training, digest, trained_run
 from stagecost.cut import Cut
 from stagecost.data.batches import eval_batches
 from stagecost.data.loading import DataBundle, load_data
@@ -19,10 +19,13 @@ from stagecost.errors import StageCostError
 from stagecost.models.catalogue import load
 from stagecost.network import ResidualNetwork
 from stagecost.probes import fit_classifier
-from stagecost.storage import write_json
+from stagecost.runs.pruning import train_in_memory
+from stagecost.storage import read_tensors, write_json, write_tensors
 from stagecost.text import format_indices
 from stagecost.train.parsing import parse_settings
-from stagecost.train.setup import create_network, data_config
+from stagecost.train.setup import create_network, data_config, prepare
+from stagecost.train.stage_cost import loss_of
+from stagecost.train.teacher import Taught
 
 BASE: Settings = {"device": "cpu", "batch_size": 32, "warmup_epochs": 0.25, "gamma": 0.0}
 IMAGENET: Settings = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -206,3 +209,25 @@ class Case:
     def run(self, arm: str, seed: int) -> Run:
         """Train, go on, or find what is finished."""
         return trained_run(self.context, arm, self.training(arm, seed), seed, self.data)
+
+    def trained_in_memory(
+        self,
+        arm: str,
+        seed: int,
+        network: ResidualNetwork,
+        teacher: ResidualNetwork | None = None,
+    ) -> ResidualNetwork:
+        """Fine-tune a network plainly, or with a teacher; only its weights are kept, in a file."""
+        given = {**self.training("whole", seed).settings, "seed": seed}
+        file = self.context.work / f"{arm}-{digest(given)}-seed{seed}.safetensors"
+        if file.is_file():
+            network.load_state_dict(read_tensors(file)[0])
+            return network.eval()
+        settings = parse_settings({**given, "data": self.data})
+        setup = prepare(settings, self.bundle(seed), network=network)
+        loss = loss_of(settings.training.label_smoothing)
+        taught = None if teacher is None else Taught(setup.batches, teacher.eval(), loss)
+        label = f"{self.context.dataset} {arm} {seed}"
+        trained = train_in_memory(setup, setup.start(), label, taught)
+        write_tensors(file, trained.state_dict(), {})
+        return trained

@@ -11,14 +11,9 @@ import torch
 import stagecost as sc
 from experiments.peers.packages import prune_channels
 from experiments.pretrained.case import Case
-from experiments.trainings import digest
 from stagecost.cut import Cut
 from stagecost.macs import count_macs
 from stagecost.network import ResidualNetwork
-from stagecost.runs.pruning import train_in_memory
-from stagecost.storage import read_tensors, write_tensors
-from stagecost.train.parsing import parse_settings
-from stagecost.train.setup import prepare
 
 Shape = tuple[int, int, int]
 
@@ -43,14 +38,6 @@ def with_fewer_channels(network: ResidualNetwork, shape: Shape, cut: Cut) -> Res
 
 def with_channels_pruned(case: Case, seed: int) -> ResidualNetwork:
     """Return the pretrained network with fewer channels, fine-tuned; its weights are kept in a file."""
-    bundle, given = case.bundle(seed), {**case.training("whole", seed).settings, "seed": seed}
-    small = with_fewer_channels(case.network(case.fitted(seed)), bundle.format.shape, case.cut)
-    file = case.context.work / f"torch-pruning-{digest(given)}-seed{seed}.safetensors"
-    if file.is_file():
-        small.load_state_dict(read_tensors(file)[0])
-        return small.eval()
-    setup = prepare(parse_settings({**given, "data": case.data}), bundle, network=small)
-    label = f"{case.context.dataset} torch-pruning {seed}"
-    trained = train_in_memory(setup, setup.start(), label)
-    write_tensors(file, trained.state_dict(), {})
-    return trained
+    shape = case.bundle(seed).format.shape
+    small = with_fewer_channels(case.network(case.fitted(seed)), shape, case.cut)
+    return case.trained_in_memory("torch-pruning", seed, small)

@@ -13,6 +13,7 @@ whole       plain fine-tuning; its cut is made afterwards, without training
 joint       the whole network, and a target cut that learns from it (half labels, half distillation)
 joint_norms the same, the target with norms of its own (the ResNets of CIFAR-10)
 cut_first   the same cut made first, its head fitted, then plain fine-tuning
+cut_first_taught  the same, with the plainly fine-tuned whole network as its teacher
 torch_pruning  as many MACs by fewer channels (resnet32, with the extra `peers`), then plain fine-tuning
 
 The cut is chosen before any training on validation images of a seed of its own: of those with at least
@@ -58,11 +59,12 @@ NAMES = {
 }
 TEXT = """\
 Networks that others trained, fine-tuned on new images: plainly (`whole`), with a target cut that learns
-from the whole network (`joint`), and cut first (`cut_first`), each for the same number of epochs.
-`linear` is not trained but for its head. The cut, any blocks, was chosen by the loss on validation
-images, with at least a third fewer MACs. The last columns are the difference to the plainly fine-tuned
-whole network on the same test images, over all seeds, and its 95 % interval. `torch_pruning` removes
-channels within blocks instead, to at most as many MACs."""
+from the whole network (`joint`, and `joint_norms` with norms of its own), and cut first (`cut_first`),
+each for the same number of epochs. `cut_first_taught` learns from `whole` as well; the training of this
+teacher is not in its MACs. `linear` is not trained but for its head. The cut, any blocks, was chosen by
+the loss on validation images, with at least a third fewer MACs. The last columns are the difference to
+the plainly fine-tuned whole network on the same test images, over all seeds, and its 95 % interval.
+`torch_pruning` removes channels within blocks instead, to at most as many MACs."""
 
 
 TRIALS = "trials.jsonl"
@@ -73,7 +75,7 @@ anew."""
 
 
 DEPTHS = "Validation accuracy at every depth at the end of the training, before any cut."
-PRUNED = "torch_pruning"
+PRUNED, TAUGHT = "torch_pruning", "cut_first_taught"
 
 
 def compared(joint: str) -> tuple[tuple[tuple[str, str], tuple[str, str]], ...]:
@@ -82,6 +84,7 @@ def compared(joint: str) -> tuple[tuple[tuple[str, str], tuple[str, str]], ...]:
         ((joint, "whole"), ("whole", "whole")),
         ((joint, "cut"), (joint, "whole")),
         ((joint, "cut"), ("cut_first", "cut")),
+        ((joint, "cut"), (TAUGHT, "cut")),
     )
 
 
@@ -150,6 +153,9 @@ def networks(case: Case, seed: int, runs: dict[str, Run]) -> dict[tuple[str, str
         **{(arm, "whole"): opened[arm].network for arm in joints},
         **{(arm, name): cut_from(opened[arm], cut) for arm in joints},
         ("cut_first", name): opened["cut_first"].network,
+        (TAUGHT, name): case.trained_in_memory(
+            TAUGHT, seed, case.network(case.fitted(seed, cut)), opened["whole"].network
+        ),
         **channels,
     }
 
@@ -220,6 +226,7 @@ def training_macs(case: Case, arm: str, macs: int) -> int:
     bundle, network = case.bundle(seed), case.network(case.fitted(seed))
     cuts = {"whole": [Cut.whole()], "joint": [case.cut, Cut.whole()], "cut_first": [case.cut]}
     shape = bundle.format.shape
+    cuts[TAUGHT] = cuts["cut_first"]
     images = len(bundle.splits["train"])
     seen: int = settings["batch_size"] * num_batches(images, settings["batch_size"])
     epochs: int = settings["epochs"]
@@ -228,7 +235,8 @@ def training_macs(case: Case, arm: str, macs: int) -> int:
     elif arm == "joint_norms":  # a pass of its own for each, from x_0 on
         macs = sum(count_macs(network, shape, cut) for cut in cuts["joint"])
         macs -= macs_by_part(network, shape)[0]
-    return 3 * seen * epochs * macs
+    told = count_macs(network, shape) if arm == TAUGHT else 0  # forward alone; its training is `whole`
+    return seen * epochs * (3 * macs + told)
 
 
 def section(records: Sequence[Record]) -> list[str]:

@@ -294,6 +294,7 @@ def test_pretrained(quick: Quick, tmp_path: Path) -> None:
     assert set(rows) == {
         *((arm, whole) for arm in ("linear", "whole", "joint") for whole in (True, False)),
         ("cut_first", False),
+        ("cut_first_taught", False),
     }
     whole = rows["whole", True]
     for (_, is_whole), row in rows.items():
@@ -305,7 +306,9 @@ def test_pretrained(quick: Quick, tmp_path: Path) -> None:
         assert is_whole or row["macs"] <= 0.67 * whole["macs"]
         assert row["latency_ms"] > 0
     assert rows["joint", True]["training_macs"] > whole["training_macs"]
-    assert rows["cut_first", False]["training_macs"] < whole["training_macs"]
+    first, taught = rows["cut_first", False], rows["cut_first_taught", False]
+    assert first["training_macs"] < taught["training_macs"] < whole["training_macs"]
+    assert taught["training_macs"] - first["training_macs"] == whole["training_macs"] // 3
     assert found["search"][0]["macs"] == 1
     blocks = found["search"][0]["blocks"]
     for trajectory in found["trajectories"]:
