@@ -37,7 +37,7 @@ PRUNE_KEYS = SIZES | {
 def really_run(*arguments: object, script: bool = False) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does, import of torch included."""
     beside = Path(sys.executable).with_name("stagecost")
-    command = [str(beside)] if script else [sys.executable, "-m", "stagecost.cli"]
+    command = [str(beside)] if script else [sys.executable, "-m", "stagecost"]
     return subprocess.run(
         [*command, *map(str, arguments)],
         capture_output=True,
