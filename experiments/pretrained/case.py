@@ -29,7 +29,7 @@ from stagecost.train.teacher import Taught
 
 BASE: Settings = {"device": "cpu", "batch_size": 32, "warmup_epochs": 0.25, "gamma": 0.0}
 IMAGENET: Settings = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-SHORT: Settings = {"limit_train": 10_000, "limit_test": 5_000, "epochs": 1}
+SHORT: Settings = {"limit_train": 6_000, "limit_test": 2_000, "epochs": 1}
 
 
 def of_cifar10(layers: int) -> Settings:
@@ -68,7 +68,7 @@ MODELS: dict[str, Settings] = {
         "layer_decay": 0.8,
         "epochs": 6,
     },
-    "resnet20": of_cifar10(20) | {"blocks_per_stage": [3, 3, 3]},
+    "resnet20": of_cifar10(20) | {"blocks_per_stage": [3, 3, 3], **SHORT},
     "resnet32": of_cifar10(32),
     "resnet44": of_cifar10(44) | {"blocks_per_stage": [7, 7, 7], **SHORT},
     "resnet56": of_cifar10(56) | {"blocks_per_stage": [9, 9, 9], **SHORT},

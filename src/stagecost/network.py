@@ -190,7 +190,8 @@ class ResidualNetwork(nn.Module):
         its own; cut off (`keep`), its norms are those of the small network.
 
         Raises:
-            StageCostError: a network of the acting blocks alone does not exist, or has them already.
+            StageCostError: a network of the acting blocks alone does not exist, it has them already, or
+                there are no norms.
         """
         for cut in map(self.resolve, cuts):
             whole = len(cut.blocks) == self.num_blocks
@@ -201,7 +202,10 @@ class ResidualNetwork(nn.Module):
                 )
             blocks = enumerate(self.blocks.values())
             parts = [block if cut.acts(k) else skip_of(block) for k, block in blocks]
-            self.norms.append(copies_of_norms(self, [*parts, self.head]))
+            copies = copies_of_norms(self, [*parts, self.head])
+            if not norms_in(copies):
+                raise StageCostError("this network has no norms to give to a cut: --target-norms shared")
+            self.norms.append(copies)
             self.targets = (*self.targets, cut)
         self._describe()
 

@@ -39,7 +39,7 @@ def norms_in(tree: nn.Module) -> dict[str, nn.Module]:
 
 
 def with_norms(module: M, replaced: Mapping[nn.Module, nn.Module]) -> M:
-    """Return a module that has other norms in the places of some; it shares all its other parts.
+    """Return a module that has other norms in the places of some; it shares the rest, hooks as well.
 
     Args:
         module: stays as it is.
@@ -51,5 +51,8 @@ def with_norms(module: M, replaced: Mapping[nn.Module, nn.Module]) -> M:
     for part in module.modules():
         if not any(inner in replaced for inner in part.modules()):
             memo[id(part)] = part
-    tensors = (*module.parameters(), *module.buffers())
-    return copy.deepcopy(module, memo | {id(tensor): tensor for tensor in tensors})
+    inside = [
+        value for part in module.modules() for name, value in vars(part).items() if "hooks" in name
+    ]
+    shared = (*module.parameters(), *module.buffers(), *inside)
+    return copy.deepcopy(module, memo | {id(value): value for value in shared})

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import stagecost as sc
 from helpers import build, images, labels, loader
@@ -94,6 +95,29 @@ def test_the_whole_network_and_its_other_outputs_do_not_know_of_them(builder: st
 
 
 @pytest.mark.parametrize("builder", CUTS)
+def test_a_pass_of_its_own_calls_hooks_and_copies_nothing_behind_them(builder: str) -> None:
+    network, cut = with_own_norms(builder)
+    block = next(iter(network.blocks.values())) if builder != ADAPTED else network.model.layer1[0]
+    calls = Calls(network)
+    block.register_forward_hook(calls.count)
+    network(images(), [cut])
+    assert calls.number == 1
+
+
+class Calls:
+    """Counts; a copy of it would copy a network."""
+
+    def __init__(self, network: ResidualNetwork) -> None:
+        self.network, self.number = network, 0
+
+    def count(self, *_: object) -> None:
+        self.number += 1
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Calls":
+        raise AssertionError("copied")
+
+
+@pytest.mark.parametrize("builder", CUTS)
 def test_saved_whole_it_comes_back_with_its_targets(builder: str, tmp_path: Path) -> None:
     network, cut = with_own_norms(builder)
     network.save_pretrained(tmp_path)
@@ -133,6 +157,24 @@ def test_decay_and_momentum_go_with_them(builder: str) -> None:
         source = names.get(f"norms.0.{name}", names[name])
         state = carried.state[parameter]["momentum_buffer"]
         assert torch.equal(state, optimizer.state[source]["momentum_buffer"])
+
+
+def test_there_must_be_norms_to_give() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), Plain(), Plain(), nn.Linear(4, 2))
+    with pytest.raises(StageCostError, match="no norms to give"):
+        sc.adapt(model, torch.zeros(1, 3)).give_norms(Cut.first(1))
+
+
+class Plain(nn.Module):
+    """A residual block without a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, state: torch.Tensor) -> torch.Tensor:
+        branch: torch.Tensor = self.outer(self.inner(state).tanh())
+        return state + branch
 
 
 @pytest.mark.parametrize("cut", [Cut.whole(), Cut.first(0), Cut.first(1)])
