@@ -80,9 +80,9 @@ ADVICE = (
         "images and stages; several shapes from one file",
         "`--targets 3+3+4,5+5+6 --target-norms own`",
         *("targets", "cpu", ("cifar10-staged",)),
-        ("joint_norms whole", "alone whole"),
-        (("joint_norms 3+3+4", "alone 3+3+4"), ("joint_norms 5+5+6", "alone 5+5+6")),
-        ("joint_norms whole", "alone whole"),
+        ("joint whole", "alone whole"),
+        (("joint 3+3+4", "alone 3+3+4"), ("joint 5+5+6", "alone 5+5+6")),
+        ("joint whole", "alone whole"),
     ),
     Advice(
         "images and stages; one shape beside the whole network",

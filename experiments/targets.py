@@ -13,7 +13,8 @@ cut_first   plain training of a target's network with all the compute of joint
 Further arms, if asked for by --arms, for the same compute as joint (but the first):
 
 joint_short        joint for the epochs of alone alone, so in the time of one plain training
-joint_norms        targets with norms of their own, each with a pass of its own, so fewer epochs
+joint_norms        targets with norms of their own, each with a pass of its own, so fewer epochs; in a
+                   staged network that is joint, and with norms that are shared it is joint_shared
 joint_equilibrium  each block gets the mean of the losses behind it
 joint_gate         half of what comes back from beyond a target
 joint_distilled    targets learn half from the detached whole network
@@ -22,7 +23,7 @@ joint gets as many block passes as all trainings of `alone` together, so its epo
 Its answers, `joint_answers`, are mean log-probabilities of its last target and the whole network.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.recipes import SUB_BLOCKS, base_recipe, staged_recipe
@@ -63,6 +64,18 @@ log-probabilities of the last target and the whole network. Nothing is trained a
 column is how far a network of one training for several is above the same network trained alone."""
 
 
+def variants(*, staged: bool) -> dict[str, dict[str, Any]]:
+    """Return what joint and its variants add to plain training.
+
+    Cuts of a staged network meet other states than the whole of it: there the norms of joint are their
+    own, and no gate is at a depth.
+    """
+    if not staged:
+        return VARIANTS
+    others = {arm: VARIANTS[arm] for arm in ("joint_short", "joint_equilibrium", "joint_distilled")}
+    return {"joint": VARIANTS["joint_norms"], "joint_shared": VARIANTS["joint"], **others}
+
+
 def parts_of(dataset: str) -> tuple[str, str]:
     """Return the images of a data set of this experiment, and "staged", "long" or nothing."""
     data, _, kind = dataset.rpartition("-")
@@ -91,17 +104,16 @@ def trainings(tier: Tier, dataset: str) -> dict[str, Training]:
     blocks = [len(cut.blocks) for cut in cuts]
     passes, one_each = sum(blocks) * plain["epochs"], [0, *[1] * sum(sizes), 0]
 
-    def joint(arm: str) -> Training:
-        variant = VARIANTS[arm]
+    def joint(arm: str, variant: Mapping[str, Any]) -> Training:
         own = variant.get("target_norms") == "own"
         epochs = passes // (sum(blocks) if own else macs_of_cuts(one_each, cuts))
         epochs = plain["epochs"] if arm == "joint_short" else epochs
         settings = {**plain, "epochs": epochs, "targets": list(targets), "gamma": 1.0, **variant}
         return Training({k: v for k, v in settings.items() if not (own and k == "compile")})
 
-    gated = "blocks_per_stage" not in plain
+    kinds = variants(staged="blocks_per_stage" in plain)
     return {
-        **{arm: joint(arm) for arm, variant in VARIANTS.items() if gated or "gate" not in variant},
+        **{arm: joint(arm, variant) for arm, variant in kinds.items()},
         "alone": Training(plain),
         **{f"alone-{cut}": Training({**plain, **shape}) for cut, shape in targets.items()},
         "plain_long": Training({**plain, "epochs": passes // blocks[0]}),
@@ -116,10 +128,9 @@ def run(context: Context) -> dict[str, Any]:
     """Train every kind of the arms with every seed, then read the test images."""
     arms = str(context.options.get("arms", ",".join(ARMS))).split(",")
     every = trainings(context.tier, context.dataset)
-    if unknown := sorted(set(arms) - {kind.partition("-")[0] for kind in every}):
-        raise StageCostError(
-            f"--arms has {unknown[0]!r}: choose from {', '.join((*VARIANTS, *ARMS[1:]))}"
-        )
+    known = list(dict.fromkeys(kind.partition("-")[0] for kind in every))
+    if unknown := sorted(set(arms) - set(known)):
+        raise StageCostError(f"--arms has {unknown[0]!r}: choose from {', '.join(known)}")
     chosen = {kind: each for kind, each in every.items() if kind.partition("-")[0] in arms}
     rows = []
     data = context.images(parts_of(context.dataset)[0])
