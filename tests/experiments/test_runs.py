@@ -19,6 +19,7 @@ from experiments.records import Record
 from experiments.runner import Context, answer, run, show
 from experiments.staged import COMPARED
 from experiments.tables import section
+from experiments.targets import trainings as targets_of
 from experiments.theory import TRAININGS
 from experiments.trainings import macs_of_cuts, trained_run
 from safetensors.torch import save_file
@@ -112,6 +113,18 @@ def test_loss_trajectory(quick: Quick) -> None:
     ]
     assert all("with a stage cost" in Path(figure).read_text() for figure in found["figures"])
     assert "](loss-trajectory/quick-digits-loss.svg)" in shown("loss-trajectory", records)
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar10-long", "cifar10-staged"])
+def test_one_training_for_three_networks_costs_no_more_than_three(dataset: str) -> None:
+    kinds = targets_of("cpu", dataset)
+    joint, plain = (kinds[kind].settings for kind in ("joint", "alone"))
+    staged = dataset.endswith("staged")
+    sizes = [27, 10, 16] if staged else [12, 4, 8]
+    own = joint.get("target_norms") == "own"
+    assert own == staged  # each target then goes through all of its blocks by itself
+    passes = sum(sizes) if own else max(sizes)
+    assert joint["epochs"] == sum(sizes) * plain["epochs"] // passes
 
 
 def test_staged(quick: Quick) -> None:
