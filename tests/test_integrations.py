@@ -69,8 +69,7 @@ def test_a_network_goes_to_the_hub_with_a_card_that_is_filled_in(tmp_path: Path)
         told.push_to_hub("me/net")
     assert sent.keys() == {"model.safetensors", "config.json", "README.md", "depth.png"}
     card = ModelCard(sent["README.md"].decode())
-    assert card.data.license == "mit"
-    assert card.data.library_name == "stagecost"
+    assert {"license": "mit", "library_name": "stagecost"}.items() <= card.data.to_dict().items()
     for k in range(5):
         assert f"| {k} | {trajectory.losses[k]:.4g} | {trajectory.accuracies[k]:.2f} % |" in card.text
     for text in ("trained alone | 51.25 %", "Data: noise", plan.summary, "(depth.png)"):

@@ -51,8 +51,11 @@ def with_norms(module: M, replaced: Mapping[nn.Module, nn.Module]) -> M:
     for part in module.modules():
         if not any(inner in replaced for inner in part.modules()):
             memo[id(part)] = part
-    inside = [
-        value for part in module.modules() for name, value in vars(part).items() if "hooks" in name
-    ]
-    shared = (*module.parameters(), *module.buffers(), *inside)
-    return copy.deepcopy(module, memo | {id(value): value for value in shared})
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, memo | shared | hooks_of(module))
+
+
+def hooks_of(module: nn.Module) -> dict[int, object]:
+    """Return the hooks of a module and its parts, by their ids: copies that know them share them."""
+    parts = (vars(part).items() for part in module.modules())
+    return {id(value): value for items in parts for name, value in items if "hooks" in name}

@@ -109,7 +109,7 @@ def prune(
     request.check()
     with locked(target, "is being written"):
         check_new_folder(target)
-        trained = open_trained(run, checkpoint=checkpoint, device=device).moved(data)
+        trained = open_trained(run, checkpoint=checkpoint, device=device)
         if trained.checkpoint is None:
             raise StageCostError(f"{run} is a saved network: give the run that it was pruned from")
         bundle = trained.load("train", "val", data=data)
@@ -123,7 +123,7 @@ def prune(
         pruning = _compare(trained, plan, pruned, val, target, finetune_epochs, max_drop, right_after)
         _check_limits(pruning, request)
         content = pruning.to_json()
-        pruned.save_pretrained(target, **trained.details(), pruning=content)
+        pruned.save_pretrained(target, **trained.moved(data).details(), pruning=content)
         if trained.fingerprint is not None:
             write_atomically(target / FINGERPRINT_FILE, trained.fingerprint)
         write_json(RunFolder(trained.path).pruning, content)

@@ -32,7 +32,7 @@ from stagecost.models.adapters.parts import (
 )
 from stagecost.models.adapters.program import Program
 from stagecost.network import NetworkDescription, ResidualNetwork
-from stagecost.norms import with_norms
+from stagecost.norms import hooks_of, with_norms
 from stagecost.records import JsonObject
 from stagecost.text import one_line
 
@@ -102,8 +102,9 @@ class AdaptedNetwork(ResidualNetwork):
             return super().parts_of(cut)
         for norm, other in own.items():
             other.train(norm.training)
+        shared = hooks_of(self.blocks) | hooks_of(self.head)
         twin = {id(self.model): with_norms(self.model, own)}
-        blocks, head = copy.deepcopy((list(self.blocks.values()), self.head), twin)
+        blocks, head = copy.deepcopy((list(self.blocks.values()), self.head), shared | twin)
         head.select_outputs(())  # type: ignore[operator]  # running statistics in it follow this cut
         return blocks, head
 
