@@ -27,7 +27,7 @@ from experiments.peers.packages import (
     with_exits,
     with_version,
 )
-from experiments.peers.twins import module_macs, plain_twin
+from experiments.peers.twins import module_macs, output_layer, plain_twin
 from experiments.records import Row
 from stagecost.cut import Cut
 from stagecost.network import ResidualNetwork
@@ -109,7 +109,7 @@ def _channels(configuration: Configuration, device: torch.device, rounds: int) -
     before, target = (module_macs(model, images) for model in models.values())
     for ranking in STEPS:
         twin = plain_twin(network)
-        small = prune_channels(twin, images, target, ranking, [twin[-1].get_submodule("linear")])
+        small = prune_channels(twin, images, target, ranking, [output_layer(twin)])
         models[f"{peer}, {ranking}"] = small
     models[f"{peer}, {HALF}"] = halve_channels(plain_twin(network), images)
     others = [name for name in models if name != WHOLE]

@@ -38,7 +38,7 @@ import torch
 from experiments.peers.exits import exits
 from experiments.peers.packages import is_installed, prune_channels
 from experiments.peers.protocol import Cost, Outcome, Protocol, cached, finetuned, outcome_of
-from experiments.peers.twins import network_of_twin, plain_twin
+from experiments.peers.twins import network_of_twin, output_layer, plain_twin
 from experiments.records import Record, Row
 from experiments.runner import Context, Experiment, Tier
 from experiments.tables import Columns, accuracy, rows_of, table
@@ -87,9 +87,7 @@ def with_fewer_channels(
     target = count_macs(network.keep(Cut.first(sub_blocks)), shape)
     images = torch.zeros(1, *shape, device=next(network.parameters()).device)
     twin = plain_twin(network)
-    return network_of_twin(
-        prune_channels(twin, images, target, ranking, [twin[-1].get_submodule("linear")])
-    )
+    return network_of_twin(prune_channels(twin, images, target, ranking, [output_layer(twin)]))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from experiments.peers.twins import module_macs
+from experiments.peers.twins import module_macs, output_layer
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -49,7 +49,7 @@ def prune_channels(
 
 def halve_channels(model: nn.Sequential, images: Tensor) -> nn.Sequential:
     """Remove half the channels of every layer by Torch-Pruning, in place."""
-    _pruner(model, images, [model[-1].get_submodule("linear")], False, ratio=0.5, steps=1).step()
+    _pruner(model, images, [output_layer(model)], False, ratio=0.5, steps=1).step()
     return model.to(memory_format=torch.channels_last)
 
 

@@ -41,6 +41,11 @@ def plain_twin(network: ResidualNetwork) -> nn.Sequential:
     return twin.to(next(network.parameters()).device).train(network.training)
 
 
+def output_layer(twin: nn.Sequential) -> nn.Module:
+    """Return the linear map to the logits of a plain twin."""
+    return twin[-1].get_submodule("linear")
+
+
 def network_of_twin(twin: nn.Sequential) -> ResidualNetwork:
     """Return a plain twin as a network again, whatever another package did to its widths.
 

@@ -224,9 +224,9 @@ def training_macs(case: Case, arm: str, macs: int) -> int:
         return 0
     seed, settings = case.context.seeds[0], case.settings
     bundle, network = case.bundle(seed), case.network(case.fitted(seed))
-    cuts = {"whole": [Cut.whole()], "joint": [case.cut, Cut.whole()], "cut_first": [case.cut]}
     shape = bundle.format.shape
-    cuts[TAUGHT] = cuts["cut_first"]
+    cuts = {"whole": [Cut.whole()], "joint": [case.cut, Cut.whole()]}
+    cuts |= {first: [case.cut] for first in ("cut_first", TAUGHT)}
     images = len(bundle.splits["train"])
     seen: int = settings["batch_size"] * num_batches(images, settings["batch_size"])
     epochs: int = settings["epochs"]
