@@ -45,6 +45,7 @@ EXPERIMENTS = {
     "predicted-depth": "theory:PREDICTED_DEPTH",
     "saturation": "theory:SATURATION",
     "tuning": "tuning:TUNING",
+    "again": "again:AGAIN",
     **dict.fromkeys(("shrink", "shrink-trials", "shrink-other-recipe"), "archive"),
     **dict.fromkeys(("gamma", "gamma-low-start", "gamma-held-start"), "archive"),
     **dict.fromkeys(("schedule-trials", "schedule-trials-first"), "archive"),

@@ -3,9 +3,11 @@
 import json
 import re
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import pytest
+from experiments.again import READINGS, compared, distance
 from experiments.benchmark.configurations import CONFIGURATIONS
 from experiments.benchmark.ratios import SIZES
 from experiments.records import ABOUT, RESULTS
@@ -107,3 +109,18 @@ def test_a_table() -> None:
         "| plain | 1.00 |  | 2 |",
         "| stage | 0.50 |  |  |",
     ]
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_what_was_run_again_stands_beside_its_record(name: str) -> None:
+    """A record beside itself is off by nothing; what is moved by a deviation is seen to be."""
+    record = find_experiment(name).records(RESULTS, "cpu")[0]
+    reading, seeds = READINGS[name], record["seeds"]
+    rows = compared(reading, record.content, dict(record.content), seeds)
+    assert rows
+    for row in rows:
+        assert row["again"] == row["same_seeds"] == row["recorded"]
+        assert len(row["again"]) == len(seeds)
+        deviation = stdev(row["recorded"]) if len(seeds) > 1 else 0.0
+        moved = {**row, "again": [value + 3 * deviation for value in row["recorded"]]}
+        assert distance(moved) == (pytest.approx(3) if deviation else None)

@@ -400,3 +400,13 @@ def test_steps_of_adapted_models(quick: Quick) -> None:
         low, high = row["quartiles"]
         assert 0.3 < low <= row["ratio"] <= high < 10
     assert "timm/test_vit" in shown("adapted-steps", records)
+
+
+def test_what_is_run_again_is_compared_with_its_record(quick: Quick, work: Path) -> None:
+    """The same code and the same seed: the same numbers."""
+    quick("importance")
+    _, records = run("again", "quick", dataset="importance-digits", work=work)
+    rows = records[0]["rows"]
+    assert [row["row"] for row in rows] == ["stage cost", "plain"]
+    assert all(row["again"] == row["same_seeds"] == row["recorded"] for row in rows)
+    assert "| importance | stage cost | rank correlation | " in shown("again", records)
