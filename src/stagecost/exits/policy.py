@@ -7,7 +7,7 @@ outputs, for thresholds that are tried on outputs at hand and for the engine tha
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stagecost.errors import StageCostError
-from stagecost.records import JsonObject, read_record
+from stagecost.records import JsonObject, read_record, writable
 from stagecost.storage import read_json, write_json
 
 Criterion = Literal["max-probability", "margin", "patience"]
@@ -71,8 +71,7 @@ class ExitPolicy:
 
     def to_json(self) -> JsonObject:
         """Return plain types for JSON."""
-        lists = {"depths": list(self.depths), "thresholds": list(self.thresholds)}
-        return {**asdict(self), **lists}
+        return dict(writable(self))
 
     def save(self, folder: str | Path) -> None:
         """Write the policy beside a network, atomically."""

@@ -36,7 +36,7 @@ class Preprocessing:
 
     def to_json(self) -> JsonObject:
         """Return plain types for JSON."""
-        return dict(writable(vars(self)))
+        return dict(writable(self))
 
 
 @cache
