@@ -14,7 +14,7 @@ from stagecost.cut import Cut, stage_counts
 from stagecost.macs import macs_by_part
 from stagecost.network import ResidualNetwork
 from stagecost.prune import Limits, choose, possible_cuts
-from stagecost.runs.certainty import Interval, check_points, warnings_on, wilson
+from stagecost.runs.certainty import Interval, check_points, wilson
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Judged, Split, Trained, open_trained
 from stagecost.trajectory import Score, Trajectory, loss_trajectory
@@ -134,10 +134,7 @@ def summarise(
         needed_cut=printed(network, needed.cut),
         cuts=tuple(_cut_score(network, row, macs) for row in possible),
         target_norms=tuple(printed(network, target) for target in network.targets),
-        warnings=(
-            *images.warnings,
-            *warnings_on(trajectory.whole.accuracy, count, images.chance, tolerance),
-        ),
+        warnings=images.doubts(trajectory.whole.accuracy, tolerance),
     )
 
 

@@ -16,7 +16,7 @@ from stagecost.models.catalogue import load
 from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, ResidualNetwork
 from stagecost.objective import LossFunction
 from stagecost.records import JsonObject
-from stagecost.runs.certainty import chance_of
+from stagecost.runs.certainty import chance_of, warnings_on
 from stagecost.runs.folder import FINGERPRINT_FILE, RunFolder, has_moved
 from stagecost.storage import read_json, read_metadata
 from stagecost.train.checkpoint import Checkpoint, read_checkpoint
@@ -38,6 +38,10 @@ class Judged:
     chance: float  #: accuracy of always guessing the most frequent class, percent
     warnings: tuple[str, ...] = ()  #: what has changed of the images, and which were trained on
 
+    def doubts(self, accuracy: float, tolerance: float | None) -> tuple[str, ...]:
+        """Return these warnings, and what makes a choice by accuracies doubtful (`warnings_on`)."""
+        return *self.warnings, *warnings_on(accuracy, self.num_images, self.chance, tolerance)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -49,6 +53,16 @@ class Trained:
     image_format: ImageFormat  #: how its images are prepared
     device: torch.device  #: where it is
     checkpoint: Checkpoint | None = None  #: the run's checkpoint; None for a saved network
+
+    def run_checkpoint(self) -> Checkpoint:
+        """Return the checkpoint of its run.
+
+        Raises:
+            StageCostError: it is a saved network, which has none.
+        """
+        if self.checkpoint is None:
+            raise StageCostError(f"{self.path} is a saved network: give the run that it was pruned from")
+        return self.checkpoint
 
     @property
     def loss(self) -> LossFunction:
