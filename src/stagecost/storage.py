@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, refusing
 from stagecost.text import one_line
 
 if TYPE_CHECKING:  # the report writes files, too, and has no need of torch
@@ -177,14 +177,11 @@ def _read(path: Path, *, tensors: bool) -> tuple[dict[str, "Tensor"], Metadata]:
 
     if not path.is_file():
         raise StageCostError(f"{path} does not exist: check the path")
-    try:
+    errors = SafetensorError, AttributeError, KeyError, OverflowError, TypeError, ValueError
+    what, remedy = f"{path} is damaged or not a safetensors file", "restore it from a copy, or delete it"
+    with refusing(what, remedy, *errors):
         with _openable(path) as name, safe_open(name, framework="pt") as file:
             names = file.keys() if tensors else ()
             read = {name: file.get_tensor(name) for name in names}
             header = file.metadata() or {}
         return read, {key: parse_json(value) for key, value in header.items()}
-    except (SafetensorError, AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise StageCostError(
-            f"{path} is damaged or not a safetensors file ({one_line(error)}): restore it from a copy, "
-            "or delete it"
-        ) from None

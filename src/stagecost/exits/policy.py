@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, refusing
 from stagecost.records import JsonObject, read_record, writable
 from stagecost.storage import read_json, write_json
 
@@ -87,12 +87,8 @@ class ExitPolicy:
         file = Path(folder) / POLICY_FILE
         if not file.is_file():
             raise StageCostError(f"{folder} has no exit policy: make one with `stagecost exit`")
-        try:
+        with refusing(f"{file} is no exit policy", "make it anew with `stagecost exit`", ValueError):
             return read_record(cls, read_json(file))
-        except ValueError as error:
-            raise StageCostError(
-                f"{file} is no exit policy ({error}): make it anew with `stagecost exit`"
-            ) from None
 
 
 class Votes:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from stagecost import __version__
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, refusing
 from stagecost.exits.costs import mac_costs
 from stagecost.macs import count_macs
 from stagecost.models.catalogue import cut_to
@@ -258,14 +258,11 @@ def _record(file: Path, kind: type[Kind], trained: Trained) -> Kind | None:
     """Read the outcome of the latest verb of a kind, if there is one, and if it is of this network."""
     if not file.is_file():
         return None
-    try:
+    told = {Pruning: ("a pruning", "prune"), Exits: ("exits", "run `stagecost exit`")}
+    words, verb = told.get(kind, ("times", "measure"))
+    what, remedy = f"{file} does not tell of {words} of this network", f"{verb} again, or delete it"
+    with refusing(what, remedy, ValueError):
         record = read_record(kind, read_json(file))
         if isinstance(record, Pruning):  # blocks may have left the network since
             cut_to(trained.network, record.kept_blocks)
         return record
-    except ValueError as error:
-        told = {Pruning: ("a pruning", "prune"), Exits: ("exits", "run `stagecost exit`")}
-        words, verb = told.get(kind, ("times", "measure"))
-        raise StageCostError(
-            f"{file} does not tell of {words} of this network ({error}): {verb} again, or delete it"
-        ) from None

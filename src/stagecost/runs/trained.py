@@ -11,7 +11,7 @@ from stagecost.data.batches import FixedBatches, eval_batches, sample_batches
 from stagecost.data.fingerprint import check_fingerprint, trained_images
 from stagecost.data.images import ImageFormat
 from stagecost.data.loading import ALL, DataBundle, load_data
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, refusing
 from stagecost.models.catalogue import load
 from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, ResidualNetwork
 from stagecost.objective import LossFunction
@@ -225,13 +225,10 @@ def _open_saved(path: Path, device: torch.device) -> Trained:
                 f"{path} does not say how its images are prepared ({key!r} is missing in "
                 f"{CONFIG_FILE}): load it with stagecost.load, or save it with `stagecost prune`"
             )
-    try:
+    what, remedy = f"{source} does not say how it was trained", "restore it from a copy"
+    with refusing(what, remedy, TypeError, ValueError):
         settings = parse_settings(dict(config["settings"]))
         settings.check()
-    except (TypeError, ValueError) as error:
-        raise StageCostError(
-            f"{source} does not say how it was trained ({error}): restore it from a copy"
-        ) from None
     image_format = ImageFormat.from_json(config["image_format"])
     copy = read_metadata(path / WEIGHTS_FILE).get("image_format", config["image_format"])
     if copy != config["image_format"]:
