@@ -39,12 +39,9 @@ class OutputBatchNorm2d(_BatchNorm):
         num_features: int,
         num_outputs: int,
         statistics: StatisticsPolicy = "per_output",
-        *,
-        eps: float = 1e-5,
-        momentum: float = 0.1,
     ) -> None:
         """Create the normalisation of `num_features` channels for the outputs y_0 … y_N."""
-        super().__init__(num_features, eps=eps, momentum=momentum)
+        super().__init__(num_features)
         if statistics not in get_args(StatisticsPolicy):
             raise StageCostError(
                 f"head statistics {statistics!r} is unknown: choose from {get_args(StatisticsPolicy)}"

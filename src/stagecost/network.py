@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import torch
 from torch import Tensor, nn
@@ -207,13 +207,8 @@ class ResidualNetwork(nn.Module):
                 raise StageCostError("this network has no norms to give to a cut: --target-norms shared")
             self.norms.append(copies)
             self.targets = (*self.targets, cut)
-        self._describe()
-
-    def _describe(self) -> None:
-        """Let the description say which blocks are left, and which cuts have norms of their own."""
         if self.description is not None:
-            indices = self.block_indices
-            targets = tuple(cut.remaining(indices) for cut in self.targets)
+            targets = tuple(cut.remaining(self.block_indices) for cut in self.targets)
             self.description = replace(self.description, target_norms=targets)
 
     def states(self, images: Tensor) -> Iterator[Tensor]:
@@ -315,7 +310,7 @@ class ResidualNetwork(nn.Module):
         """Whether every skip connection is an identity, so that truncation is exact."""
         return all(map(is_identity, self.skips))
 
-    def keep(self, cut: Cut) -> "ResidualNetwork":
+    def keep(self, cut: Cut) -> Self:
         """Return a copy of which only the acting blocks of a cut are left; this network stays whole.
 
         Its state behind block k takes along the head statistics of output k+1, so a truncated
@@ -351,8 +346,8 @@ class ResidualNetwork(nn.Module):
                 del self.blocks[name]
         self.head.select_outputs([0, *(k + 1 for k in kept)])  # type: ignore[operator]
         if self.description is not None:
-            old = self.description
-            self.description = NetworkDescription(old.name, old.arguments, self.block_indices)
+            indices = self.block_indices
+            self.description = replace(self.description, kept_blocks=indices, target_norms=())
 
     def take_norms_of(self, cut: Cut) -> None:
         """Put the norms of a cut in the places of the whole network's; those of other cuts go."""
