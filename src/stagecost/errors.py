@@ -36,6 +36,17 @@ def refusing(what: str, remedy: str, *errors: type[Exception]) -> Iterator[None]
         raise StageCostError(f"{what} ({one_line(error)}): {remedy}") from error
 
 
+@contextmanager
+def report_extra() -> Iterator[None]:
+    """Guard imports of what reports and figures need besides the required packages."""
+    try:
+        yield
+    except ImportError as error:
+        raise StageCostError(
+            f"reports and figures need the package {error.name}: pip install 'stagecost[report]'"
+        ) from None
+
+
 _EXTRAS = {
     "report": ("vl_convert", "jinja2", "markupsafe"),
     "timm": ("timm", "torchvision"),

@@ -113,11 +113,7 @@ def _finite(text: str) -> float:
 
 
 def check_nesting(content: object, left: int = MAX_NESTING) -> None:
-    """Refuse what is nested so deeply that whoever walks through it might fail.
-
-    Raises:
-        ValueError: as described.
-    """
+    """Refuse by a ValueError what is nested so deeply that whoever walks through it might fail."""
     items = content.values() if isinstance(content, dict) else content
     if not isinstance(content, dict | list):
         return

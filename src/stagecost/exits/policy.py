@@ -38,11 +38,7 @@ class ExitPolicy:
     combine: bool = False  #: answer by all depths asked so far: the mean of their log-probabilities
 
     def __post_init__(self) -> None:
-        """Refuse what is no policy.
-
-        Raises:
-            StageCostError: as described.
-        """
+        """Refuse what is no policy."""
         depths, thresholds = self.depths, self.thresholds
         whole = all(isinstance(k, int) and not isinstance(k, bool) and k >= 0 for k in depths)
         if not depths or not whole or list(depths) != sorted(set(depths)):
@@ -58,11 +54,7 @@ class ExitPolicy:
             )
 
     def check(self, num_blocks: int) -> None:
-        """Refuse a network that is not as deep.
-
-        Raises:
-            StageCostError: as described.
-        """
+        """Refuse a network that is not as deep, by a StageCostError."""
         if self.depths[-1] > num_blocks:
             raise StageCostError(
                 f"exit at depth {self.depths[-1]} is impossible with {num_blocks} blocks: choose "

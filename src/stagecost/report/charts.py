@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from xml.sax.saxutils import quoteattr
 
-from stagecost.report.extra import report_extra
+from stagecost.errors import report_extra
 from stagecost.report.layers import (
     Axis,
     Numbers,

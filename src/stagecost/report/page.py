@@ -18,11 +18,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, report_extra
 from stagecost.report import sentences, words
 from stagecost.report.charts import Chart
 from stagecost.report.data import ReportData, value_at
-from stagecost.report.extra import report_extra
 from stagecost.report.figures import comparison_figures, figures_of
 from stagecost.report.frames import (
     Frame,
