@@ -43,7 +43,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        # mkstemp makes files private; this one should be as readable as any other file of the user.
+        os.umask(mask := os.umask(0))
+        temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
     except BaseException as error:
         with suppress(OSError):
@@ -51,13 +53,6 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         if isinstance(error, OSError):
             error.filename, error.filename2 = str(path), None  # the message should name the user's file
         raise
-
-
-def _umask() -> int:
-    # mkstemp makes files private; a run folder should be as readable as any other file of the user.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -117,7 +117,8 @@ def summarise(
     """Say what a trajectory tells."""
     network, count = trained.network, trajectory.num_samples
     macs = macs_by_part(network, trained.image_shape)
-    possible = makeable(network, trajectory)
+    # Of cuts that can be made, each once.
+    possible = [*{row.cut: row for row in trajectory.rows if network.can_keep(row.cut)}.values()]
     needed = choose(possible, macs, Limits(trajectory.whole, tolerance))
     return Analysis(
         num_blocks=trajectory.num_blocks,
@@ -136,12 +137,6 @@ def summarise(
         target_norms=tuple(printed(network, target) for target in network.targets),
         warnings=images.doubts(trajectory.whole.accuracy, tolerance),
     )
-
-
-def makeable(network: ResidualNetwork, trajectory: Trajectory) -> list[Score]:
-    """Return the rows of cuts that can be made, each once."""
-    rows = {row.cut: row for row in trajectory.rows if network.can_keep(row.cut)}
-    return list(rows.values())
 
 
 def printed(network: ResidualNetwork, cut: Cut) -> str:
