@@ -20,7 +20,7 @@ from stagecost.cut import Cut, resolve_cuts
 from stagecost.dynamics import Observer, Pass, ResidualBlock, is_identity, skip_of
 from stagecost.errors import StageCostError
 from stagecost.network import ResidualNetwork
-from stagecost.objective import LossFunction, losses_row_by_row, squared_weight_norms
+from stagecost.objective import LossFunction, losses_of, squared_weight_norms
 from stagecost.text import html_table, one_line
 
 if TYPE_CHECKING:
@@ -347,7 +347,7 @@ def evaluate_cuts(
 
 def _losses(outputs: Tensor, targets: Tensor, loss: LossFunction) -> Tensor:
     try:
-        return losses_row_by_row(outputs, targets, loss).double().cpu()
+        return losses_of(outputs, targets, loss, row_by_row=True).double().cpu()
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
