@@ -70,7 +70,8 @@ class OutputBatchNorm2d(_BatchNorm):
 
         In evaluation they are those that normalise. In training there may be none that a batch moves.
         """
-        if self.training and not self.tracks(depth):
+        moves = self.statistics != "terminal" or depth == self.num_outputs - 1
+        if self.training and not (moves and self.track_running_stats):
             return None, None, 0.0
         assert self.running_mean is not None
         assert self.running_var is not None
@@ -81,11 +82,6 @@ class OutputBatchNorm2d(_BatchNorm):
     def row(self, depth: int) -> int:
         """Return where the statistics of a depth stand."""
         return depth if self.statistics == "per_output" else 0
-
-    def tracks(self, depth: int) -> bool:
-        """Tell whether training at this depth moves running statistics."""
-        terminal = depth == self.num_outputs - 1
-        return self.track_running_stats and (self.statistics != "terminal" or terminal)
 
     def _averaging_factor(self, row: int) -> float:
         """Count the batch, and return the weight it gets; as in `torch.nn.BatchNorm2d`."""

@@ -123,7 +123,10 @@ class ResidualNetwork(nn.Module):
         self._check_images(images)
         if cuts is not None and depths is not None:
             raise StageCostError("cuts and depths exclude each other: a depth k is the cut Cut.first(k)")
-        wanted = self._wanted(cuts, depths)
+        if cuts is None:
+            wanted = tuple(Cut.first(k) for k in resolve_depths(depths, self.num_blocks))
+        else:
+            wanted = resolve_cuts(cuts, self.stage_positions)
         x_0, shared = self.stem(images), tuple(cut for cut in wanted if cut not in self.targets)
         by_cut: dict[Cut, Tensor] = {}
         for together in (shared, *((cut,) for cut in self.targets if cut in wanted)):
@@ -392,11 +395,6 @@ class ResidualNetwork(nn.Module):
         metadata = {**details, "description": description}
         write_tensors(folder / WEIGHTS_FILE, self.state_dict(), metadata)
         write_json(folder / CONFIG_FILE, {"format": "stagecost", **description, **details})
-
-    def _wanted(self, cuts: Cut | Iterable[Cut] | None, depths: Depths) -> tuple[Cut, ...]:
-        if cuts is None:
-            return tuple(Cut.first(k) for k in resolve_depths(depths, self.num_blocks))
-        return resolve_cuts(cuts, self.stage_positions)
 
     def _tail(self, blocks: Sequence[nn.Module], how: Pass, *, own: bool = False) -> Tail:
         collapsed = collapsed_tails(blocks) if how.collapsed else None
