@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from stagecost.errors import StageCostError, refusing
-from stagecost.text import one_line
 
 if TYPE_CHECKING:  # the report writes files, too, and has no need of torch
     from torch import Tensor
@@ -73,13 +72,11 @@ def read_json(path: Path) -> Any:
         StageCostError: the file is missing or is not JSON.
     """
     try:
-        return parse_json(path.read_text("utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise StageCostError(f"{path} does not exist: check the path") from None
-    except ValueError as error:
-        raise StageCostError(
-            f"{path} is not valid JSON ({one_line(error)}): restore or delete it"
-        ) from None
+    with refusing(f"{path} is not valid JSON", "restore or delete it", ValueError):
+        return parse_json(content.decode())
 
 
 def parse_json(text: str) -> Any:

@@ -182,7 +182,7 @@ def _keep(result: Measurements, path: str) -> None:
     file, new = RunFolder(Path(path)).latency, set(map(_kind, timings))
     try:
         old = read_record(Measurements, read_json(file))
-    except (StageCostError, ValueError):  # none, or of an earlier version
+    except ValueError:  # none, or of an earlier version
         old = result
     if (old.machine, old.device, old.networks) == (result.machine, result.device, networks):
         timings += [row for row in old.timings if _kind(row) not in new]
