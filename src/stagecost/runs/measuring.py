@@ -15,7 +15,6 @@ from stagecost.cut import Cut
 from stagecost.errors import StageCostError
 from stagecost.exits.policy import ExitPolicy
 from stagecost.export.graphs import Run, open_graph, segments_of, trace, write
-from stagecost.fast.compiler import check_compiler
 from stagecost.latency import (
     Forward,
     Inputs,
@@ -31,6 +30,7 @@ from stagecost.runs.folder import RunFolder
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Trained, open_trained
 from stagecost.storage import read_json, write_json
+from stagecost.train.devices import check_compiler
 
 Backend = Literal["eager", "compiled", "onnx"]
 LOG = logging.getLogger("stagecost")
