@@ -4,8 +4,8 @@ The loader is to give images drawn at random: data often lie sorted by class, an
 no sample. Every image counts alike, whatever the sizes of the batches.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -72,7 +72,10 @@ def _estimate(
     """Set the statistics that a pass visits to those of all images together."""
     estimates = [_Estimate(norm) for norm in norms]
     num_samples = 0
-    with _momentum(norms, 1.0):  # each batch leaves its own statistics behind
+    with ExitStack() as undo:
+        for norm in norms:
+            undo.callback(setattr, norm, "momentum", norm.momentum)
+            norm.momentum = 1.0  # each batch leaves its own statistics behind
         for images, targets in loader:
             network(to_device(images, device_of(network)), cuts)
             for estimate in estimates:
@@ -119,15 +122,3 @@ class _Estimate:
 def _rows(values: torch.Tensor) -> torch.Tensor:
     """View one value a row of statistics, (R,) or (), so that it broadcasts over (R, C) or (C,)."""
     return values.unsqueeze(-1) if values.dim() else values
-
-
-@contextmanager
-def _momentum(norms: Sequence[_BatchNorm], momentum: float) -> Iterator[None]:
-    own = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = momentum
-    try:
-        yield
-    finally:
-        for norm, value in zip(norms, own, strict=True):
-            norm.momentum = value

@@ -119,7 +119,7 @@ class Cut:
         """
         positions = [k for stage in stages for k in stage]
         if self.per_stage:
-            return Cut(first_of_each_stage(stages, self.per_stage))
+            return Cut(_first_of_each_stage(stages, self.per_stage))
         if self.blocks and self.blocks[-1] >= len(positions):
             raise StageCostError(
                 f"block {self.blocks[-1]} is impossible in a network of {len(positions)} blocks: give "
@@ -188,16 +188,8 @@ def _listed(text: str) -> tuple[int, ...]:
     return tuple(k for end in ends for k in range(int(end[0]), int(end[-1]) + 1))
 
 
-def first_of_each_stage(stages: Stages, counts: Sequence[int]) -> tuple[int, ...]:
-    """Return the first M_s of the numbers of each stage.
-
-    Args:
-        stages: numbers of the blocks, positions or the paper's indices.
-        counts: M_1, …, M_S.
-
-    Raises:
-        StageCostError: there are not S numbers, or a stage has fewer blocks or would lose all.
-    """
+def _first_of_each_stage(stages: Stages, counts: Sequence[int]) -> tuple[int, ...]:
+    """Return the first M_s positions of each stage, which has as many and keeps one at least."""
     sizes = [len(stage) for stage in stages]
     possible = len(counts) == len(sizes) and all(
         1 <= count <= size for count, size in zip(counts, sizes, strict=True)

@@ -1,5 +1,10 @@
 """The one error that a user's input can cause."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from stagecost.text import one_line
+
 LONGEST = 600  # characters of a message; what is longer loses its middle
 
 
@@ -20,6 +25,26 @@ class StageCostError(ValueError):
         if len(text) > LONGEST:
             text = f"{text[: LONGEST - 202]} … {text[-199:]}"
         super().__init__(text)
+
+
+@contextmanager
+def refusing(what: str, remedy: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn errors into the one of the project: what is wrong, the reason in brackets, and the remedy."""
+    try:
+        yield
+    except errors as error:
+        raise StageCostError(f"{what} ({one_line(error)}): {remedy}") from error
+
+
+@contextmanager
+def report_extra() -> Iterator[None]:
+    """Guard imports of what reports and figures need besides the required packages."""
+    try:
+        yield
+    except ImportError as error:
+        raise StageCostError(
+            f"reports and figures need the package {error.name}: pip install 'stagecost[report]'"
+        ) from None
 
 
 _EXTRAS = {

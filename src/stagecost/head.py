@@ -39,12 +39,9 @@ class OutputBatchNorm2d(_BatchNorm):
         num_features: int,
         num_outputs: int,
         statistics: StatisticsPolicy = "per_output",
-        *,
-        eps: float = 1e-5,
-        momentum: float = 0.1,
     ) -> None:
         """Create the normalisation of `num_features` channels for the outputs y_0 … y_N."""
-        super().__init__(num_features, eps=eps, momentum=momentum)
+        super().__init__(num_features)
         if statistics not in get_args(StatisticsPolicy):
             raise StageCostError(
                 f"head statistics {statistics!r} is unknown: choose from {get_args(StatisticsPolicy)}"
@@ -73,7 +70,8 @@ class OutputBatchNorm2d(_BatchNorm):
 
         In evaluation they are those that normalise. In training there may be none that a batch moves.
         """
-        if self.training and not self.tracks(depth):
+        moves = self.statistics != "terminal" or depth == self.num_outputs - 1
+        if self.training and not (moves and self.track_running_stats):
             return None, None, 0.0
         assert self.running_mean is not None
         assert self.running_var is not None
@@ -84,11 +82,6 @@ class OutputBatchNorm2d(_BatchNorm):
     def row(self, depth: int) -> int:
         """Return where the statistics of a depth stand."""
         return depth if self.statistics == "per_output" else 0
-
-    def tracks(self, depth: int) -> bool:
-        """Tell whether training at this depth moves running statistics."""
-        terminal = depth == self.num_outputs - 1
-        return self.track_running_stats and (self.statistics != "terminal" or terminal)
 
     def _averaging_factor(self, row: int) -> float:
         """Count the batch, and return the weight it gets; as in `torch.nn.BatchNorm2d`."""

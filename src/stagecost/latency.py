@@ -9,8 +9,8 @@ import platform
 import re
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,13 @@ def measure_latency(
             f"{seconds} seconds on {threads} threads: give more than 0 of both, and no endless time"
         )
     times: dict[str, list[float]] = {name: [] for name in networks}
-    with _ready(networks, threads):
+    with torch.no_grad(), ExitStack() as undo:
+        for network in networks.values():
+            if isinstance(network, nn.Module):
+                undo.enter_context(evaluation_mode(network))
+        before = torch.get_num_threads()
+        undo.callback(torch.set_num_threads, before)
+        torch.set_num_threads(threads or before)
         for forward in networks.values():
             for _ in range(WARM_UP):
                 _time(forward, images)
@@ -94,20 +100,6 @@ def measure_latency(
             for name, forward in networks.items():
                 times[name].append(_time(forward, images))
         return {name: _summary(each, len(first)) for name, each in times.items()}
-
-
-@contextmanager
-def _ready(networks: Mapping[str, Forward], threads: int | None) -> Iterator[None]:
-    before: int = torch.get_num_threads()
-    with torch.no_grad(), ExitStack() as modes:
-        for network in networks.values():
-            if isinstance(network, nn.Module):
-                modes.enter_context(evaluation_mode(network))
-        torch.set_num_threads(threads or before)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
 
 
 def _time(forward: Forward, images: Inputs) -> float:

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +123,10 @@ class ResidualNetwork(nn.Module):
         self._check_images(images)
         if cuts is not None and depths is not None:
             raise StageCostError("cuts and depths exclude each other: a depth k is the cut Cut.first(k)")
-        wanted = self._wanted(cuts, depths)
+        if cuts is None:
+            wanted = tuple(Cut.first(k) for k in resolve_depths(depths, self.num_blocks))
+        else:
+            wanted = resolve_cuts(cuts, self.stage_positions)
         x_0, shared = self.stem(images), tuple(cut for cut in wanted if cut not in self.targets)
         by_cut: dict[Cut, Tensor] = {}
         for together in (shared, *((cut,) for cut in self.targets if cut in wanted)):
@@ -159,7 +162,7 @@ class ResidualNetwork(nn.Module):
         rollout = Rollout(
             blocks,
             reader,
-            tail if lean is None else _passed_on,
+            tail if lean is None else (lambda state, _: state),  # which it sends through itself
             scales,
             None if own else observe,
             training=self.training and not own,  # statistics of its own follow the cut
@@ -207,13 +210,8 @@ class ResidualNetwork(nn.Module):
                 raise StageCostError("this network has no norms to give to a cut: --target-norms shared")
             self.norms.append(copies)
             self.targets = (*self.targets, cut)
-        self._describe()
-
-    def _describe(self) -> None:
-        """Let the description say which blocks are left, and which cuts have norms of their own."""
         if self.description is not None:
-            indices = self.block_indices
-            targets = tuple(cut.remaining(indices) for cut in self.targets)
+            targets = tuple(cut.remaining(self.block_indices) for cut in self.targets)
             self.description = replace(self.description, target_norms=targets)
 
     def states(self, images: Tensor) -> Iterator[Tensor]:
@@ -315,7 +313,7 @@ class ResidualNetwork(nn.Module):
         """Whether every skip connection is an identity, so that truncation is exact."""
         return all(map(is_identity, self.skips))
 
-    def keep(self, cut: Cut) -> "ResidualNetwork":
+    def keep(self, cut: Cut) -> Self:
         """Return a copy of which only the acting blocks of a cut are left; this network stays whole.
 
         Its state behind block k takes along the head statistics of output k+1, so a truncated
@@ -351,8 +349,8 @@ class ResidualNetwork(nn.Module):
                 del self.blocks[name]
         self.head.select_outputs([0, *(k + 1 for k in kept)])  # type: ignore[operator]
         if self.description is not None:
-            old = self.description
-            self.description = NetworkDescription(old.name, old.arguments, self.block_indices)
+            indices = self.block_indices
+            self.description = replace(self.description, kept_blocks=indices, target_norms=())
 
     def take_norms_of(self, cut: Cut) -> None:
         """Put the norms of a cut in the places of the whole network's; those of other cuts go."""
@@ -398,11 +396,6 @@ class ResidualNetwork(nn.Module):
         write_tensors(folder / WEIGHTS_FILE, self.state_dict(), metadata)
         write_json(folder / CONFIG_FILE, {"format": "stagecost", **description, **details})
 
-    def _wanted(self, cuts: Cut | Iterable[Cut] | None, depths: Depths) -> tuple[Cut, ...]:
-        if cuts is None:
-            return tuple(Cut.first(k) for k in resolve_depths(depths, self.num_blocks))
-        return resolve_cuts(cuts, self.stage_positions)
-
     def _tail(self, blocks: Sequence[nn.Module], how: Pass, *, own: bool = False) -> Tail:
         collapsed = collapsed_tails(blocks) if how.collapsed else None
         return SkipChain(blocks, own=own) if collapsed is None else collapsed
@@ -422,8 +415,3 @@ class ResidualNetwork(nn.Module):
                 f"images have {images.shape[1]} channels, but the network was built with "
                 f"in_channels={channels}: convert the images or build another network"
             )
-
-
-def _passed_on(state: Tensor, k: int) -> Tensor:
-    """Return x_k as it is, for a head that sends it through the tail itself."""
-    return state

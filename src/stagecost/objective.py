@@ -284,41 +284,29 @@ def distilled(loss: LossFunction, share: float = 0.5, temperature: float = 1.0) 
     return stage_loss
 
 
-def losses_of(outputs: Tensor, targets: Tensor, loss: LossFunction) -> Tensor:
+def losses_of(
+    outputs: Tensor, targets: Tensor, loss: LossFunction, *, row_by_row: bool = False
+) -> Tensor:
     """Compute the mean loss of each of several outputs.
 
     Args:
         outputs: (K, B, …).
         targets: (B, …), the same for all.
         loss: maps (output, target) to a mean loss or to one loss a sample.
+        row_by_row: so that no bit of one depends on how many others there are.
 
     Returns:
         (K,).
     """
-    if len(outputs) > 1 and _is_cross_entropy(loss):
-        singles, counted = _singles(outputs, targets, loss)
-        return singles.sum(dim=1) / counted
-    return torch.stack([loss(output, targets).mean() for output in outputs])
-
-
-def losses_row_by_row(outputs: Tensor, targets: Tensor, loss: LossFunction) -> Tensor:
-    """Compute what `losses_of` does so that no bit of one depends on how many others there are."""
-    if not _is_cross_entropy(loss):
+    if not _is_cross_entropy(loss) or (len(outputs) == 1 and not row_by_row):
         return torch.stack([loss(output, targets).mean() for output in outputs])
-    singles, counted = _singles(outputs, targets, loss)
-    return torch.stack([row.sum() for row in singles]) / counted
-
-
-def _singles(outputs: Tensor, targets: Tensor, loss: LossFunction) -> tuple[Tensor, Tensor | int]:
-    """Return the losses (K, …) of single samples and how many of them count in each mean.
-
-    All outputs in one call: dozens of small ones take as long as a block does.
-    """
+    # All outputs in one call: dozens of small ones take as long as a block does.
     repeated = targets.expand(len(outputs), *targets.shape).flatten(0, 1)
     singles = loss(outputs.flatten(0, 1), repeated, reduction="none")  # type: ignore[call-arg]
     singles = singles.reshape(len(outputs), -1)
+    sums = torch.stack([row.sum() for row in singles]) if row_by_row else singles.sum(dim=1)
     of_classes = not targets.is_floating_point()
-    return singles, targets.ne(IGNORED_CLASS).sum() if of_classes else singles.shape[1]
+    return sums / (targets.ne(IGNORED_CLASS).sum() if of_classes else singles.shape[1])
 
 
 def _is_cross_entropy(loss: LossFunction) -> bool:

@@ -9,7 +9,7 @@ blocks are bypassed.
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from numbers import Integral
 
@@ -21,7 +21,7 @@ from stagecost.errors import StageCostError
 from stagecost.macs import count_macs, count_parameters, macs_by_part
 from stagecost.network import ResidualNetwork
 from stagecost.objective import LossFunction, residual_parameters
-from stagecost.records import JsonObject
+from stagecost.records import JsonObject, writable
 from stagecost.text import format_indices, html_table
 from stagecost.trajectory import Loader, Score, Trajectory, evaluate_cuts
 
@@ -55,9 +55,7 @@ class PruningPlan:
 
     def to_json(self) -> JsonObject:
         """Return plain types for JSON; accuracies are None where there are none."""
-        content = {**asdict(self), "cut": self.cut.to_json(), "kept_blocks": list(self.kept_blocks)}
-        absent = [k for k, v in content.items() if isinstance(v, float) and math.isnan(v)]
-        return content | dict.fromkeys(absent)
+        return {**writable(self, lambda _: None), "cut": self.cut.to_json()}
 
     @property
     def summary(self) -> str:

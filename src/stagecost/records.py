@@ -1,4 +1,4 @@
-"""Dataclasses from parsed JSON, strictly by their declared types: nothing is guessed or converted.
+"""Dataclasses to JSON, and back strictly by their declared types: nothing is guessed or converted.
 
 What a file says is refused unless it is just what would be written. Numbers that are not finite, which
 JSON does not have, are the texts "nan", "inf" and "-inf".
@@ -6,7 +6,7 @@ JSON does not have, are the texts "nan", "inf" and "-inf".
 
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -86,12 +86,20 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:79] + "…"
 
 
-def writable(value: Any) -> Any:
-    """Return plain values as JSON can hold them, with texts for numbers that are not finite."""
+def writable(value: Any, not_finite: Callable[[float], object] = repr) -> Any:
+    """Return a value as JSON can hold it; of a dataclass the fields and its `aliases`, by their names.
+
+    Args:
+        value: plain values and dataclasses, in one another.
+        not_finite: what stands for a number that is not finite; by default its text.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        names = {field.name: field.name for field in fields(value)} | getattr(value, "aliases", {})
+        value = {key: getattr(value, name) for key, name in names.items()}
     if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
+        return not_finite(value)
     if isinstance(value, Mapping):
-        return {key: writable(item) for key, item in value.items()}
+        return {str(key): writable(item, not_finite) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [writable(item) for item in value]
+        return [writable(item, not_finite) for item in value]
     return value

@@ -14,8 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from stagecost.errors import StageCostError
-from stagecost.text import one_line
+from stagecost.errors import StageCostError, refusing
 
 if TYPE_CHECKING:  # the report writes files, too, and has no need of torch
     from torch import Tensor
@@ -43,7 +42,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        # mkstemp makes files private; this one should be as readable as any other file of the user.
+        os.umask(mask := os.umask(0))
+        temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
     except BaseException as error:
         with suppress(OSError):
@@ -51,13 +52,6 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         if isinstance(error, OSError):
             error.filename, error.filename2 = str(path), None  # the message should name the user's file
         raise
-
-
-def _umask() -> int:
-    # mkstemp makes files private; a run folder should be as readable as any other file of the user.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -78,13 +72,11 @@ def read_json(path: Path) -> Any:
         StageCostError: the file is missing or is not JSON.
     """
     try:
-        return parse_json(path.read_text("utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise StageCostError(f"{path} does not exist: check the path") from None
-    except ValueError as error:
-        raise StageCostError(
-            f"{path} is not valid JSON ({one_line(error)}): restore or delete it"
-        ) from None
+    with refusing(f"{path} is not valid JSON", "restore or delete it", ValueError):
+        return parse_json(content.decode())
 
 
 def parse_json(text: str) -> Any:
@@ -113,11 +105,7 @@ def _finite(text: str) -> float:
 
 
 def check_nesting(content: object, left: int = MAX_NESTING) -> None:
-    """Refuse what is nested so deeply that whoever walks through it might fail.
-
-    Raises:
-        ValueError: as described.
-    """
+    """Refuse by a ValueError what is nested so deeply that whoever walks through it might fail."""
     items = content.values() if isinstance(content, dict) else content
     if not isinstance(content, dict | list):
         return
@@ -177,14 +165,11 @@ def _read(path: Path, *, tensors: bool) -> tuple[dict[str, "Tensor"], Metadata]:
 
     if not path.is_file():
         raise StageCostError(f"{path} does not exist: check the path")
-    try:
+    errors = SafetensorError, AttributeError, KeyError, OverflowError, TypeError, ValueError
+    what, remedy = f"{path} is damaged or not a safetensors file", "restore it from a copy, or delete it"
+    with refusing(what, remedy, *errors):
         with _openable(path) as name, safe_open(name, framework="pt") as file:
             names = file.keys() if tensors else ()
             read = {name: file.get_tensor(name) for name in names}
             header = file.metadata() or {}
         return read, {key: parse_json(value) for key, value in header.items()}
-    except (SafetensorError, AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise StageCostError(
-            f"{path} is damaged or not a safetensors file ({one_line(error)}): restore it from a copy, "
-            "or delete it"
-        ) from None

@@ -20,7 +20,7 @@ from stagecost.cut import Cut, resolve_cuts
 from stagecost.dynamics import Observer, Pass, ResidualBlock, is_identity, skip_of
 from stagecost.errors import StageCostError
 from stagecost.network import ResidualNetwork
-from stagecost.objective import LossFunction, losses_row_by_row, squared_weight_norms
+from stagecost.objective import LossFunction, losses_of, squared_weight_norms
 from stagecost.text import html_table, one_line
 
 if TYPE_CHECKING:
@@ -274,15 +274,22 @@ def loss_trajectory(
         StageCostError: the loader gives no batch.
     """
     depths = [Cut.first(k) for k in range(network.num_blocks + 1)]
-    shape = _ImageShape()
+    shape: tuple[int, ...] = ()
+
+    def watched() -> Loader:
+        nonlocal shape
+        for images, targets in map(_pair, loader):
+            shape = tuple(images.shape[1:]) if isinstance(images, Tensor) else ()
+            yield images, targets
+
     with ControlSizes(network) as sizes:
-        rows = evaluate_cuts(network, shape.watch(loader), [*depths, *cuts], loss=loss, observe=sizes)
+        rows = evaluate_cuts(network, watched(), [*depths, *cuts], loss=loss, observe=sizes)
     return Trajectory(
         rows=tuple(rows),
         residual_ratios=sizes.means(rows[0].num_samples),
         weight_norms=tuple(weight_norms(network)),
         stage_starts=tuple(stage[0] for stage in network.stage_positions),
-        image_shape=shape.shape,
+        image_shape=shape,
     )
 
 
@@ -293,17 +300,6 @@ def _pair(batch: Any) -> tuple[Any, Tensor]:
             f"a batch is a {type(batch).__name__}, not a pair: give batches of (inputs, targets)"
         )
     return batch[0], batch[1]
-
-
-class _ImageShape:
-    """Notes the shape of the images that pass by."""
-
-    shape: tuple[int, ...] = ()
-
-    def watch(self, loader: Loader) -> Loader:
-        for images, targets in map(_pair, loader):
-            self.shape = tuple(images.shape[1:]) if isinstance(images, Tensor) else ()
-            yield images, targets
 
 
 def evaluate_cuts(
@@ -347,7 +343,7 @@ def evaluate_cuts(
 
 def _losses(outputs: Tensor, targets: Tensor, loss: LossFunction) -> Tensor:
     try:
-        return losses_row_by_row(outputs, targets, loss).double().cpu()
+        return losses_of(outputs, targets, loss, row_by_row=True).double().cpu()
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise

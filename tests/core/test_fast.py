@@ -12,8 +12,8 @@ from helpers import BUILDERS, build, images, labels, objective
 from stagecost.dynamics import Pass, ResidualBlock, SkipChain
 from stagecost.errors import StageCostError
 from stagecost.fast.chains import collapsed_tails
-from stagecost.fast.compiler import check_compiler
 from stagecost.network import ResidualNetwork
+from stagecost.train.devices import check_compiler
 
 POLICIES = ("per_output", "terminal")
 # (builder, changes): every builder, and the projections that a staged network may have.

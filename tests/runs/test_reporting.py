@@ -37,8 +37,8 @@ def test_mistakes_are_those_of_the_cut(trained: Trained, which: str) -> None:
         cut = small if saved else (lambda x: run.network(x, Cut.first(2)))
         after = torch.cat([cut(x).argmax(1) for x, _ in batches])
     right = batches.split.targets
-    assert found.count == int(((before == right) & (after != right)).sum()) > 0
-    assert len(found.newly_wrong) == min(12, found.count)
+    assert found.newly_wrong_count == int(((before == right) & (after != right)).sum()) > 0
+    assert len(found.newly_wrong) == min(12, found.newly_wrong_count)
     assert found.confusion is not None
     counts = torch.tensor(found.confusion.counts)
     assert counts.sum() == 200

@@ -6,8 +6,9 @@ Heavy imports happen when a verb runs, so that the command line can show its hel
 import io
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,8 @@ from stagecost.errors import StageCostError
 if TYPE_CHECKING:
     from stagecost.runs.results import Result
 
-Options = Mapping[str, Any]
+Options = dict[str, Any]
+"""The values of the flags that were given, by name; whoever does a verb takes them out."""
 Split = Literal["val", "test", "train", "all"]
 
 EXIT_CRITERIA = Literal["max-probability", "margin", "patience", "all"]
@@ -31,67 +33,74 @@ LIBRARIES = ("timm", "torchvision")
 MOVED = Flag("data", str, "where the images of the training are now, if they moved")
 
 
+def _place(name: str, text: str, *, several: bool = False) -> Flag:
+    """Return an argument that is given by its place."""
+    return Flag(name, str, text, positional=True, required=True, several=several)
+
+
 @dataclass(frozen=True)
 class Verb:
     """One verb of the command line."""
 
     summary: str  #: what it does, in a sentence
     flags: tuple[Flag, ...]  #: what it takes
-    run: "Callable[[dict[str, Any]], Result]"  #: does it
+    run: "Callable[[Options], Result]"  #: does it
+
+
+def _calls(function: str, *places: str) -> "Callable[[Options], Result]":
+    """Return what calls a function of `stagecost.runs`, with the options at `places` first."""
+    module, _, name = function.rpartition(".")
+
+    def run(options: Options) -> "Result":
+        first = [options.pop(place) for place in places]
+        result: Result = getattr(import_module(f"stagecost.runs.{module}"), name)(*first, **options)
+        return result
+
+    return run
 
 
 def _train(options: Options) -> "Result":
     from stagecost.runs.folder import read_yaml
     from stagecost.runs.training import train
 
-    given = dict(options)
-    output, resume = given.pop("output"), given.pop("resume", False)
-    config = given.pop("config", None)
+    output, resume = options.pop("output"), options.pop("resume", False)
+    config = options.pop("config", None)
     settings = {} if config is None else read_yaml(Path(config))
-    return train({**settings, **given}, output, resume=resume)
+    return train({**settings, **options}, output, resume=resume)
 
 
 def _analyze(options: Options) -> "Result":
     from stagecost.runs.analysis import analyze
 
-    given = dict(options)
-    run = given.pop("run")
-    if "weights" not in given and (run.partition("/")[0] not in LIBRARIES or Path(run).exists()):
-        return analyze(run, **given)
+    run = options.pop("run")
+    if "weights" not in options and (run.partition("/")[0] not in LIBRARIES or Path(run).exists()):
+        return analyze(run, **options)
     from stagecost.runs.inspection import inspect_model
 
-    if unheeded := sorted(given.keys() - {"weights", "data", "image_size", "device"}):
+    if unheeded := sorted(options.keys() - {"weights", "data", "image_size", "device"}):
         raise StageCostError(f"--{unheeded[0]} is about a run, and {run} is a model: leave it out")
-    return inspect_model(run, **given)
+    return inspect_model(run, **options)
 
 
 def _prune(options: Options) -> "Result":
     from stagecost.runs.pruning import prune
 
-    given = dict(options)
-    names = [name for name in ("keep", "keep_blocks", "keep_per_stage") if name in given]
+    names = [name for name in ("keep", "keep_blocks", "keep_per_stage") if name in options]
     if len(names) > 1:
         flags = " and ".join(f"--{name.replace('_', '-')}" for name in names[:2])
         raise StageCostError(f"{flags} exclude each other: give one of them")
-    keep: Any = given.pop(names[0]) if names else None
+    keep: Any = options.pop(names[0]) if names else None
     if names == ["keep_per_stage"]:
         keep = Cut.stages(*keep)
-    return prune(given.pop("run"), given.pop("output"), keep=keep, **given)
-
-
-def _evaluate(options: Options) -> "Result":
-    from stagecost.runs.evaluation import evaluate
-
-    given = dict(options)
-    return evaluate(given.pop("network"), **given)
+    return prune(options.pop("run"), options.pop("output"), keep=keep, **options)
 
 
 def _predict(options: Options) -> "Result":
     from stagecost.runs.prediction import predict_files
 
-    given = dict(options)
-    images = [line for path in given.pop("images") for line in (_listed() if path == "-" else [path])]
-    return predict_files(given.pop("network"), images, csv_file=given.pop("csv", None), **given)
+    paths = options.pop("images")
+    images = [line for path in paths for line in (_listed() if path == "-" else [path])]
+    return predict_files(options.pop("network"), images, csv_file=options.pop("csv", None), **options)
 
 
 def _listed() -> list[str]:
@@ -106,61 +115,6 @@ def _listed() -> list[str]:
     return paths
 
 
-def _export(options: Options) -> "Result":
-    from stagecost.runs.exporting import export
-
-    given = dict(options)
-    return export(given.pop("network"), **given)
-
-
-def _measure(options: Options) -> "Result":
-    from stagecost.runs.measuring import measure
-
-    given = dict(options)
-    return measure(given.pop("networks"), **given)
-
-
-def _bound(options: Options) -> "Result":
-    from stagecost.runs.bound import bound
-
-    given = dict(options)
-    return bound(given.pop("run"), given.pop("sub"), **given)
-
-
-def _report(options: Options) -> "Result":
-    from stagecost.runs.reporting import report
-
-    given = dict(options)
-    return report(given.pop("run"), **given)
-
-
-def _compare(options: Options) -> "Result":
-    from stagecost.runs.reporting import compare
-
-    given = dict(options)
-    return compare(given.pop("runs"), given.pop("output", "comparison.html"), **given)
-
-
-def _demo(options: Options) -> "Result":
-    from stagecost.runs.demo import demo
-
-    given = dict(options)
-    return demo(given.pop("output", "stagecost-demo"), **given)
-
-
-def _exit(options: Options) -> "Result":
-    from stagecost.runs.exiting import exit_early
-
-    given = dict(options)
-    return exit_early(given.pop("run"), **given)
-
-
-def _models(options: Options) -> "Result":
-    from stagecost.runs.models import models
-
-    return models(**options)
-
-
 OFTEN = (
     *("data", "model", "num_blocks", "blocks_per_stage", "widths"),
     *("gamma", "targets", "epochs", "seed"),
@@ -173,7 +127,7 @@ VERBS: dict[str, Verb] = {
             Flag("output", str, "folder for everything that the demo writes", "stagecost-demo"),
             Flag("seed", int, "of the trainings", 0),
         ),
-        _demo,
+        _calls("demo.demo"),
     ),
     "train": Verb(
         "Train a residual network with a stage cost on images.",
@@ -188,13 +142,7 @@ VERBS: dict[str, Verb] = {
     "analyze": Verb(
         "Show loss and accuracy over depth, and how many blocks are needed.",
         (
-            Flag(
-                "run",
-                str,
-                "folder of a run or of a saved network; or a model",
-                positional=True,
-                required=True,
-            ),
+            _place("run", "folder of a run or of a saved network; or a model"),
             Flag("split", Split, "the images; choose depths on val, never on test", "val"),
             Flag(
                 "weights", str, "of a model, such as timm/resnet18: what each block is worth untrained"
@@ -207,7 +155,7 @@ VERBS: dict[str, Verb] = {
     "prune": Verb(
         "Cut off the blocks that are not needed, and save the small network.",
         (
-            Flag("run", str, "folder of a run", positional=True, required=True),
+            _place("run", "folder of a run"),
             Flag("output", str, "folder of the small network", required=True),
             Flag("max_drop", float, "points of validation accuracy that may be lost"),
             Flag("max_loss_increase", float, "by how much the validation loss may rise"),
@@ -224,27 +172,20 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(
         "Measure the accuracy of a run's network or of a saved one.",
         (
-            Flag(
-                "network", str, "folder of a run or of a saved network", positional=True, required=True
-            ),
+            _place("network", "folder of a run or of a saved network"),
             Flag("data", str, "other images; those of the training if not given"),
             Flag("split", Split, "the images", "test"),
             *(ALLOWED, CHECKPOINT, DEVICE),
         ),
-        _evaluate,
+        _calls("evaluation.evaluate", "network"),
     ),
     "predict": Verb(
         "Classify images: class, probability and the nearest other classes of each.",
         (
-            Flag(
-                "network", str, "folder of a run or of a saved network", positional=True, required=True
-            ),
-            Flag(
+            _place("network", "folder of a run or of a saved network"),
+            _place(
                 "images",
-                str,
                 "files, folders of them, or - for a list of paths on standard input, one a line",
-                positional=True,
-                required=True,
                 several=True,
             ),
             Flag("top_k", int, "how many classes to tell of each image", 3),
@@ -257,7 +198,7 @@ VERBS: dict[str, Verb] = {
     "exit": Verb(
         "Choose where easy images may leave the network, and measure what that saves.",
         (
-            Flag("run", str, "folder of a run or of a saved network", positional=True, required=True),
+            _place("run", "folder of a run or of a saved network"),
             Flag("max_drop", float, "points of validation accuracy that may be lost"),
             Flag("max_macs", float, "part of the whole network's MACs that may be spent, such as 0.5"),
             Flag("max_time", float, "part of the whole network's time that may be spent"),
@@ -266,12 +207,12 @@ VERBS: dict[str, Verb] = {
             Flag("batch", tuple[int, ...], "batch sizes to measure", (1, 256)),
             *(MOVED, ALLOWED, CHECKPOINT, DEVICE),
         ),
-        _exit,
+        _calls("exiting.exit_early", "run"),
     ),
     "export": Verb(
         "Write a network as files that run without this project, and compare them with it.",
         (
-            Flag("network", str, "a run or a saved network", positional=True, required=True),
+            _place("network", "a run or a saved network"),
             Flag("format", Literal["onnx", "pt2"], "for ONNX Runtime, or for torch alone", "onnx"),
             Flag("segments", str, "a file for each exit: depths such as 4,8,12, or exits: those chosen"),
             Flag("threshold", float, "probability from which an image leaves at one of the segments"),
@@ -279,14 +220,12 @@ VERBS: dict[str, Verb] = {
             Flag("output", str, "a new folder; if not given, onnx or pt2 in the folder of the network"),
             *(MOVED, CHECKPOINT),
         ),
-        _export,
+        _calls("exporting.export", "network"),
     ),
     "measure": Verb(
         "Measure time, memory and sizes of networks, in turns.",
         (
-            Flag(
-                "networks", str, "runs or saved networks", positional=True, required=True, several=True
-            ),
+            _place("networks", "runs or saved networks", several=True),
             Flag("batch", tuple[int, ...], "numbers of images in a call", (1, 32)),
             Flag("threads", int, "that compute", 1),
             Flag("backends", tuple[str, ...], "eager, compiled, onnx, or some of these", ("eager",)),
@@ -294,12 +233,12 @@ VERBS: dict[str, Verb] = {
             Flag("depths", bool, "measure the output at every depth, too, for the report"),
             *(CHECKPOINT, DEVICE),
         ),
-        _measure,
+        _calls("measuring.measure", "networks"),
     ),
     "bound": Verb(
         "Compare the objective of a run with the bound of Theorem 3.1 from shallower runs.",
         (
-            Flag("run", str, "the run of ResNet-N", positional=True, required=True),
+            _place("run", "the run of ResNet-N"),
             Flag(
                 "sub",
                 str,
@@ -309,24 +248,24 @@ VERBS: dict[str, Verb] = {
             ),
             *(MOVED, CHECKPOINT, DEVICE),
         ),
-        _bound,
+        _calls("bound.bound", "run", "sub"),
     ),
     "report": Verb(
         "Write report.html into a run folder: figures, tables, and how to use the result.",
         (
-            Flag("run", str, "folder of a run", positional=True, required=True),
+            _place("run", "folder of a run"),
             *(TOLERANCE, MOVED, ALLOWED, CHECKPOINT, DEVICE),
         ),
-        _report,
+        _calls("reporting.report", "run"),
     ),
     "compare": Verb(
         "Write one page on several runs: their curves beside each other, and what differs.",
         (
-            Flag("runs", str, "folders of runs", positional=True, required=True, several=True),
+            _place("runs", "folders of runs", several=True),
             Flag("output", str, "the page", "comparison.html"),
             *(TOLERANCE, MOVED, ALLOWED, CHECKPOINT, DEVICE),
         ),
-        _compare,
+        _calls("reporting.compare", "runs"),
     ),
     "models": Verb(
         "List the networks that can be trained by name, or check views of foreign ones.",
@@ -337,6 +276,6 @@ VERBS: dict[str, Verb] = {
             Flag("limit", int, "how many models are checked in all, families in turns"),
             Flag("max_parameters", float, "larger models are not checked", 9e7),
         ),
-        _models,
+        _calls("models.models"),
     ),
 }

@@ -16,19 +16,11 @@ class Augmentation:
     pad: int
     flip: bool  #: whether half of the images, drawn at random, are mirrored left to right
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Shift and mirror each image of a batch (n, channels, height, width) by itself.
-
-        With `pad` 0 and no `flip` the batch is returned as it is and nothing is drawn.
-
-        Args:
-            images: bytes or floats, on any device.
-            generator: a generator on the CPU; the result is the same on every device.
-        """
-        return self.apply(images, self.draw(len(images), generator))
-
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw for `count` images: row, column (0 … 2·pad) and mirrored (0, 1), int64 (count, 3)."""
+        """Draw for `count` images: row, column (0 … 2·pad) and mirrored (0, 1), int64 (count, 3).
+
+        The generator is on the CPU, so that they are the same for every device.
+        """
         draws = torch.zeros(count, 3, dtype=torch.int64)
         if self.pad:
             draws[:, :2] = torch.randint(2 * self.pad + 1, (count, 2), generator=generator)
@@ -37,7 +29,7 @@ class Augmentation:
         return draws
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Shift and mirror a batch (n, channels, height, width) as `draw` has drawn (n, 3)."""
+        """Shift and mirror a batch (n, channels, height, width) of any type as was drawn, (n, 3)."""
         draws = draws.to(images.device)
         if self.pad:
             height, width = images.shape[-2:]

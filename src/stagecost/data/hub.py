@@ -2,8 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +16,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def load_quietly(path: str, *, bars: bool, **options: Any) -> Any:
-    """Call `datasets.load_dataset`, with progress bars at most."""
-    import datasets
-
-    with _quiet(bars=bars):
-        return datasets.load_dataset(path, **options)
-
-
-@contextmanager
-def _quiet(*, bars: bool) -> Iterator[None]:
-    """Keep `datasets` and `huggingface_hub` from writing on standard error within the block."""
+def load_quietly(path: str, *, bars: bool) -> Any:
+    """Call `datasets.load_dataset`; nothing but progress bars, if wanted, is seen on standard error."""
     import datasets
 
     hub: Any = import_module("huggingface_hub.utils")  # its stubs hide the public functions
@@ -44,7 +34,7 @@ def _quiet(*, bars: bool) -> Iterator[None]:
             if not hub.are_progress_bars_disabled():
                 undo.callback(hub.enable_progress_bars)
             hub.disable_progress_bars()
-        yield
+        return datasets.load_dataset(path)
 
 
 def tables_of(dataset: Any, origin: str) -> tuple[dict[str, list[Table]], tuple[str, ...]]:

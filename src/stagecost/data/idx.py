@@ -11,8 +11,7 @@ import numpy as np
 from stagecost.data.class_names import number_name, shown
 from stagecost.data.encoded import ByteArray, Images, Part, array_images
 from stagecost.data.known import DIGIT_NAMES, FASHION_NAMES
-from stagecost.errors import StageCostError
-from stagecost.text import one_line
+from stagecost.errors import StageCostError, refusing
 
 # The first training labels of the original IDX files, which carry no class names of their own.
 FIRST_LABELS = {
@@ -86,20 +85,19 @@ def _read_idx(path: Path, ndim: int) -> ByteArray:
     if path.is_dir():
         raise StageCostError(f"{shown(path)} is a directory: put the file of this name in its place")
     start = 4 + 4 * ndim
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            head = file.read(start)
-            if len(head) < start or head[:4] != bytes((0, 0, 8, ndim)):
-                raise StageCostError(
-                    f"{shown(path)} is not an IDX file of bytes with {ndim} dimension(s): fetch it again"
-                )
-            shape = [int(size) for size in np.frombuffer(head, ">u4", ndim, offset=4)]
-            promised = math.prod(shape)
-            content = _first_bytes(file, min(promised, LARGEST_FILE) + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise StageCostError(
-            f"{shown(path)} cannot be read ({one_line(error)}): fetch the file again"
-        ) from error
+    errors = OSError, EOFError, zlib.error
+    with (
+        refusing(f"{shown(path)} cannot be read", "fetch the file again", *errors),
+        gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file,
+    ):
+        head = file.read(start)
+        if len(head) < start or head[:4] != bytes((0, 0, 8, ndim)):
+            raise StageCostError(
+                f"{shown(path)} is not an IDX file of bytes with {ndim} dimension(s): fetch it again"
+            )
+        shape = [int(size) for size in np.frombuffer(head, ">u4", ndim, offset=4)]
+        promised = math.prod(shape)
+        content = _first_bytes(file, min(promised, LARGEST_FILE) + 1)
     if len(content) != promised:
         raise StageCostError(
             f"{shown(path)} promises {'×'.join(map(str, shape))} bytes of data and has another "

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 import torch
@@ -36,7 +36,7 @@ class ImageFormat:
 
     def to_json(self) -> JsonObject:
         """Return the format as a dictionary of plain numbers, strings and lists."""
-        return dict(writable(asdict(self)))
+        return dict(writable(self))
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "ImageFormat":

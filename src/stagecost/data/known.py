@@ -4,7 +4,7 @@ Others with the same class names and shape are augmented alike. They are normali
 statistics if their own agree with these, as those of a copy do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from stagecost.data.augmentation import NO_AUGMENTATION, Augmentation
@@ -30,22 +30,15 @@ class KnownData:
 
     channels: int
     size: int
-    num_classes: int
-    typical_names: frozenset[str]
+    typical_names: Sequence[str]  #: some of its classes, or all
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None
     augmentation: Augmentation
+    num_classes: int = 10
 
-
-def _known(
-    channels: int,
-    size: int,
-    names: Sequence[str],
-    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None,
-    augmentation: Augmentation,
-    num_classes: int = 10,
-) -> KnownData:
-    typical = frozenset(map(name_key, names))
-    return KnownData(channels, size, num_classes, typical, statistics, augmentation)
+    def resembles(self, names: Collection[str]) -> bool:
+        """Tell whether a data set of these classes may be a copy of it."""
+        typical = set(map(name_key, self.typical_names))
+        return len(names) == self.num_classes and typical <= set(map(name_key, names))
 
 
 _CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -53,9 +46,9 @@ _CIFAR100 = ["apple", "aquarium_fish", "lawn_mower", "sweet_pepper", "wardrobe",
 _OF_CIFAR10 = (0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)
 _OF_CIFAR100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 KNOWN = {
-    "digits": _known(1, 8, DIGIT_NAMES, None, NO_AUGMENTATION),
-    "mnist": _known(1, 28, DIGIT_NAMES, ((0.1307,), (0.3081,)), Augmentation(2, flip=False)),
-    "fashion-mnist": _known(1, 28, FASHION_NAMES, ((0.2860,), (0.3530,)), Augmentation(2, flip=True)),
-    "cifar10": _known(3, 32, _CIFAR10, _OF_CIFAR10, Augmentation(4, flip=True)),
-    "cifar100": _known(3, 32, _CIFAR100, _OF_CIFAR100, Augmentation(4, flip=True), num_classes=100),
+    "digits": KnownData(1, 8, DIGIT_NAMES, None, NO_AUGMENTATION),
+    "mnist": KnownData(1, 28, DIGIT_NAMES, ((0.1307,), (0.3081,)), Augmentation(2, flip=False)),
+    "fashion-mnist": KnownData(1, 28, FASHION_NAMES, ((0.2860,), (0.3530,)), Augmentation(2, flip=True)),
+    "cifar10": KnownData(3, 32, _CIFAR10, _OF_CIFAR10, Augmentation(4, flip=True)),
+    "cifar100": KnownData(3, 32, _CIFAR100, _OF_CIFAR100, Augmentation(4, flip=True), num_classes=100),
 }

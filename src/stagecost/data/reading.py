@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from stagecost.data.class_names import counted, listed, name_key, shown
+from stagecost.data.class_names import counted, listed, shown
 from stagecost.data.config import DataConfig
 from stagecost.data.decoding import BACKGROUND, Pixels, peek_shape, read_pixels
 from stagecost.data.encoded import ByteArray, Source
@@ -144,14 +144,9 @@ class Reader:
 
 def resembling(source: Source) -> str | None:
     """Name the well-known data set with the same class names and the same shape of the first image."""
-    names = frozenset(map(name_key, source.class_names))
     shape = peek_shape(next(iter(source.parts.values())).images, 0)
-    for name, known in KNOWN.items():
-        if known.num_classes != len(source.class_names) or not known.typical_names <= names:
-            continue
-        if shape == (known.channels, known.size):
-            return name
-    return None
+    alike = (name for name, known in KNOWN.items() if known.resembles(source.class_names))
+    return next((n for n in alike if shape == (KNOWN[n].channels, KNOWN[n].size)), None)
 
 
 def _all_alike(pixels: ByteArray) -> bool:

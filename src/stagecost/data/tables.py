@@ -5,8 +5,8 @@ A column is taken unasked only where there is no doubt; else the columns are lis
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,7 @@ import numpy as np
 from stagecost.data.class_names import class_name, counted, listed, number_name, shown
 from stagecost.data.config import DataConfig
 from stagecost.data.encoded import WITHHELD, Images, Part
-from stagecost.errors import StageCostError
-from stagecost.text import one_line
+from stagecost.errors import StageCostError, refusing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,17 +41,12 @@ class Table:
     images: Callable[[str], Images]  #: returns the images of a column, on request
 
 
-@contextmanager
-def reading(origin: str) -> Iterator[None]:
+def reading(origin: str) -> AbstractContextManager[None]:
     """Say of a file or split that is damaged that it is, whatever the reader below says."""
     import pyarrow as pa
 
-    try:
-        yield
-    except (pa.ArrowException, IndexError, OSError, OverflowError, UnicodeDecodeError) as error:
-        raise StageCostError(
-            f"{origin} cannot be read ({one_line(error)}): fetch the file again"
-        ) from error
+    errors = pa.ArrowException, IndexError, OSError, OverflowError, UnicodeDecodeError
+    return refusing(f"{origin} cannot be read", "fetch the file again", *errors)
 
 
 def refuse_doubled(origin: str, columns: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from itertools import accumulate
 from statistics import median
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,16 +87,7 @@ def time_costs(network: ResidualNetwork, images: Tensor, batch_size: int, *, rou
         seconds = [[seconds_of(engine, stream) for engine in engines] for _ in range(rounds + 1)][1:]
     *cuts, asked = (median(each) / (len(stream) * batch_size) for each in zip(*seconds, strict=True))
     asking = max(0.0, asked - cuts[-1]) / (len(depths) - 1)
-    return Costs(tuple(_between(depths, cuts, k) for k in range(n + 1)), (asking,) * (n + 1))
-
-
-def _between(depths: Sequence[int], values: Sequence[float], k: int) -> float:
-    """Interpolate values at depths."""
-    right = next(place for place, depth in enumerate(depths) if depth >= k)
-    if depths[right] == k:
-        return values[right]
-    share = (k - depths[right - 1]) / (depths[right] - depths[right - 1])
-    return values[right - 1] + share * (values[right] - values[right - 1])
+    return Costs(tuple(np.interp(range(n + 1), depths, cuts).tolist()), (asking,) * (n + 1))
 
 
 def streams_of(images: Tensor, batch_size: int) -> list[list[Tensor]]:

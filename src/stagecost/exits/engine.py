@@ -85,11 +85,7 @@ class EarlyExit:
 
 
 def check_norms(network: ResidualNetwork, depths: Iterable[int]) -> None:
-    """Refuse depths that have norms of their own: no pass for another depth has their states.
-
-    Raises:
-        StageCostError: as described.
-    """
+    """Refuse depths that have norms of their own: no pass for another depth has their states."""
     own = [k for k in depths if network.resolve(Cut.first(k)) in network.targets]
     if own:
         raise StageCostError(

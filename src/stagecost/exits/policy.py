@@ -7,15 +7,15 @@ outputs, for thresholds that are tried on outputs at hand and for the engine tha
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from stagecost.errors import StageCostError
-from stagecost.records import JsonObject, read_record
+from stagecost.errors import StageCostError, refusing
+from stagecost.records import JsonObject, read_record, writable
 from stagecost.storage import read_json, write_json
 
 Criterion = Literal["max-probability", "margin", "patience"]
@@ -38,11 +38,7 @@ class ExitPolicy:
     combine: bool = False  #: answer by all depths asked so far: the mean of their log-probabilities
 
     def __post_init__(self) -> None:
-        """Refuse what is no policy.
-
-        Raises:
-            StageCostError: as described.
-        """
+        """Refuse what is no policy."""
         depths, thresholds = self.depths, self.thresholds
         whole = all(isinstance(k, int) and not isinstance(k, bool) and k >= 0 for k in depths)
         if not depths or not whole or list(depths) != sorted(set(depths)):
@@ -58,11 +54,7 @@ class ExitPolicy:
             )
 
     def check(self, num_blocks: int) -> None:
-        """Refuse a network that is not as deep.
-
-        Raises:
-            StageCostError: as described.
-        """
+        """Refuse a network that is not as deep, by a StageCostError."""
         if self.depths[-1] > num_blocks:
             raise StageCostError(
                 f"exit at depth {self.depths[-1]} is impossible with {num_blocks} blocks: choose "
@@ -71,8 +63,7 @@ class ExitPolicy:
 
     def to_json(self) -> JsonObject:
         """Return plain types for JSON."""
-        lists = {"depths": list(self.depths), "thresholds": list(self.thresholds)}
-        return {**asdict(self), **lists}
+        return dict(writable(self))
 
     def save(self, folder: str | Path) -> None:
         """Write the policy beside a network, atomically."""
@@ -88,12 +79,8 @@ class ExitPolicy:
         file = Path(folder) / POLICY_FILE
         if not file.is_file():
             raise StageCostError(f"{folder} has no exit policy: make one with `stagecost exit`")
-        try:
+        with refusing(f"{file} is no exit policy", "make it anew with `stagecost exit`", ValueError):
             return read_record(cls, read_json(file))
-        except ValueError as error:
-            raise StageCostError(
-                f"{file} is no exit policy ({error}): make it anew with `stagecost exit`"
-            ) from None
 
 
 class Votes:

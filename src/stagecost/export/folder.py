@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from stagecost.data.images import ImageFormat, normalise
+from stagecost.data.images import normalise
 from stagecost.errors import StageCostError
 from stagecost.exits.engine import check_norms
 from stagecost.exits.policy import ExitPolicy
@@ -71,7 +70,8 @@ def export_network(
     names = ["model"] if len(policy.depths) == 1 else [f"segment-{k}" for k in range(len(policy.depths))]
     files = [f"{name}.{format}" for name in names]
     with new_folder(Path(folder)) as target, evaluation_mode(network):
-        spec = describe(image_format, files, policy)
+        # What a runner has to know: files, exits, how images are prepared, names of classes.
+        spec = {"files": files, **policy.to_json(), **image_format.to_json()}
         state: tuple[Tensor, ...] = (normalise(images[:EXAMPLE], image_format).contiguous(),)
         for segment, file in zip(segments_of(network, policy), files, strict=True):
             write(trace(segment, state), target / file, spec, first=file == files[0])
@@ -85,11 +85,6 @@ def export_network(
             prepared = (normalise(batch, image_format) for batch in calibration)
             quantise(target / files[0], target / INT8_FILE, prepared)
     return Exported(tuple(files), policy.depths, difference, len(images))
-
-
-def describe(image_format: ImageFormat, files: Sequence[str], policy: ExitPolicy) -> dict[str, Any]:
-    """Return what a runner has to know: files, exits, how images are prepared, names of classes."""
-    return {"files": list(files), **policy.to_json(), **image_format.to_json()}
 
 
 def compare(

@@ -1,8 +1,7 @@
 """Weights and activations of eight bits, by ONNX Runtime's quantisation: a file beside the graph."""
 
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor
@@ -26,17 +25,10 @@ def quantise(source: Path, target: Path, images: Iterable[Tensor]) -> None:
             batch = next(self.batches, None)
             return None if batch is None else {"images": batch.numpy()}
 
-    with _without_advice():
-        quantize_static(source, target, Reader(), per_channel=True, op_types_to_quantize=OPERATIONS)
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """Keep away general advice that goes to the root of all loggers."""
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)
+    root.setLevel(logging.ERROR)  # general advice goes to the root of all loggers
     try:
-        yield
+        quantize_static(source, target, Reader(), per_channel=True, op_types_to_quantize=OPERATIONS)
     finally:
         root.setLevel(level)

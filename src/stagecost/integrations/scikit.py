@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from stagecost.calibration import recalibrate
 from stagecost.dynamics import ResidualBlock
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, refusing
 from stagecost.models.catalogue import create_model, load
 from stagecost.models.registry import register_model
 from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost, parameter_groups
 from stagecost.prune import plan_pruning
-from stagecost.text import one_line
 from stagecost.trajectory import evaluation_mode, loss_trajectory
 
 SAMPLED_DEPTHS = 3
@@ -148,7 +147,8 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             StageCostError: the folder holds no classifier, or is damaged.
         """
         network = load(folder)
-        try:
+        errors = KeyError, TypeError, ValueError, IndexError
+        with refusing(f"{folder} holds no classifier", "give what save_pretrained wrote", *errors):
             kept = network.details["classifier"]
             classifier = cls(**kept["parameters"])
             classifier.classes_ = np.array(kept["labels"], dtype=kept["dtype"])
@@ -156,10 +156,6 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             classifier.n_features_in_ = mean.shape[1]
             if names := kept.get("features"):
                 classifier.feature_names_in_ = np.array(names, dtype=object)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise StageCostError(
-                f"{folder} holds no classifier ({one_line(error)}): give what save_pretrained wrote"
-            ) from None
         classifier._mean, classifier._spread = mean, spread
         classifier.network_ = network.to(classifier.device)
         return classifier

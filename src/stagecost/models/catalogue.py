@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from stagecost.cut import Cut
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, refusing
 from stagecost.models import native  # the native builders enter themselves
 from stagecost.models.registry import Builder, catalogue, find_builder
 from stagecost.models.weights import load_matching, read_weights
@@ -139,7 +139,9 @@ def rebuild(description: NetworkDescription, numbers: int) -> ResidualNetwork:
         StageCostError: there is no such network.
     """
     builder, arguments = find_builder(description.name), description.arguments
-    try:
+    what = f"model {description.name!r} cannot be built from its description"
+    errors = ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, OSError
+    with refusing(what, "restore the files from a copy", *errors):
         if _is_native(builder):
             with torch.device("meta"):
                 network = _build(description.name, arguments)
@@ -147,11 +149,6 @@ def rebuild(description: NetworkDescription, numbers: int) -> ResidualNetwork:
             _check_arguments(arguments)
             with torch.random.fork_rng(devices=[]), _at_most(64 * numbers + SPARE_NUMBERS):
                 network = _build(description.name, arguments)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, OSError) as error:
-        raise StageCostError(
-            f"model {description.name!r} cannot be built from its description ({one_line(error)}): "
-            "restore the files from a copy"
-        ) from None
     if description.kept_blocks is not None:
         network.remove_all_but(cut_to(network, description.kept_blocks))
     if description.target_norms:
@@ -275,18 +272,10 @@ def read_description(content: Any, source: Path) -> NetworkDescription:
         ) from None
 
 
-def load_weights(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Load a state dict; unlike torch's own way, refuse one without BatchNorm's counters as well.
-
-    Raises:
-        StageCostError: a tensor is missing, unknown, or of another shape or kind.
-    """
-    check_fit(module, tensors)
-    module.load_state_dict(tensors)
-
-
 def check_fit(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """Refuse tensors that are not those of a module; it may be on the device "meta".
+
+    Unlike torch's own way, it refuses tensors without BatchNorm's counters as well.
 
     Raises:
         StageCostError: a tensor is missing, unknown, or of another shape or kind.
@@ -328,12 +317,9 @@ def restore(
         StageCostError: the weights do not fit the structure, or are no finite numbers.
     """
     network = rebuild(description, sum(tensor.numel() for tensor in tensors.values()))
-    try:
+    what, remedy = f"{source} does not fit its description", "restore it from a copy"
+    with refusing(what, remedy, StageCostError):
         check_fit(network, tensors)
-    except StageCostError as error:
-        raise StageCostError(
-            f"{source} does not fit its description ({error}): restore it from a copy"
-        ) from None
     check_finite(tensors, source)
     if not _is_native(find_builder(description.name)):
         network.load_state_dict(tensors)

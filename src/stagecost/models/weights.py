@@ -6,9 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, refusing
 from stagecost.network import ResidualNetwork
-from stagecost.text import one_line
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -20,16 +19,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise StageCostError(f"{path} does not exist: check the path")
-    try:
+    with refusing(f"{path} is no file of weights", "give another one", Exception):
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise StageCostError(
-            f"{path} is no file of weights ({one_line(error)}): give another one"
-        ) from None
     for key in ("state_dict", "model"):
         content = content.get(key, content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from xml.sax.saxutils import quoteattr
 
-from stagecost.report.extra import report_extra
+from stagecost.errors import report_extra
 from stagecost.report.layers import (
     Axis,
     Numbers,
@@ -87,10 +87,6 @@ class Chart:
         drawn: bytes = vl_convert.vegalite_to_png(plain, scale=scale)
         return drawn
 
-    def _repr_svg_(self) -> str:
-        """Show itself in a notebook."""
-        return self.svg()
-
     def svg(self, name: str = "chart") -> str:
         """Return SVG that can stand in a page or a file; its ids begin with `name`.
 
@@ -105,6 +101,8 @@ class Chart:
         for number, old in enumerate(dict.fromkeys(re.findall(r'\bid="([^"]+)"', drawn))):
             drawn = re.sub(rf'(\bid="|url\(#){old}\b', rf"\g<1>{name}-{number}", drawn)
         return drawn.replace("<svg", f'<svg role="img" aria-label={quoteattr(self.summary)}', 1)
+
+    _repr_svg_ = svg  # in a notebook
 
 
 def line_chart(

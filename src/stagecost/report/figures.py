@@ -31,7 +31,7 @@ def figures_of(data: ReportData) -> dict[str, Chart]:
     """Make the figures that the data suffice for, by name."""
     analysis = data.analysis
     figures = {
-        "loss": _loss_figure(analysis),
+        "loss": _depth_figure(analysis, "Loss", analysis.losses, LOSS, measure_text),
         "accuracy": _accuracy_figure(analysis),
         "ratios": _bars(data, analysis.residual_ratios, RATIO, "Relative size of the residual branch"),
         "norms": _bars(data, analysis.weight_norms, NORM, "Weight norm of the residual branch"),
@@ -79,36 +79,35 @@ def _ratios(analysis: Analysis) -> Sequence[float]:
     return analysis.residual_ratios
 
 
-def _loss_figure(analysis: Analysis) -> Chart:
+def _depth_figure(
+    analysis: Analysis,
+    name: str,
+    values: Sequence[float],
+    y: Axis,
+    write: Callable[[float], str],
+    band: tuple[float, float] | None = None,
+) -> Chart:
     needed = analysis.needed_depth
+    depths = (0, *(() if needed is None else (needed,)), len(values) - 1)
+    ends = ", ".join(f"{write(value_at(values, depth))} at depth {depth}" for depth in depths)
     return line_chart(
-        [_curve(analysis.losses)],
+        [_curve(values)],
         x=DEPTH,
-        y=LOSS,
-        summary=_curve_summary("Loss", analysis.losses, needed, measure_text),
+        y=y,
+        summary=f"{name} over depth: {ends}.",
         mark=None if needed is None else (needed, f"{needed} needed"),
+        band=band,
         stage_starts=analysis.stage_starts,
         follows="depth",
     )
 
 
 def _accuracy_figure(analysis: Analysis) -> Chart:
-    needed, terminal, floor = (
-        analysis.needed_depth,
-        analysis.terminal_accuracy,
-        analysis.accuracy_floor,
-    )
-    highest = max((value for value in analysis.accuracies if math.isfinite(value)), default=terminal)
-    return line_chart(
-        [_curve(analysis.accuracies)],
-        x=DEPTH,
-        y=_cut_off(floor, highest) if math.isfinite(floor) else ACCURACY,
-        summary=_curve_summary("Accuracy", analysis.accuracies, needed, percent_text),
-        mark=None if needed is None else (needed, f"{needed} needed"),
-        band=(terminal - analysis.tolerance, terminal),
-        stage_starts=analysis.stage_starts,
-        follows="depth",
-    )
+    values, terminal, floor = analysis.accuracies, analysis.terminal_accuracy, analysis.accuracy_floor
+    highest = max((value for value in values if math.isfinite(value)), default=terminal)
+    y = _cut_off(floor, highest) if math.isfinite(floor) else ACCURACY
+    band = terminal - analysis.tolerance, terminal
+    return _depth_figure(analysis, "Accuracy", values, y, percent_text, band)
 
 
 def _bars(data: ReportData, values: Sequence[float], y: Axis, name: str) -> Chart:
@@ -196,14 +195,3 @@ def _cut_off(low: float, high: float) -> Axis:
 
 def _curve(values: Sequence[float], name: str = "") -> Series:
     return Series(name, list(enumerate(values)), dots=len(values) <= MOST_DOTS)
-
-
-def _curve_summary(
-    name: str, values: Sequence[float], needed: int | None, write: Callable[[float], str]
-) -> str:
-    depths = (0, *(() if needed is None else (needed,)), len(values) - 1)
-    return (
-        f"{name} over depth: "
-        + ", ".join(f"{write(value_at(values, depth))} at depth {depth}" for depth in depths)
-        + "."
-    )

@@ -95,8 +95,7 @@ def _chosen(count: int, most: int) -> list[int]:
     if count <= most:
         return list(range(count))
     ratio = count ** (1 / (most - 1))
-    positions = [round(ratio**step) - 1 for step in range(most)]
-    return sorted({max(0, min(position, count - 1)) for position in positions} | {0, count - 1})
+    return sorted({round(ratio**step) - 1 for step in range(most)})
 
 
 def _costs(analysis: Analysis, k: int) -> dict[str, str]:

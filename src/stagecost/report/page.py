@@ -18,11 +18,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, report_extra
 from stagecost.report import sentences, words
 from stagecost.report.charts import Chart
 from stagecost.report.data import ReportData, value_at
-from stagecost.report.extra import report_extra
 from stagecost.report.figures import comparison_figures, figures_of
 from stagecost.report.frames import (
     Frame,
@@ -110,7 +109,8 @@ def _render(
         "charts": {name: chart.spec(live=True) for name, chart in charts.items()},
         "frames": {name: [asdict(frame) for frame in shown] for name, shown in frames.items()},
     }
-    scripts = [_chart_library(), _source("page.js")]
+    script = files("stagecost.report").joinpath("templates", "page.js")
+    scripts = [_chart_library(), script.read_text(encoding="utf-8")]
     html = (
         _templates()
         .get_template(template)
@@ -170,10 +170,6 @@ def _chart_library() -> str:
 
 def _digest_line(script: str) -> str:
     return f"// {hashlib.sha256(script.encode()).hexdigest()}"
-
-
-def _source(name: str) -> str:
-    return files("stagecost.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _digest(script: str) -> str:

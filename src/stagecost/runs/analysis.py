@@ -14,7 +14,7 @@ from stagecost.cut import Cut, stage_counts
 from stagecost.macs import macs_by_part
 from stagecost.network import ResidualNetwork
 from stagecost.prune import Limits, choose, possible_cuts
-from stagecost.runs.certainty import Interval, check_points, warnings_on, wilson
+from stagecost.runs.certainty import Interval, check_points, wilson
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Judged, Split, Trained, open_trained
 from stagecost.trajectory import Score, Trajectory, loss_trajectory
@@ -117,7 +117,8 @@ def summarise(
     """Say what a trajectory tells."""
     network, count = trained.network, trajectory.num_samples
     macs = macs_by_part(network, trained.image_shape)
-    possible = makeable(network, trajectory)
+    # Of cuts that can be made, each once.
+    possible = [*{row.cut: row for row in trajectory.rows if network.can_keep(row.cut)}.values()]
     needed = choose(possible, macs, Limits(trajectory.whole, tolerance))
     return Analysis(
         num_blocks=trajectory.num_blocks,
@@ -134,17 +135,8 @@ def summarise(
         needed_cut=printed(network, needed.cut),
         cuts=tuple(_cut_score(network, row, macs) for row in possible),
         target_norms=tuple(printed(network, target) for target in network.targets),
-        warnings=(
-            *images.warnings,
-            *warnings_on(trajectory.whole.accuracy, count, images.chance, tolerance),
-        ),
+        warnings=images.doubts(trajectory.whole.accuracy, tolerance),
     )
-
-
-def makeable(network: ResidualNetwork, trajectory: Trajectory) -> list[Score]:
-    """Return the rows of cuts that can be made, each once."""
-    rows = {row.cut: row for row in trajectory.rows if network.can_keep(row.cut)}
-    return list(rows.values())
 
 
 def printed(network: ResidualNetwork, cut: Cut) -> str:

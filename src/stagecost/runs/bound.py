@@ -69,12 +69,10 @@ def bound(
         StageCostError: a run that is no SubResNet of the other.
     """
     full = open_trained(run, checkpoint=checkpoint, device=device)
-    if full.checkpoint is None:
-        raise StageCostError(f"{run} is a saved network: give the folder of its run")
+    gamma, weight_decay = full.run_checkpoint().gamma, full.settings.training.weight_decay
     others = [open_trained(sub, checkpoint=checkpoint, device=device) for sub in subs]
     for other in others:
         check_sub_network(other, full)
-    gamma, weight_decay = full.checkpoint.gamma, full.settings.training.weight_decay
     images = full.judged("train", data)
     losses, norms = _measure(full, images.batches, full.loss)
     value, num_blocks = objective(losses, norms, gamma, weight_decay), full.network.num_blocks
@@ -124,8 +122,8 @@ def _is_variant(trained: Trained) -> bool:
     Sampled depths do not: on average they are all depths.
     """
     stage, plain = trained.settings.stage, StageCostSettings()
-    assert trained.checkpoint is not None
-    own_rule, kept = trained.checkpoint.own_stage_cost, trained.checkpoint.kept_blocks
+    checkpoint = trained.run_checkpoint()
+    own_rule, kept = checkpoint.own_stage_cost, checkpoint.kept_blocks
     changed = any(getattr(stage, k) != v for k, v in vars(plain).items() if k != "sampled_depths")
     return own_rule or kept is not None or changed
 

@@ -73,6 +73,7 @@ def demo(output: str | Path = "stagecost-demo", *, seed: int = 0) -> Demo:
         _row("plain training, full depth", plain),
         _row("plain training of the small network", shallow),
     )
+    seconds = [each.run_checkpoint().progress.seconds for each in (stage, plain, shallow)]
     return Demo(
         run=str(stage.path),
         plain_run=str(plain.path),
@@ -82,7 +83,7 @@ def demo(output: str | Path = "stagecost-demo", *, seed: int = 0) -> Demo:
         analyze=analysis,
         prune=pruning,
         test=test,
-        seconds=round(sum(map(_seconds, (stage, plain, shallow))), 3),
+        seconds=round(sum(seconds), 3),
     )
 
 
@@ -93,8 +94,3 @@ def _trained(folder: Path, label: str, seed: int, recipe: Mapping[str, object]) 
 
 def _row(name: str, trained: Trained) -> NamedEvaluation:
     return NamedEvaluation(**vars(evaluation_of(trained)), name=name)
-
-
-def _seconds(trained: Trained) -> float:
-    assert trained.checkpoint is not None
-    return trained.checkpoint.progress.seconds

@@ -15,9 +15,8 @@ from typing import Any
 import yaml
 
 from stagecost.data.sources import local_folder
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, refusing
 from stagecost.storage import write_atomically
-from stagecost.text import one_line
 from stagecost.train.checkpoint import Checkpoint, read_checkpoint
 from stagecost.train.history import EpochRecord
 from stagecost.train.parsing import parse_settings
@@ -98,23 +97,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             text = file.read(LARGEST_CONFIG + 1)
+    except FileNotFoundError:
+        raise StageCostError(f"configuration {path} does not exist: check the path") from None
+    # The constructors of PyYAML let errors of their own pass: !!timestamp x, !!int x.
+    errors = yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError
+    with refusing(f"configuration {path} is not valid YAML", "correct it", *errors):
         if len(text) > LARGEST_CONFIG:
             raise ValueError(f"more than {LARGEST_CONFIG} bytes")
         content = yaml.load(text.decode(), _FlatLoader)
-    except FileNotFoundError:
-        raise StageCostError(f"configuration {path} does not exist: check the path") from None
-    except (
-        yaml.YAMLError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-    ) as error:
-        # The constructors of PyYAML let errors of their own pass: !!timestamp x, !!int x.
-        raise StageCostError(
-            f"configuration {path} is not valid YAML ({one_line(error)}): correct it"
-        ) from None
     if not isinstance(content, dict):
         raise StageCostError(f"configuration {path} is no mapping of settings to values: rewrite it")
     return content

@@ -3,7 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
@@ -15,14 +15,22 @@ from stagecost.cut import Cut
 from stagecost.errors import StageCostError
 from stagecost.exits.policy import ExitPolicy
 from stagecost.export.graphs import Run, open_graph, segments_of, trace, write
-from stagecost.fast.compiler import check_compiler
-from stagecost.latency import Forward, Inputs, Machine, measure_latency, peak_memory, this_machine
+from stagecost.latency import (
+    Forward,
+    Inputs,
+    Latency,
+    Machine,
+    measure_latency,
+    peak_memory,
+    this_machine,
+)
 from stagecost.macs import count_macs, count_parameters
 from stagecost.records import read_record
 from stagecost.runs.folder import RunFolder
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Trained, open_trained
 from stagecost.storage import read_json, write_json
+from stagecost.train.devices import check_compiler
 
 Backend = Literal["eager", "compiled", "onnx"]
 LOG = logging.getLogger("stagecost")
@@ -40,7 +48,7 @@ class NetworkSize:
 
 
 @dataclass(frozen=True)
-class Timing:
+class Timing(Latency):
     """How long a network, or its output at a depth, took for a batch, by one way of computing."""
 
     aliases: ClassVar[Mapping[str, str]] = {"batch": "batch_size"}
@@ -48,13 +56,6 @@ class Timing:
     network: str  #: the path that was given
     depth: int  #: k: how many of the network's blocks acted
     backend: str  #: eager, compiled by torch, or ONNX Runtime on the CPU
-    batch_size: int  #: images in a call
-    threads: int  #: that computed
-    p50_ms: float  #: median time of a call, in milliseconds
-    p90_ms: float  #: nine of ten calls took no longer
-    p99_ms: float  #: 99 of 100 calls took no longer
-    images_per_second: float  #: over all calls
-    calls: int  #: that were timed
     #: that tensors of a call take at most beside weights and images; of the whole network, eager, alone
     memory_bytes: int | None
 
@@ -164,7 +165,8 @@ def measure_opened(
             path, backend, depth = key
             alone = backend == "eager" and depth == opened[path].network.num_blocks
             memory = peak_memory(forwards[key], images[key]) if alone else None
-            timings.append(Timing(path, depth, backend, memory_bytes=memory, **asdict(latency)))
+            named = {"network": path, "depth": depth, "backend": backend}
+            timings.append(Timing(**{**vars(latency), **named, "memory_bytes": memory}))
     sizes = tuple(_size(path, trained) for path, trained in opened.items())
     place = str(next(iter(opened.values())).device)
     result = Measurements(place, this_machine(), sizes, tuple(timings))
@@ -180,7 +182,7 @@ def _keep(result: Measurements, path: str) -> None:
     file, new = RunFolder(Path(path)).latency, set(map(_kind, timings))
     try:
         old = read_record(Measurements, read_json(file))
-    except (StageCostError, ValueError):  # none, or of an earlier version
+    except ValueError:  # none, or of an earlier version
         old = result
     if (old.machine, old.device, old.networks) == (result.machine, result.device, networks):
         timings += [row for row in old.timings if _kind(row) not in new]

@@ -30,7 +30,7 @@ class Mistakes:
     confusion: Confusion | None  #: its answers by class; None of more classes than can be shown
     #: images that the whole network gets right and the cut wrong, a few of them
     newly_wrong: tuple[WrongImage, ...]
-    count: int  #: how many there are in all
+    newly_wrong_count: int  #: how many there are in all
 
 
 def mistakes_of(

@@ -15,7 +15,7 @@ from stagecost.errors import StageCostError
 from stagecost.latency import measure_latency
 from stagecost.network import CONFIG_FILE, ResidualNetwork
 from stagecost.prune import PruningPlan, carry_optimizer
-from stagecost.runs.certainty import Interval, paired_drop, warnings_on, wilson
+from stagecost.runs.certainty import Interval, paired_drop, wilson
 from stagecost.runs.folder import FINGERPRINT_FILE, RunFolder
 from stagecost.runs.lock import locked
 from stagecost.runs.planning import Request
@@ -110,8 +110,7 @@ def prune(
     with locked(target, "is being written"):
         check_new_folder(target)
         trained = open_trained(run, checkpoint=checkpoint, device=device)
-        if trained.checkpoint is None:
-            raise StageCostError(f"{run} is a saved network: give the run that it was pruned from")
+        trained.run_checkpoint()  # or say that this is no run
         bundle = trained.load("train", "val", data=data)
         val = trained.judged_on(bundle, "val", allow_trained=allow_trained)
         plan = request.plan(trained, val)
@@ -183,10 +182,7 @@ def _compare(
         num_images=val.num_images,
         interval=wilson(accuracy, val.num_images),
         drop_interval=paired_drop(lost, gained, val.num_images),
-        warnings=(
-            *val.warnings,
-            *warnings_on(plan.accuracy_before, val.num_images, val.chance, max_drop),
-        ),
+        warnings=val.doubts(plan.accuracy_before, max_drop),
         loss_before=plan.loss_before,
         loss_after=loss_after,
         latency_ms_before=times["before"].p50_ms,
@@ -237,9 +233,8 @@ def finetune(
     """
     setup = prepare(finetune_settings(trained, epochs), bundle, network=pruned)
     state = setup.start()
-    assert trained.checkpoint is not None
     before = make_optimizer(trained.network, trained.settings.training, weight_decay=0.0)
-    load_optimizer_tensors(before, trained.network, trained.checkpoint.part("optimizer"))
+    load_optimizer_tensors(before, trained.network, trained.run_checkpoint().part("optimizer"))
     carried = carry_optimizer(before, trained.network, pruned)
     for parameter, values in carried.state.items():
         state.optimizer.state[parameter] = values
@@ -277,14 +272,13 @@ def finetune_settings(
     all losses. Without the stage cost nothing would divide it any more, and a lambda that was raised to
     make up for it would be far too large.
     """
-    assert trained.checkpoint is not None
     # What is left is trained for its own output, and stays as it is.
     plain = replace(trained.settings, stage=StageCostSettings())
     return plain.with_training(
         gamma=0.0,
         epochs=epochs,
         lr=lr_factor * trained.settings.training.peak_lr,
-        weight_decay=trained.checkpoint.weight_decay,
+        weight_decay=trained.run_checkpoint().weight_decay,
         normalize_objective=False,
         warmup_epochs=0.0,
         ema_decay=0.0,

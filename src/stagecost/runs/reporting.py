@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from stagecost import __version__
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, refusing
 from stagecost.exits.costs import mac_costs
 from stagecost.macs import count_macs
 from stagecost.models.catalogue import cut_to
@@ -98,7 +98,7 @@ def report(
     """
     check_points("--tolerance", tolerance)
     trained = open_trained(run, checkpoint=checkpoint, device=device)
-    _check_run(trained)
+    trained.run_checkpoint()  # or say that this is no run
     analysis, images = _judged(trained, tolerance, data, allow_trained=allow_trained)
     return write_run_report(trained, analysis, images=images)
 
@@ -133,17 +133,12 @@ def compare(
     contents, rows = [], []
     for run in runs:
         trained = open_trained(run, checkpoint=checkpoint, device=device)
-        _check_run(trained)
+        trained.run_checkpoint()  # or say that this is no run
         analysis, _ = _judged(trained, tolerance, data, allow_trained=allow_trained)
         contents.append(report_data(trained, analysis))
         rows.append(_compared(trained, analysis))
     write_comparison(contents, Path(output))
     return Comparison(str(output), tolerance, tuple(rows))
-
-
-def _check_run(trained: Trained) -> None:
-    if trained.checkpoint is None:
-        raise StageCostError(f"{trained.path} is a saved network: give the run that it was pruned from")
 
 
 def _compared(trained: Trained, analysis: Analysis) -> ComparedRun:
@@ -195,8 +190,7 @@ def report_data(
     trained: Trained, analysis: Analysis, test: Sequence[NamedEvaluation] = ()
 ) -> ReportData:
     """Return what a report tells of an opened run."""
-    checkpoint, run = trained.checkpoint, RunFolder(trained.path)
-    assert checkpoint is not None
+    checkpoint, run = trained.run_checkpoint(), RunFolder(trained.path)
     settings = {**trained.settings.to_flat(), "gamma": checkpoint.gamma}
     macs = mac_costs(trained.network, trained.image_shape)
     measured, times = _times(trained)
@@ -242,13 +236,7 @@ def with_images(data: ReportData, trained: Trained, analysis: Analysis, images: 
     kept, saved = analysis.needed.kept_blocks, ""
     if data.pruning is not None:
         kept, saved = data.pruning.kept_blocks, data.pruning.network
-    mistakes = mistakes_of(trained, images.batches, kept, saved)
-    return replace(
-        data,
-        confusion=mistakes.confusion,
-        newly_wrong=mistakes.newly_wrong,
-        newly_wrong_count=mistakes.count,
-    )
+    return replace(data, **vars(mistakes_of(trained, images.batches, kept, saved)))
 
 
 def exit_points(exits: Exits, macs: float, test: Sequence[NamedEvaluation]) -> list[JsonObject]:
@@ -270,14 +258,11 @@ def _record(file: Path, kind: type[Kind], trained: Trained) -> Kind | None:
     """Read the outcome of the latest verb of a kind, if there is one, and if it is of this network."""
     if not file.is_file():
         return None
-    try:
+    told = {Pruning: ("a pruning", "prune"), Exits: ("exits", "run `stagecost exit`")}
+    words, verb = told.get(kind, ("times", "measure"))
+    what, remedy = f"{file} does not tell of {words} of this network", f"{verb} again, or delete it"
+    with refusing(what, remedy, ValueError):
         record = read_record(kind, read_json(file))
         if isinstance(record, Pruning):  # blocks may have left the network since
             cut_to(trained.network, record.kept_blocks)
         return record
-    except ValueError as error:
-        told = {Pruning: ("a pruning", "prune"), Exits: ("exits", "run `stagecost exit`")}
-        words, verb = told.get(kind, ("times", "measure"))
-        raise StageCostError(
-            f"{file} does not tell of {words} of this network ({error}): {verb} again, or delete it"
-        ) from None

@@ -1,11 +1,10 @@
-"""Typed results of the verbs, and their JSON: the one place where they become plain values."""
+"""Typed results of the verbs, and their JSON."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
-from stagecost.records import JsonObject
+from stagecost.records import JsonObject, writable
 
 
 @dataclass(frozen=True)
@@ -17,20 +16,4 @@ class Result:
 
     def to_json(self) -> JsonObject:
         """Return plain types for JSON; a number that is not finite is null there."""
-        values: JsonObject = plain(self)
-        return values
-
-
-def plain(value: Any) -> Any:
-    """Return a value as JSON holds it."""
-    if is_dataclass(value) and not isinstance(value, type):
-        values = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-        older: Mapping[str, str] = getattr(value, "aliases", {})
-        return values | {key: plain(getattr(value, name)) for key, name in older.items()}
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
+        return dict(writable(self, lambda _: None))

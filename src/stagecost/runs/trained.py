@@ -11,12 +11,12 @@ from stagecost.data.batches import FixedBatches, eval_batches, sample_batches
 from stagecost.data.fingerprint import check_fingerprint, trained_images
 from stagecost.data.images import ImageFormat
 from stagecost.data.loading import ALL, DataBundle, load_data
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, refusing
 from stagecost.models.catalogue import load
 from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, ResidualNetwork
 from stagecost.objective import LossFunction
 from stagecost.records import JsonObject
-from stagecost.runs.certainty import chance_of
+from stagecost.runs.certainty import chance_of, warnings_on
 from stagecost.runs.folder import FINGERPRINT_FILE, RunFolder, has_moved
 from stagecost.storage import read_json, read_metadata
 from stagecost.train.checkpoint import Checkpoint, read_checkpoint
@@ -38,6 +38,10 @@ class Judged:
     chance: float  #: accuracy of always guessing the most frequent class, percent
     warnings: tuple[str, ...] = ()  #: what has changed of the images, and which were trained on
 
+    def doubts(self, accuracy: float, tolerance: float | None) -> tuple[str, ...]:
+        """Return these warnings, and what makes a choice by accuracies doubtful (`warnings_on`)."""
+        return *self.warnings, *warnings_on(accuracy, self.num_images, self.chance, tolerance)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -49,6 +53,16 @@ class Trained:
     image_format: ImageFormat  #: how its images are prepared
     device: torch.device  #: where it is
     checkpoint: Checkpoint | None = None  #: the run's checkpoint; None for a saved network
+
+    def run_checkpoint(self) -> Checkpoint:
+        """Return the checkpoint of its run.
+
+        Raises:
+            StageCostError: it is a saved network, which has none.
+        """
+        if self.checkpoint is None:
+            raise StageCostError(f"{self.path} is a saved network: give the run that it was pruned from")
+        return self.checkpoint
 
     @property
     def loss(self) -> LossFunction:
@@ -211,13 +225,10 @@ def _open_saved(path: Path, device: torch.device) -> Trained:
                 f"{path} does not say how its images are prepared ({key!r} is missing in "
                 f"{CONFIG_FILE}): load it with stagecost.load, or save it with `stagecost prune`"
             )
-    try:
+    what, remedy = f"{source} does not say how it was trained", "restore it from a copy"
+    with refusing(what, remedy, TypeError, ValueError):
         settings = parse_settings(dict(config["settings"]))
         settings.check()
-    except (TypeError, ValueError) as error:
-        raise StageCostError(
-            f"{source} does not say how it was trained ({error}): restore it from a copy"
-        ) from None
     image_format = ImageFormat.from_json(config["image_format"])
     copy = read_metadata(path / WEIGHTS_FILE).get("image_format", config["image_format"])
     if copy != config["image_format"]:

@@ -206,10 +206,9 @@ class RunFiles:
             return
         check_weights(state)
         self.lock.check()
-        gamma = self.setup.settings.gamma(len(state.indices))
         details = {
             "image_format": self.setup.data.format.to_json(),
-            "gamma": gamma,
+            "gamma": self.setup.settings.gamma(len(state.indices)),
             "own_stage_cost": self.own_stage_cost,
         }
         save_checkpoint(path, state, self.setup.settings, details)

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stagecost.errors import StageCostError
-from stagecost.models.catalogue import check_finite, load_weights, read_description, restore
+from stagecost.errors import StageCostError, refusing
+from stagecost.models.catalogue import check_finite, check_fit, read_description, restore
 from stagecost.network import ResidualNetwork
 from stagecost.storage import read_tensors, write_tensors
-from stagecost.text import one_line
 from stagecost.train.history import Progress
 from stagecost.train.parsing import parse_settings
 from stagecost.train.settings import RunSettings
@@ -81,28 +80,22 @@ class Checkpoint:
     @property
     def settings(self) -> RunSettings:
         """The settings that it belongs to."""
-        try:
+        errors = AttributeError, KeyError, TypeError, ValueError
+        with refusing(f"{self.path} does not tell its settings", "restore it from a copy", *errors):
             settings = parse_settings(self.metadata["settings"])
             settings.check()
             return settings
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise StageCostError(
-                f"{self.path} does not tell its settings ({error}): restore it from a copy"
-            ) from None
 
     @property
     def progress(self) -> Progress:
         """How far the training had come."""
-        try:
+        errors = KeyError, TypeError, ValueError
+        with refusing(f"{self.path} holds no training progress", "delete it", *errors):
             progress = Progress.from_json(self.metadata["progress"])
             epochs = self.settings.training.epochs
             if progress.epoch > epochs:
                 raise ValueError(f"epoch {progress.epoch} of {epochs}")
             return progress
-        except (KeyError, TypeError, ValueError) as error:
-            raise StageCostError(
-                f"{self.path} holds no training progress ({one_line(error)}): delete it"
-            ) from None
 
     @property
     def kept_blocks(self) -> tuple[int, ...] | None:
@@ -163,12 +156,10 @@ def restore_state(checkpoint: Checkpoint, state: State) -> None:
 
 def _load(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     check_finite(tensors, path)
-    try:
-        load_weights(module, tensors)
-    except StageCostError as error:
-        raise StageCostError(
-            f"{path} does not fit the run's network ({error}): delete it to start afresh"
-        ) from None
+    what, remedy = f"{path} does not fit the run's network", "delete it to start afresh"
+    with refusing(what, remedy, StageCostError):
+        check_fit(module, tensors)
+    module.load_state_dict(tensors)
 
 
 def optimizer_tensors(optimizer: Optimizer, network: nn.Module) -> dict[str, Tensor]:

@@ -6,10 +6,12 @@ statistics are estimated anew.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import accumulate
 
 from stagecost.calibration import recalibrate
-from stagecost.cut import Cut, Stages, stage_counts
+from stagecost.cut import Cut, stage_counts
 from stagecost.errors import StageCostError
 from stagecost.network import ResidualNetwork
 from stagecost.train.checkpoint import load_optimizer_tensors, optimizer_tensors
@@ -24,26 +26,16 @@ def check_schedule(schedule: dict[int, Cut], network: ResidualNetwork) -> None:
     """Refuse cuts that a network, as it is at the start, cannot make one after the other."""
     sizes = network.blocks_per_stage
     for epoch, cut in schedule.items():
-        counts = _counts_after(cut, _consecutive(sizes))
-        if counts is None or 0 in counts or counts == sizes:
+        stages = [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+        counts = None
+        with suppress(StageCostError):
+            counts = stage_counts(cut.among(stages), stages)
+        if counts is None or counts == sizes:
             raise StageCostError(
                 f"--cut-at keeps {cut} blocks of {'+'.join(map(str, sizes))} after epoch {epoch}: give "
                 "fewer, but at least 1 in each stage"
             )
         sizes = counts
-
-
-def _consecutive(sizes: Sequence[int]) -> Stages:
-    """Return the positions of stages of these sizes."""
-    starts = [sum(sizes[:s]) for s in range(len(sizes))]
-    return [range(first, first + size) for first, size in zip(starts, sizes, strict=True)]
-
-
-def _counts_after(cut: Cut, stages: Stages) -> tuple[int, ...] | None:
-    try:
-        return stage_counts(cut.among(stages), stages)
-    except StageCostError:
-        return None
 
 
 def cut_network(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from stagecost.records import JsonObject, read_record, writable
@@ -41,7 +41,7 @@ class EpochRecord:
 
     def to_json(self) -> JsonObject:
         """Return plain types for JSON."""
-        return dict(writable(asdict(self)))
+        return dict(writable(self))
 
     def check(self) -> None:
         """Refuse measurements over depth that are not of all depths."""
@@ -89,7 +89,7 @@ class Progress:
 
     def to_json(self) -> JsonObject:
         """Return plain types for JSON."""
-        return dict(writable(asdict(self)))
+        return dict(writable(self))
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Progress":

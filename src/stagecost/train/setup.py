@@ -12,13 +12,12 @@ from stagecost.data.config import DataConfig
 from stagecost.data.images import INTERPOLATIONS
 from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
-from stagecost.fast.compiler import check_compiler
 from stagecost.models.catalogue import create_model, read_config
 from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost
 from stagecost.train.checkpoint import Checkpoint, restore_state
 from stagecost.train.cutting import check_schedule
-from stagecost.train.devices import launch, make_fabric
+from stagecost.train.devices import check_compiler, launch, make_fabric
 from stagecost.train.recipe import Recipe
 from stagecost.train.settings import RunSettings
 from stagecost.train.stage_cost import loss_of, stage_cost_of

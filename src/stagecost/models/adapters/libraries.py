@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, refusing
 from stagecost.models.adapters.view import AdaptedNetwork, adapt
 from stagecost.records import JsonObject, writable
 from stagecost.text import one_line
@@ -36,7 +36,7 @@ class Preprocessing:
 
     def to_json(self) -> JsonObject:
         """Return plain types for JSON."""
-        return dict(writable(vars(self)))
+        return dict(writable(self))
 
 
 @cache
@@ -170,12 +170,9 @@ class LibraryBuilder:
         if self.package == "torchvision":
             arguments.pop("num_classes", None)
         size = image_size or preprocessing(self.name).size
-        try:
+        what, errors = f"no pretrained weights of {self.name}", (OSError, RuntimeError, ValueError)
+        with refusing(what, "give a file of weights", *errors):
             return dict(self._build(size, pretrained=True, **arguments).state_dict())
-        except (OSError, RuntimeError, ValueError) as error:
-            raise StageCostError(
-                f"no pretrained weights of {self.name} ({one_line(error)}): give a file of weights"
-            ) from None
 
     def fitted(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return weights as timm itself would rename and resize them for a model: tables of positions …

@@ -108,12 +108,6 @@ class AdaptedNetwork(ResidualNetwork):
         head.select_outputs(())  # type: ignore[operator]  # running statistics in it follow this cut
         return blocks, head
 
-    def keep(self, cut: Cut) -> "AdaptedNetwork":
-        """Return a copy, model and view, without the blocks that do not act; see `remove_all_but`."""
-        smaller = copy.deepcopy(self)
-        smaller.remove_all_but(cut)
-        return smaller
-
     def remove_all_but(self, cut: Cut) -> None:
         """Take the blocks that do not act out of the live model (`stagecost.models.adapters.cutting`).
 
