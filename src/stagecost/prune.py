@@ -221,7 +221,9 @@ def _candidates(
     rows = {row.cut: row for row in known}
     missing = [cut for cut in wanted if cut not in rows]
     if missing and loader is None:
-        raise StageCostError("a staged network is cut by trial: give a loader of validation data")
+        raise StageCostError(
+            f"cut {missing[0]} is not among the rows of the trajectory: give a loader of validation data"
+        )
     if missing and loader is not None:
         rows |= {score.cut: score for score in evaluate_cuts(network, loader, missing, loss=loss)}
     return [rows[cut] for cut in wanted]
@@ -249,7 +251,7 @@ def choose(candidates: Sequence[Score], macs: Sequence[int], limits: Limits) -> 
         return sum(macs[1 + k] for k in score.cut.blocks)
 
     def goodness(score: Score) -> tuple[float, float]:
-        return 0.0 if math.isnan(score.accuracy) else score.accuracy, -score.loss
+        return 0.0 if math.isnan(score.accuracy) else score.accuracy, -score.rank
 
     within = [] if limits.are_none else list(filter(limits.allow, candidates))
     if within:

@@ -48,6 +48,11 @@ class Score:
     accuracy: float
     num_samples: int
 
+    @property
+    def rank(self) -> float:
+        """The loss, to compare by: one that is no number is worse than any."""
+        return math.inf if math.isnan(self.loss) else self.loss
+
 
 @dataclass(frozen=True)
 class Trajectory:
