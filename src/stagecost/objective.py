@@ -348,8 +348,9 @@ def residual_parameters(network: ResidualNetwork) -> list[list[nn.Parameter]]:
 def equilibrate(network: ResidualNetwork, stage_cost: StageCost) -> None:
     """Turn gradients from sums into means: each block gets the mean of the losses behind it.
 
-    Stem and head get the mean of all, norms of a target cut its loss alone. Source: Li et al., "Improved
-    Techniques for Training Adaptive Deep Networks" (2019), who scale the gradients of states instead.
+    Stem and head get the mean of all, norms of a target cut its loss alone; what several parts share
+    is the first one's. Source: Li et al., "Improved Techniques for Training Adaptive Deep Networks"
+    (2019), who scale the gradients of states instead.
 
     Args:
         network: its parameters have the gradients of a stage cost, in one backward pass.
@@ -361,10 +362,10 @@ def equilibrate(network: ResidualNetwork, stage_cost: StageCost) -> None:
     shares += [(block, stage_cost.weight_behind(k)) for k, block in blocks]
     shares += [(norms, targets[t]) for t, norms in zip(network.targets, network.norms, strict=True)]
     factor = whole if stage_cost.normalized else 1.0
-    for part, behind in shares:
-        for parameter in part.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor / behind)
+    behind_of = {p: behind for part, behind in reversed(shares) for p in part.parameters()}
+    for parameter, behind in behind_of.items():
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor / behind)
 
 
 def mean_log_probabilities(outputs: Tensor) -> Tensor:

@@ -299,8 +299,10 @@ def carry_optimizer(
         network: the whole network.
         pruned: what `PruningPlan.apply` made of it.
     """
-    names = {id(parameter): name for name, parameter in network.named_parameters()}
     survivors = dict(pruned.named_parameters())
+    # Of the names of what several blocks share, one that is left.
+    every = list(network.named_parameters(remove_duplicate=False))
+    names = {id(p): name for name, p in sorted(every, key=lambda pair: pair[0] in survivors)}
     for i, target in enumerate(network.targets):  # its norms are now those of the pruned network
         if target.remaining(network.block_indices) == pruned.block_indices:
             own = {f"norms.{i}.{name}": name for name in survivors}

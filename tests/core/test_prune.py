@@ -274,6 +274,19 @@ def test_the_optimizer_outlives_the_cut(kind: str) -> None:
         assert torch.equal(parameter, survivors[name]), name
 
 
+def test_what_blocks_share_outlives_a_cut_of_the_first() -> None:
+    whole = build("homogeneous").train()
+    whole.blocks["1"].residual = whole.blocks["0"].residual
+    optimizer = torch.optim.SGD(sc.parameter_groups(whole, 1e-3), lr=0.1, momentum=0.9)
+    F.cross_entropy(whole(images()), labels()).backward()
+    optimizer.step()
+    small = whole.keep(Cut((1, 2)))
+    carried = sc.carry_optimizer(optimizer, whole, small)
+    held = [p for group in carried.param_groups for p in group["params"]]
+    assert {*map(id, held)} == {*map(id, small.parameters())}
+    assert len(carried.state) == len(held)
+
+
 @pytest.mark.parametrize("sizes", [(16, 16), (16, 1), (7, 30, 3)])
 def test_recalibration_estimates_batchnorm_from_images_that_count_alike(sizes: tuple[int, ...]) -> None:
     network, data = build("staged"), [(images(n, seed=n), labels(n)) for n in sizes]
