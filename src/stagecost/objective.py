@@ -309,6 +309,13 @@ def losses_row_by_row(outputs: Tensor, targets: Tensor, loss: LossFunction) -> T
     return torch.stack([row.sum() for row in singles]) / counted
 
 
+def counted_samples(targets: Tensor, loss: LossFunction) -> float:
+    """Return how many samples a mean loss is over: cross-entropy leaves out those of -100."""
+    if not _is_cross_entropy(loss) or targets.is_floating_point() or not len(targets):
+        return len(targets)
+    return len(targets) * float(targets.ne(IGNORED_CLASS).double().mean())
+
+
 def _singles(outputs: Tensor, targets: Tensor, loss: LossFunction) -> tuple[Tensor, Tensor | int]:
     """Return the losses (K, …) of single samples and how many of them count in each mean.
 
