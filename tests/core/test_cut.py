@@ -144,6 +144,19 @@ def test_further_cuts_leave_the_whole_network_as_it_is(name: str) -> None:
         assert torch.equal(value, other), key
 
 
+def test_further_cuts_draw_no_random_number_of_the_whole_network() -> None:
+    """Dropout in branches and head is that of a plain pass, where other cuts draw numbers, too."""
+    network = build("homogeneous").train()
+    network.head.linear = torch.nn.Sequential(torch.nn.Dropout(), network.head.linear)
+    for block in network.blocks.values():
+        block.residual.append(torch.nn.Dropout())
+    torch.manual_seed(0)
+    alone = network(images())
+    for cuts in ([Cut.first(1)], [Cut((1,)), Cut((0, 2))]):
+        torch.manual_seed(0)
+        assert torch.equal(network(images(), [*cuts, Cut.whole()])[-1], alone)
+
+
 def test_cuts_share_their_states() -> None:
     """No block is computed twice on the same state: 3·(1 + 3 + 2) stage cuts, one pass."""
     network, calls = build("staged").eval(), Counter()
