@@ -192,7 +192,8 @@ class Rollout:
         observe: sees the states of the whole network.
         training: running statistics of norms follow the whole network and its y_k alone.
         read_late: outputs come after the states of their path, so that random numbers of the whole
-            network stay its own. On the way, the gradients of the states need not wait for each other in memory.
+            network stay its own. On the way, the gradients of the states need not wait for each other
+            in memory.
         checkpointing: see `Pass`; outputs come on the way.
         gates: see `Pass`.
         beta: see `Pass`.

@@ -177,8 +177,11 @@ class StageCost:
 
         With the terminal output these are the smallest, the largest and one between, as in Yu and Huang,
         "Universally Slimmable Networks" (2019).
+
+        Raises:
+            StageCostError: a cut does not name its blocks; see `among`.
         """
-        smallest, *others = sorted(self._active, key=lambda i: len(self.cuts[i].blocks)) or [0]
+        smallest, *others = sorted(self._active, key=lambda i: len(self.cuts[i].to_json())) or [0]
         if len(others) < 2:
             return self
         drawn = others[int(torch.randint(len(others), (), generator=generator))]

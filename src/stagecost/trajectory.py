@@ -35,7 +35,9 @@ Loader = Iterable[tuple[Tensor, Tensor]]
 """Batches of (images (B, C, H, W), targets (B, …)), such as a `DataLoader`."""
 
 COLLAPSED = Pass(collapsed=True)
-NOTHING = "the data set is empty, or the loss leaves every target out: give at least one image that counts"
+NOTHING = (
+    "the data set is empty, or the loss leaves every target out: give at least one image that counts"
+)
 
 
 @dataclass(frozen=True)

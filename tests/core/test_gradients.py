@@ -108,6 +108,8 @@ def test_a_sandwich_has_the_smallest_always_and_the_mean_of_all() -> None:
             sums[cut] += weight / len(drawn)
     assert list(sums.values()) == pytest.approx(cost.weights, rel=0.15)
     assert COST.sandwiched(generator) == COST
+    with pytest.raises(sc.StageCostError, match="does not name its blocks"):
+        StageCost.targets([Cut.stages(2, 2), Cut.first(3)]).sandwiched(torch.Generator())
 
 
 def test_the_common_answer_is_that_of_the_product_of_probabilities() -> None:

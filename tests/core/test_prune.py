@@ -83,8 +83,9 @@ def test_samples_that_a_loss_leaves_out_do_not_count_in_a_mean(measure: Any) -> 
     """However the samples are batched; a batch may have nothing that counts, or no sample."""
     network, x, y = build("homogeneous").double(), images(6).double(), labels(6)
     y[:3] = -100
-    whole, parts = measure(network, [(x[3:], y[3:])]), measure(
-        network, [(x[:2], y[:2]), (x[2:4], y[2:4]), (x[4:], y[4:]), (x[:0], y[:0])]
+    whole, parts = (
+        measure(network, [(x[3:], y[3:])]),
+        measure(network, [(x[:2], y[:2]), (x[2:4], y[2:4]), (x[4:], y[4:]), (x[:0], y[:0])]),
     )
     one, other = (found if isinstance(found, list) else found.losses for found in (whole, parts))
     assert other == pytest.approx(one)
