@@ -205,9 +205,13 @@ class StageCost:
             StageCostError: the shapes do not fit.
         """
         self._check(outputs, targets)
+        active, weights = self._active, (*self.weights, self.terminal_weight)
+        if not all(weights):  # nor does a gradient come back: 0 times infinity is none either
+            pairs = zip(outputs, weights, strict=True)
+            outputs = torch.stack([output if weight else output.detach() for output, weight in pairs])
         losses = losses_of(outputs, targets, self.loss)
         terminal = losses[-1] if self.terminal_weight == 1 else self.terminal_weight * losses[-1]
-        active = self._active
+        terminal = terminal if self.terminal_weight else torch.zeros_like(terminal)
         if not active:
             total = terminal / self.scale if self.normalized else terminal
             return ObjectiveTerms(total, torch.zeros_like(terminal), terminal, losses.detach())
@@ -235,8 +239,9 @@ class StageCost:
         """
         if len(losses) != len(self.cuts) + 1:
             raise StageCostError(f"{len(losses)} losses for {len(self.cuts)} cuts: give L_N as well")
-        weighted = sum(weight * loss for weight, loss in zip(self.weights, losses, strict=False))
-        return weighted + self.terminal_weight * losses[-1] + weight_decay / 2 * sum(squared_norms)
+        pairs = zip((*self.weights, self.terminal_weight), losses, strict=True)
+        weighted = sum(weight * loss for weight, loss in pairs if weight)
+        return weighted + weight_decay / 2 * sum(squared_norms)
 
     def _check(self, outputs: Tensor, targets: Tensor) -> None:
         if len(outputs) != len(self.cuts) + 1:
