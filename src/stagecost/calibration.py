@@ -14,7 +14,7 @@ from stagecost.cut import Cut
 from stagecost.errors import StageCostError
 from stagecost.head import OutputBatchNorm2d
 from stagecost.network import ResidualNetwork
-from stagecost.trajectory import Loader, device_of, evaluation_mode, to_device
+from stagecost.trajectory import Loader, device_of, evaluation_mode, pair, to_device
 
 
 def calibrate_outputs(network: ResidualNetwork, loader: Loader, depths: Sequence[int]) -> None:
@@ -76,7 +76,7 @@ def _estimate(
         for norm in norms:
             undo.callback(setattr, norm, "momentum", norm.momentum)
             norm.momentum = 1.0  # each batch leaves its own statistics behind
-        for images, targets in loader:
+        for images, targets in map(pair, loader):
             network(to_device(images, device_of(network)), cuts)
             for estimate in estimates:
                 estimate.add(len(targets))

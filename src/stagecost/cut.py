@@ -16,7 +16,8 @@ Theorem 3.1 is one sentence about cuts: the trained SubResNet-M, extended by zer
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from operator import index
+from typing import ClassVar, Literal, SupportsIndex
 
 from stagecost.errors import StageCostError
 from stagecost.text import format_indices
@@ -50,11 +51,8 @@ class Cut:
         Raises:
             StageCostError: a position is no whole number of at least 0.
         """
-        for number in (*self.blocks, *self.per_stage):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-                raise StageCostError(f"{number!r} in a cut is not a whole number of at least 0")
-        object.__setattr__(self, "blocks", tuple(sorted(set(self.blocks))))
-        object.__setattr__(self, "per_stage", tuple(self.per_stage))
+        object.__setattr__(self, "blocks", tuple(sorted(set(_whole_numbers(self.blocks)))))
+        object.__setattr__(self, "per_stage", _whole_numbers(self.per_stage))
         # Not a cached property: that takes a lock, and a network that is being compiled cannot.
         object.__setattr__(self, "_positions", frozenset(self.blocks))
 
@@ -63,11 +61,9 @@ class Cut:
         """Return the paper's y_k, k = `count`: the first blocks act, the rest is skipped.
 
         Raises:
-            StageCostError: the number is negative.
+            StageCostError: it is no whole number of at least 0.
         """
-        if count < 0:
-            raise StageCostError(f"the first {count} blocks are no cut: give a number of at least 0")
-        return cls(tuple(range(count)))
+        return cls(tuple(range(*_whole_numbers((count,)))))
 
     @classmethod
     def whole(cls) -> "Cut":
@@ -132,8 +128,8 @@ class Cut:
     @property
     def depth(self) -> int:
         """The position behind the last acting block: k of y_k, and the row of head statistics."""
-        assert self.is_resolved
-        return self.blocks[-1] + 1 if self.blocks else 0
+        positions = self._resolved()
+        return positions[-1] + 1 if positions else 0
 
     @property
     def is_prefix(self) -> bool:
@@ -142,37 +138,52 @@ class Cut:
 
     def acts(self, k: int) -> bool:
         """Tell whether the block at a position acts."""
-        assert self.is_resolved
+        self._resolved()
         return k in self._positions
 
     def __le__(self, other: "Cut") -> bool:
         """Tell whether all blocks of this cut act in the other one, too: the nested order."""
-        assert self.is_resolved
-        assert other.is_resolved
-        return set(self.blocks) <= set(other.blocks)
+        return set(self._resolved()) <= set(other._resolved())
 
     def __or__(self, other: "Cut") -> "Cut":
         """Return the cut in which the blocks of both act."""
-        assert self.is_resolved
-        assert other.is_resolved
-        return Cut(self.blocks + other.blocks)
+        return Cut(self._resolved() + other._resolved())
 
     def remaining(self, indices: Sequence[int]) -> tuple[int, ...]:
         """Return what remains of the paper's indices k of a network's blocks."""
-        return tuple(indices[k] for k in self.blocks)
+        return tuple(indices[k] for k in self._resolved())
 
     def to_json(self) -> list[int]:
         """Return the positions of the acting blocks."""
-        assert self.is_resolved
-        return list(self.blocks)
+        return list(self._resolved())
+
+    def _resolved(self) -> tuple[int, ...]:
+        if not self.is_resolved:
+            raise StageCostError(f"cut {self} does not name its blocks: give network.resolve(cut)")
+        return self.blocks
 
     def __str__(self) -> str:
-        """Write the cut shortly: "whole", "4" for y_4, "3+3+4" by stages, else its positions."""
+        """Write the cut shortly: "whole", "4" for y_4, "3+3+4" by stages, else "[0-2 5]"."""
         if self.per_stage:
             return "+".join(map(str, self.per_stage))
         if self.complement:
             return f"whole without {format_indices(self.blocks)}" if self.blocks else "whole"
-        return str(self.depth) if self.is_prefix else format_indices(self.blocks)
+        return str(self.depth) if self.is_prefix else f"[{format_indices(self.blocks).replace(',', '')}]"
+
+
+def _whole_numbers(numbers: Iterable[int]) -> tuple[int, ...]:
+    """Return whole numbers of at least 0, also those of NumPy and torch, as Python's own.
+
+    Raises:
+        StageCostError: as described.
+    """
+    if not isinstance(numbers, Iterable):
+        raise StageCostError(f"{numbers!r} is no list of blocks: give one, such as Cut((0, 2))")
+    given = tuple(numbers)
+    for number in given:
+        if isinstance(number, bool) or not isinstance(number, SupportsIndex) or number < 0:
+            raise StageCostError(f"{number!r} in a cut is not a whole number of at least 0")
+    return tuple(map(index, given))
 
 
 def _listed(text: str) -> tuple[int, ...]:
@@ -185,6 +196,8 @@ def _listed(text: str) -> tuple[int, ...]:
     if found is None:
         raise StageCostError(f"{text!r} is not a cut: give positions of blocks, such as [0-2 5 7]")
     ends = [part.split("-") for part in re.split("[ ,]+", found[1].strip(" ,"))]
+    if turned := ["-".join(end) for end in ends if int(end[0]) > int(end[-1])]:
+        raise StageCostError(f"{text!r} is not a cut: {turned[0]} goes backwards")
     return tuple(k for end in ends for k in range(int(end[0]), int(end[-1]) + 1))
 
 
@@ -226,20 +239,20 @@ def resolve_depths(depths: Depths, num_blocks: int) -> tuple[int, ...]:
                 f"depths={depths!r} is unknown: give 'all', one depth, several depths, or None"
             )
         return tuple(range(num_blocks + 1))
-    wanted = (depths,) if isinstance(depths, int) else tuple(depths)
+    wanted = tuple(depths) if isinstance(depths, Iterable) else (depths,)
     if not wanted:
         raise StageCostError("depths is empty: give at least one depth, or None for the last")
     return tuple(_resolve_depth(depth, num_blocks) for depth in wanted)
 
 
 def _resolve_depth(depth: int, num_blocks: int) -> int:
-    if isinstance(depth, bool) or not isinstance(depth, int):
+    if isinstance(depth, bool) or not isinstance(depth, SupportsIndex):
         raise StageCostError(f"depth {depth!r} is not an integer: give numbers from 0 to {num_blocks}")
     if not -num_blocks - 1 <= depth <= num_blocks:
         raise StageCostError(
             f"depth {depth} is impossible with {num_blocks} blocks: give a number from 0 to {num_blocks}"
         )
-    return depth % (num_blocks + 1)
+    return index(depth) % (num_blocks + 1)
 
 
 def resolve_cuts(cuts: "Cut | Iterable[Cut]", stages: Stages) -> tuple[Cut, ...]:

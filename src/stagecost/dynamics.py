@@ -191,8 +191,9 @@ class Rollout:
         scales: (N,) or (N, B), s_k of the blocks that act; None is 1, to the last bit.
         observe: sees the states of the whole network.
         training: running statistics of norms follow the whole network and its y_k alone.
-        read_late: outputs come after all states, so that random numbers of the whole network stay its
-            own. On the way, the gradients of the states need not wait for each other in memory.
+        read_late: outputs come after the states of their path, so that random numbers of the whole
+            network stay its own. On the way, the gradients of the states need not wait for each other
+            in memory.
         checkpointing: see `Pass`; outputs come on the way.
         gates: see `Pass`.
         beta: see `Pass`.
@@ -231,9 +232,11 @@ class Rollout:
                 else:
                     emit = ends.append if self.read_late else read
                     state = self._run(path, k, stop, state, starts, emit)
-        # The terminal output comes first: random numbers of the head, too, are those of a plain pass.
-        for end in sorted(ends, key=lambda end: not (end.whole and end.k == len(self.blocks))):
-            read(end)
+            # The whole network has the first path, and its output comes before all others: its random
+            # numbers, also those of the head, are those of a plain pass.
+            for end in sorted(ends, key=lambda end: not (end.whole and end.k == len(self.blocks))):
+                read(end)
+            ends.clear()
         return [outputs[number] for number in range(len(cuts))]
 
     def advance(self, state: Tensor, k: int, stop: int) -> Tensor:

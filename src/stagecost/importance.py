@@ -18,8 +18,8 @@ from torch import Tensor
 
 from stagecost.errors import StageCostError
 from stagecost.network import ResidualNetwork
-from stagecost.objective import LossFunction, StageCost
-from stagecost.trajectory import Loader, device_of, evaluation_mode, to_device
+from stagecost.objective import LossFunction, StageCost, counted_samples
+from stagecost.trajectory import NOTHING, Loader, device_of, evaluation_mode, pair, to_device
 
 
 def block_importance(
@@ -101,16 +101,17 @@ def _average_over(
     loss: LossFunction,
     measure: Callable[[Callable[[Tensor], Tensor]], Tensor],
 ) -> list[float]:
-    sums, num_samples = torch.zeros(network.num_blocks, dtype=torch.float64), 0
+    sums, counted = torch.zeros(network.num_blocks, dtype=torch.float64), 0.0
     with evaluation_mode(network):
-        for images, targets in loader:
+        for images, targets in map(pair, loader):
 
             def objective(scales: Tensor, images: Tensor = images, targets: Tensor = targets) -> Tensor:
                 return scaled_objective(network, images, targets, scales, gamma, loss)
 
-            sums += measure(objective).detach().double().cpu() * len(targets)
-            num_samples += len(targets)
-    if num_samples == 0:
-        raise StageCostError("the data set is empty: give at least one image")
-    averages: Sequence[float] = (sums / num_samples).tolist()
+            if weight := counted_samples(targets, loss):
+                sums += measure(objective).detach().double().cpu() * weight
+            counted += weight
+    if not counted:
+        raise StageCostError(NOTHING)
+    averages: Sequence[float] = (sums / counted).tolist()
     return list(averages)

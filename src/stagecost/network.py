@@ -118,11 +118,16 @@ class ResidualNetwork(nn.Module):
             (B, classes) for the whole network, one cut or one depth, else (number of them, B, classes).
 
         Raises:
-            StageCostError: a cut or depth that this network does not have, or images of another shape.
+            StageCostError: a cut or depth that this network does not have, or images or scales of
+                another shape.
         """
         self._check_images(images)
         if cuts is not None and depths is not None:
             raise StageCostError("cuts and depths exclude each other: a depth k is the cut Cut.first(k)")
+        if scales is not None and scales.shape[:1] != (self.num_blocks,):
+            raise StageCostError(
+                f"scales of shape {tuple(scales.shape)} for {self.num_blocks} blocks: give one a block"
+            )
         if cuts is None:
             wanted = tuple(Cut.first(k) for k in resolve_depths(depths, self.num_blocks))
         else:
@@ -133,7 +138,7 @@ class ResidualNetwork(nn.Module):
             if together:
                 by_cut |= zip(together, self._pass(x_0, together, how, scales, observe), strict=True)
         outputs = [by_cut[cut] for cut in wanted]
-        single = isinstance(cuts, Cut) or (cuts is None and (depths is None or isinstance(depths, int)))
+        single = isinstance(cuts, Cut) or (cuts is None and not isinstance(depths, Iterable))
         return outputs[0] if single else torch.stack(outputs)
 
     def rollout(self, how: Pass = LITERALLY) -> Rollout:

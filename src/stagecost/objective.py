@@ -177,8 +177,11 @@ class StageCost:
 
         With the terminal output these are the smallest, the largest and one between, as in Yu and Huang,
         "Universally Slimmable Networks" (2019).
+
+        Raises:
+            StageCostError: a cut does not name its blocks; see `among`.
         """
-        smallest, *others = sorted(self._active, key=lambda i: len(self.cuts[i].blocks)) or [0]
+        smallest, *others = sorted(self._active, key=lambda i: len(self.cuts[i].to_json())) or [0]
         if len(others) < 2:
             return self
         drawn = others[int(torch.randint(len(others), (), generator=generator))]
@@ -202,9 +205,13 @@ class StageCost:
             StageCostError: the shapes do not fit.
         """
         self._check(outputs, targets)
+        active, weights = self._active, (*self.weights, self.terminal_weight)
+        if not all(weights):  # nor does a gradient come back: 0 times infinity is none either
+            pairs = zip(outputs, weights, strict=True)
+            outputs = torch.stack([output if weight else output.detach() for output, weight in pairs])
         losses = losses_of(outputs, targets, self.loss)
         terminal = losses[-1] if self.terminal_weight == 1 else self.terminal_weight * losses[-1]
-        active = self._active
+        terminal = terminal if self.terminal_weight else torch.zeros_like(terminal)
         if not active:
             total = terminal / self.scale if self.normalized else terminal
             return ObjectiveTerms(total, torch.zeros_like(terminal), terminal, losses.detach())
@@ -232,8 +239,9 @@ class StageCost:
         """
         if len(losses) != len(self.cuts) + 1:
             raise StageCostError(f"{len(losses)} losses for {len(self.cuts)} cuts: give L_N as well")
-        weighted = sum(weight * loss for weight, loss in zip(self.weights, losses, strict=False))
-        return weighted + self.terminal_weight * losses[-1] + weight_decay / 2 * sum(squared_norms)
+        pairs = zip((*self.weights, self.terminal_weight), losses, strict=True)
+        weighted = sum(weight * loss for weight, loss in pairs if weight)
+        return weighted + weight_decay / 2 * sum(squared_norms)
 
     def _check(self, outputs: Tensor, targets: Tensor) -> None:
         if len(outputs) != len(self.cuts) + 1:
@@ -309,6 +317,13 @@ def losses_of(
     return sums / (targets.ne(IGNORED_CLASS).sum() if of_classes else singles.shape[1])
 
 
+def counted_samples(targets: Tensor, loss: LossFunction) -> float:
+    """Return how many samples a mean loss is over: cross-entropy leaves out those of -100."""
+    if not _is_cross_entropy(loss) or targets.is_floating_point() or not len(targets):
+        return len(targets)
+    return len(targets) * float(targets.ne(IGNORED_CLASS).double().mean())
+
+
 def _is_cross_entropy(loss: LossFunction) -> bool:
     """Tell whether a loss is torch's cross-entropy, at most with smoothed labels."""
     if isinstance(loss, partial):
@@ -336,8 +351,9 @@ def residual_parameters(network: ResidualNetwork) -> list[list[nn.Parameter]]:
 def equilibrate(network: ResidualNetwork, stage_cost: StageCost) -> None:
     """Turn gradients from sums into means: each block gets the mean of the losses behind it.
 
-    Stem and head get the mean of all, norms of a target cut its loss alone. Source: Li et al., "Improved
-    Techniques for Training Adaptive Deep Networks" (2019), who scale the gradients of states instead.
+    Stem and head get the mean of all, norms of a target cut its loss alone; what several parts share
+    is the first one's. Source: Li et al., "Improved Techniques for Training Adaptive Deep Networks"
+    (2019), who scale the gradients of states instead.
 
     Args:
         network: its parameters have the gradients of a stage cost, in one backward pass.
@@ -349,10 +365,10 @@ def equilibrate(network: ResidualNetwork, stage_cost: StageCost) -> None:
     shares += [(block, stage_cost.weight_behind(k)) for k, block in blocks]
     shares += [(norms, targets[t]) for t, norms in zip(network.targets, network.norms, strict=True)]
     factor = whole if stage_cost.normalized else 1.0
-    for part, behind in shares:
-        for parameter in part.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor / behind)
+    behind_of = {p: behind for part, behind in reversed(shares) for p in part.parameters()}
+    for parameter, behind in behind_of.items():
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor / behind)
 
 
 def mean_log_probabilities(outputs: Tensor) -> Tensor:

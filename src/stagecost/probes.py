@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
 from stagecost.network import ResidualNetwork
-from stagecost.trajectory import Loader, Score, device_of, evaluation_mode, to_device
+from stagecost.trajectory import Loader, Score, device_of, evaluation_mode, pair, to_device
 
 PENALTY = 1e-2  # on the weights, for features of variance 1
 STEPS = 60
@@ -58,7 +58,7 @@ def state_features(network: ResidualNetwork, loader: Loader) -> tuple[list[Tenso
         states[k + 1].append(pooled(following))
 
     with evaluation_mode(network):
-        for images, classes in loader:
+        for images, classes in map(pair, loader):
             network(to_device(images, device_of(network)), observe=note)
             targets.append(classes.cpu())
     if not targets:
@@ -99,7 +99,7 @@ def fit_classifier(network: ResidualNetwork, loader: Loader, num_classes: int) -
     handle = linear[-1].register_forward_pre_hook(lambda _, args: given.append(args[0].float().cpu()))
     try:
         with evaluation_mode(network):
-            for images, classes in loader:
+            for images, classes in map(pair, loader):
                 network(to_device(images, device_of(network)))
                 targets.append(classes.cpu())
     finally:

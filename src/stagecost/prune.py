@@ -219,7 +219,9 @@ def _candidates(
     rows = {row.cut: row for row in known}
     missing = [cut for cut in wanted if cut not in rows]
     if missing and loader is None:
-        raise StageCostError("a staged network is cut by trial: give a loader of validation data")
+        raise StageCostError(
+            f"cut {missing[0]} is not among the rows of the trajectory: give a loader of validation data"
+        )
     if missing and loader is not None:
         rows |= {score.cut: score for score in evaluate_cuts(network, loader, missing, loss=loss)}
     return [rows[cut] for cut in wanted]
@@ -247,7 +249,7 @@ def choose(candidates: Sequence[Score], macs: Sequence[int], limits: Limits) -> 
         return sum(macs[1 + k] for k in score.cut.blocks)
 
     def goodness(score: Score) -> tuple[float, float]:
-        return 0.0 if math.isnan(score.accuracy) else score.accuracy, -score.loss
+        return 0.0 if math.isnan(score.accuracy) else score.accuracy, -score.rank
 
     within = [] if limits.are_none else list(filter(limits.allow, candidates))
     if within:
@@ -295,8 +297,10 @@ def carry_optimizer(
         network: the whole network.
         pruned: what `PruningPlan.apply` made of it.
     """
-    names = {id(parameter): name for name, parameter in network.named_parameters()}
     survivors = dict(pruned.named_parameters())
+    # Of the names of what several blocks share, one that is left.
+    every = list(network.named_parameters(remove_duplicate=False))
+    names = {id(p): name for name, p in sorted(every, key=lambda pair: pair[0] in survivors)}
     for i, target in enumerate(network.targets):  # its norms are now those of the pruned network
         if target.remaining(network.block_indices) == pruned.block_indices:
             own = {f"norms.{i}.{name}": name for name in survivors}

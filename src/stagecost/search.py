@@ -50,7 +50,7 @@ def search_cuts(
     def best(cuts: Iterable[Cut]) -> Score | None:
         possible = [cut for cut in cuts if network.can_keep(cut)]
         scores = evaluate_cuts(network, batches, possible, loss=loss) if possible else []
-        return min(scores, key=lambda score: score.loss, default=None)
+        return min(scores, key=lambda score: score.rank, default=None)
 
     current = best([Cut.whole()])
     assert current is not None
@@ -62,7 +62,7 @@ def search_cuts(
         current = _better(known, fewer)
         observe(current)
         while (more := best(_with_one_more(current.cut, network.num_blocks))) is not None:
-            if more.loss >= known[len(more.cut.blocks)].loss:
+            if more.rank >= known[len(more.cut.blocks)].rank:
                 break
             current = _better(known, more)
     return [known[count] for count in sorted(known, reverse=True)]
@@ -71,7 +71,7 @@ def search_cuts(
 def _better(known: dict[int, Score], score: Score) -> Score:
     """Note a score where it is the best of its number of blocks, and return the best of that number."""
     count = len(score.cut.blocks)
-    if count not in known or score.loss < known[count].loss:
+    if count not in known or score.rank < known[count].rank:
         known[count] = score
     return known[count]
 

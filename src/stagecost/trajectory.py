@@ -20,7 +20,7 @@ from stagecost.cut import Cut, resolve_cuts
 from stagecost.dynamics import Observer, Pass, ResidualBlock, is_identity, skip_of
 from stagecost.errors import StageCostError
 from stagecost.network import ResidualNetwork
-from stagecost.objective import LossFunction, losses_of, squared_weight_norms
+from stagecost.objective import LossFunction, counted_samples, losses_of, squared_weight_norms
 from stagecost.text import html_table, one_line
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ Loader = Iterable[tuple[Tensor, Tensor]]
 """Batches of (images (B, C, H, W), targets (B, …)), such as a `DataLoader`."""
 
 COLLAPSED = Pass(collapsed=True)
+NOTHING = (
+    "the data set is empty, or the loss leaves every target out: give at least one image that counts"
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Score:
 
     Attributes:
         cut: by the positions of its acting blocks.
-        loss: mean over the samples.
+        loss: mean over the samples that count: cross-entropy leaves out targets of -100.
         accuracy: percent; NaN where targets are not class labels.
         num_samples: on how many samples.
     """
@@ -47,6 +50,11 @@ class Score:
     loss: float
     accuracy: float
     num_samples: int
+
+    @property
+    def rank(self) -> float:
+        """The loss, to compare by: one that is no number is worse than any."""
+        return math.inf if math.isnan(self.loss) else self.loss
 
 
 @dataclass(frozen=True)
@@ -278,7 +286,7 @@ def loss_trajectory(
 
     def watched() -> Loader:
         nonlocal shape
-        for images, targets in map(_pair, loader):
+        for images, targets in map(pair, loader):
             shape = tuple(images.shape[1:]) if isinstance(images, Tensor) else ()
             yield images, targets
 
@@ -293,8 +301,12 @@ def loss_trajectory(
     )
 
 
-def _pair(batch: Any) -> tuple[Any, Tensor]:
-    """Return inputs and targets of a batch."""
+def pair(batch: Any) -> tuple[Any, Tensor]:
+    """Return inputs and targets of a batch.
+
+    Raises:
+        StageCostError: it is something else.
+    """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise StageCostError(
             f"a batch is a {type(batch).__name__}, not a pair: give batches of (inputs, targets)"
@@ -324,19 +336,20 @@ def evaluate_cuts(
     """
     resolved = resolve_cuts(cuts, network.stage_positions)
     losses, correct = torch.zeros(2, len(resolved), dtype=torch.float64)
-    num_samples = 0
+    num_samples, counted = 0, 0.0
     with evaluation_mode(network):
         device = device_of(network)
-        for images, on_host in map(_pair, loader):
+        for images, on_host in map(pair, loader):
             targets = on_host.to(device)
             outputs = network(to_device(images, device), resolved, how=COLLAPSED, observe=observe)
             # Row by row, so that every one is, to the last bit, what the truncated network would have.
-            losses += _losses(outputs, targets, loss) * len(targets)
+            if weight := counted_samples(on_host, loss):
+                losses += _losses(outputs, targets, loss) * weight
             correct += count_correct(outputs, targets)
-            num_samples += len(targets)
-    if num_samples == 0:
-        raise StageCostError("the data set is empty: give at least one image")
-    means, accuracies = (losses / num_samples).tolist(), (100 * correct / num_samples).tolist()
+            num_samples, counted = num_samples + len(targets), counted + weight
+    if not counted:
+        raise StageCostError(NOTHING)
+    means, accuracies = (losses / counted).tolist(), (100 * correct / num_samples).tolist()
     rows = zip(resolved, means, accuracies, strict=True)
     return [Score(cut, mean, accuracy, num_samples) for cut, mean, accuracy in rows]
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,9 @@ def possible(network: ResidualNetwork, seed: int) -> Cut:
         (Cut.whole(), (0, 1, 2, 3, 4, 5, 6), "whole"),
         (Cut.without(4), (0, 1, 2, 3, 5, 6), "whole without 4"),
         (Cut.stages(1, 2, 1), (0, 2, 3, 5), "1+2+1"),
-        (Cut((5, 0, 2, 2)), (0, 2, 5), "0, 2, 5"),
+        (Cut((5, 0, 2, 2)), (0, 2, 5), "[0 2 5]"),
+        (Cut((1,)), (1,), "[1]"),
+        (Cut(np.array([3, 4])), (3, 4), "[3-4]"),
     ],
 )
 def test_the_ways_to_name_a_cut(cut: Cut, blocks: tuple[int, ...], text: str) -> None:
@@ -62,12 +65,14 @@ def test_order_and_union_are_those_of_sets(first: list[bool], second: list[bool]
     assert a.remaining(range(10, 20)) == tuple(10 + k for k in a.blocks)
 
 
-@pytest.mark.parametrize("cut", [Cut.first(4), Cut.whole(), Cut.stages(3, 3, 4)])
+@pytest.mark.parametrize(
+    "cut", [Cut.first(4), Cut.whole(), Cut.stages(3, 3, 4), Cut((1,)), Cut((0, 1, 2, 5))]
+)
 def test_the_printed_form_is_read_again(cut: Cut) -> None:
     assert Cut.parse(str(cut)) == cut
 
 
-@pytest.mark.parametrize("text", ["", "four", "3+", "-1", "3,4", "²"])
+@pytest.mark.parametrize("text", ["", "four", "3+", "-1", "3,4", "²", "[5-2]"])
 def test_what_is_not_a_cut_is_refused(text: str) -> None:
     with pytest.raises(StageCostError, match="is not a cut"):
         Cut.parse(text)
@@ -96,8 +101,23 @@ def test_what_is_no_cut_is_refused_where_one_is_meant() -> None:
                 ask(one)
     with pytest.raises(StageCostError, match="1 is no cut"):
         network(images(), 1)
-    with pytest.raises(StageCostError, match="the first -1 blocks are no cut"):
+    with pytest.raises(StageCostError, match="2 is no list of blocks"):
+        Cut(2)  # type: ignore[arg-type]
+    for ask in (
+        Cut.stages(1, 1).to_json,
+        lambda: Cut.whole().acts(0),
+        lambda: Cut.first(1) <= Cut.whole(),
+        lambda: Cut.whole().depth,
+    ):
+        with pytest.raises(StageCostError, match="does not name its blocks"):
+            ask()
+    with pytest.raises(StageCostError, match="-1 in a cut is not a whole number"):
         Cut.first(-1)
+
+
+def test_scales_are_one_a_block() -> None:
+    with pytest.raises(StageCostError, match=r"scales of shape \(5,\) for 4 blocks"):
+        build("homogeneous")(images(), scales=torch.ones(5))
 
 
 def test_counts_of_stages() -> None:
@@ -142,6 +162,19 @@ def test_further_cuts_leave_the_whole_network_as_it_is(name: str) -> None:
     assert torch.equal(outputs[-1], alone(images()))
     for (key, value), other in zip(network.named_buffers(), alone.buffers(), strict=True):
         assert torch.equal(value, other), key
+
+
+def test_further_cuts_draw_no_random_number_of_the_whole_network() -> None:
+    """Dropout in branches and head is that of a plain pass, where other cuts draw numbers, too."""
+    network = build("homogeneous").train()
+    network.head.linear = torch.nn.Sequential(torch.nn.Dropout(), network.head.linear)
+    for block in network.blocks.values():
+        block.residual.append(torch.nn.Dropout())
+    torch.manual_seed(0)
+    alone = network(images())
+    for cuts in ([Cut.first(1)], [Cut((1,)), Cut((0, 2))]):
+        torch.manual_seed(0)
+        assert torch.equal(network(images(), [*cuts, Cut.whole()])[-1], alone)
 
 
 def test_cuts_share_their_states() -> None:

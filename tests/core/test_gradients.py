@@ -48,6 +48,16 @@ def test_equilibrium_is_the_mean_of_the_losses_behind(normalized: bool) -> None:
         torch.testing.assert_close(parameter.grad, mean, rtol=1e-4, atol=1e-6)
 
 
+def test_equilibrium_scales_what_blocks_share_once() -> None:
+    network = build("homogeneous").train()
+    network.blocks["2"].residual = network.blocks["0"].residual
+    COST(network(images(), COST.outputs), labels()).total.backward()
+    sums = [parameter.grad.clone() for parameter in network.blocks["0"].parameters()]
+    equilibrate(network, COST)
+    for parameter, total in zip(network.blocks["0"].parameters(), sums, strict=True):
+        torch.testing.assert_close(parameter.grad, total / COST.weight_behind(0))
+
+
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 def test_gate_multiplies_what_comes_back_from_beyond_a_target(beta: float, own: bool) -> None:
@@ -98,6 +108,8 @@ def test_a_sandwich_has_the_smallest_always_and_the_mean_of_all() -> None:
             sums[cut] += weight / len(drawn)
     assert list(sums.values()) == pytest.approx(cost.weights, rel=0.15)
     assert COST.sandwiched(generator) == COST
+    with pytest.raises(sc.StageCostError, match="does not name its blocks"):
+        StageCost.targets([Cut.stages(2, 2), Cut.first(3)]).sandwiched(torch.Generator())
 
 
 def test_the_common_answer_is_that_of_the_product_of_probabilities() -> None:

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -170,10 +171,15 @@ def test_depths_are_resolved_or_refused(n: int, depths: list[int]) -> None:
             resolve_depths(depths, n)
 
 
-@pytest.mark.parametrize("depths", ["some", [], [1.5], [True], True])
+@pytest.mark.parametrize("depths", ["some", [], [1.5], [True], True, 1.5])
 def test_depths_that_are_no_depths_are_refused(depths: object) -> None:
     with pytest.raises(StageCostError):
         resolve_depths(depths, 4)  # type: ignore[arg-type]
+
+
+def test_a_depth_may_be_a_number_of_numpy() -> None:
+    network = build("homogeneous").eval()
+    assert torch.equal(network(images(), depths=np.int64(2)), network(images(), depths=2))
 
 
 @settings(deadline=None, max_examples=20)

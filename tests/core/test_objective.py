@@ -205,6 +205,26 @@ def test_sampling_in_a_part_of_the_draws_is_unbiased(share: float, weights: list
     assert weight == pytest.approx(sum(weights), abs=5 * most / (share * draws) ** 0.5)
 
 
+@pytest.mark.parametrize("place", [0, 2])
+def test_an_infinite_loss_of_weight_zero_counts_for_nothing(place: int) -> None:
+    """Neither in the sum nor in a gradient."""
+    weights = [float(k != place) for k in range(3)]
+    cost = StageCost((Cut.first(0), Cut.first(1)), tuple(weights[:2]), weights[2], loss=logarithm)
+    outputs = torch.full((3, 4), 0.5)
+    outputs[place] = 0.0
+    outputs.requires_grad_()
+    terms = cost(outputs, labels())
+    terms.total.backward()
+    assert terms.losses[place] == math.inf
+    assert terms.total.item() == pytest.approx(-2 * math.log(0.5))
+    assert outputs.grad.abs().sum(dim=1).tolist() == pytest.approx([2 * w for w in weights])
+    assert cost.objective(terms.losses.tolist(), [0.0], 0.0) == pytest.approx(-2 * math.log(0.5))
+
+
+def logarithm(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return -output.log().mean()
+
+
 def test_all_samples_are_the_whole() -> None:
     whole = StageCost.uniform(5, 0.3, loss=smooth)
     assert whole.sampled(5, torch.Generator()) == whole

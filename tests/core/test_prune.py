@@ -1,7 +1,9 @@
 """Diagnosis and pruning: truncation is exact, plans say what happens, staged cuts are searched."""
 
 import math
+from functools import partial
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,6 +78,21 @@ def test_samples_that_a_loss_leaves_out_leave_no_accuracy() -> None:
     assert math.isnan(score.accuracy)
 
 
+@pytest.mark.parametrize("measure", [sc.loss_trajectory, partial(sc.block_importance, gamma=0.5)])
+def test_samples_that_a_loss_leaves_out_do_not_count_in_a_mean(measure: Any) -> None:
+    """However the samples are batched; a batch may have nothing that counts, or no sample."""
+    network, x, y = build("homogeneous").double(), images(6).double(), labels(6)
+    y[:3] = -100
+    whole, parts = (
+        measure(network, [(x[3:], y[3:])]),
+        measure(network, [(x[:2], y[:2]), (x[2:4], y[2:4]), (x[4:], y[4:]), (x[:0], y[:0])]),
+    )
+    one, other = (found if isinstance(found, list) else found.losses for found in (whole, parts))
+    assert other == pytest.approx(one)
+    with pytest.raises(StageCostError, match="leaves every target out"):
+        measure(network, [(x[:3], y[:3])])
+
+
 def test_what_to_keep_is_a_number_or_a_cut() -> None:
     network, data = build("homogeneous"), loader()
     trajectory = sc.loss_trajectory(network, data)
@@ -83,9 +100,10 @@ def test_what_to_keep_is_a_number_or_a_cut() -> None:
     for keep in (1.5, [0], "1"):
         with pytest.raises(StageCostError, match="give how many blocks stay, or a cut"):
             sc.plan_pruning(network, trajectory, keep=keep)
-    for batch in ({"images": 1}, (1, 2, 3)):
-        with pytest.raises(StageCostError, match=r"give batches of \(inputs, targets\)"):
-            sc.loss_trajectory(network, [batch])
+    for batch in ({"images": 1, "labels": 2}, (1, 2, 3)):
+        for read in (sc.loss_trajectory, sc.recalibrate, partial(sc.block_importance, gamma=0.5)):
+            with pytest.raises(StageCostError, match=r"give batches of \(inputs, targets\)"):
+                read(network, [batch])
 
 
 def test_an_empty_data_set_is_refused() -> None:
@@ -272,6 +290,19 @@ def test_the_optimizer_outlives_the_cut(kind: str) -> None:
     survivors = dict(whole.named_parameters())
     for name, parameter in small.named_parameters():
         assert torch.equal(parameter, survivors[name]), name
+
+
+def test_what_blocks_share_outlives_a_cut_of_the_first() -> None:
+    whole = build("homogeneous").train()
+    whole.blocks["1"].residual = whole.blocks["0"].residual
+    optimizer = torch.optim.SGD(sc.parameter_groups(whole, 1e-3), lr=0.1, momentum=0.9)
+    F.cross_entropy(whole(images()), labels()).backward()
+    optimizer.step()
+    small = whole.keep(Cut((1, 2)))
+    carried = sc.carry_optimizer(optimizer, whole, small)
+    held = [p for group in carried.param_groups for p in group["params"]]
+    assert {*map(id, held)} == {*map(id, small.parameters())}
+    assert len(carried.state) == len(held)
 
 
 @pytest.mark.parametrize("sizes", [(16, 16), (16, 1), (7, 30, 3)])

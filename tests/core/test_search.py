@@ -1,5 +1,6 @@
 """The search over subsets of blocks against all subsets."""
 
+import math
 from itertools import combinations, pairwise
 
 import pytest
@@ -9,8 +10,9 @@ import stagecost as sc
 from helpers import build, loader
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
+from stagecost.prune import Limits, choose
 from stagecost.search import search_cuts
-from stagecost.trajectory import evaluate_cuts
+from stagecost.trajectory import Score, evaluate_cuts
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -70,3 +72,13 @@ def test_projections_stay_and_impossible_ends_are_refused() -> None:
     assert not any(network.can_keep(Cut(tuple(set(fewest.blocks) - {b}))) for b in fewest.blocks)
     with pytest.raises(StageCostError, match="least"):
         search_cuts(network, loader(), least=0)
+
+
+def test_a_loss_that_is_no_number_is_the_worst() -> None:
+    network = build("homogeneous")
+    with torch.no_grad():
+        network.blocks["0"].residual[-1].weight.fill_(torch.nan)
+    scores = search_cuts(network, loader())
+    assert [math.isnan(score.loss) for score in scores] == [True, False, False, False]
+    limits = Limits(scores[0])
+    assert choose([Score(Cut((0,)), math.nan, math.nan, 1), *scores[1:]], [0] * 6, limits) in scores

@@ -20,7 +20,7 @@ from stagecost.exits.costs import Costs, mac_costs, tried_depths
 from stagecost.exits.engine import check_norms
 from stagecost.exits.policy import CRITERIA, Criterion, ExitPolicy, votes_at
 from stagecost.network import ResidualNetwork
-from stagecost.trajectory import COLLAPSED, Loader, device_of, evaluation_mode, to_device
+from stagecost.trajectory import COLLAPSED, Loader, device_of, evaluation_mode, pair, to_device
 
 MOST_EXITS = 4
 """Depths at which a policy asks, at most: each costs the head."""
@@ -60,7 +60,7 @@ def all_outputs(network: ResidualNetwork, loader: Loader) -> Outputs:
     cuts = [Cut.first(k) for k in range(network.num_blocks + 1)]
     with evaluation_mode(network):
         rollout = network.rollout(COLLAPSED)
-        for images, labels in loader:
+        for images, labels in map(pair, loader):
             x_0 = network.stem(to_device(images, device_of(network)))
             logits.append(torch.stack(rollout.outputs(x_0, cuts)).float().cpu())
             targets.append(labels.cpu())
