@@ -204,8 +204,8 @@ class Case:
             return Training(plain)
         target = f"[{' '.join(map(str, self.cut.blocks))}]"
         own = {"target_norms": "own"} if arm == "joint_norms" else {}
-        weight = plain["gamma"] or 1.0
-        return Training({**plain, "targets": [target], "stage_loss": "distilled", "gamma": weight, **own})
+        cost = {"targets": [target], "stage_loss": "distilled", "gamma": plain["gamma"] or 1.0}
+        return Training({**plain, **cost, **own})
 
     def run(self, arm: str, seed: int) -> Run:
         """Train, go on, or find what is finished."""
