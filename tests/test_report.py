@@ -104,6 +104,11 @@ def make_history(epochs: int = 3, num_blocks: int = 16, *, validation: bool = Tr
     ]
 
 
+EXITS = {
+    **{"criterion": "margin", "depths": [1], "leaving": [1.0], "accuracy_full": 98.0},
+    **{"accuracy_exit": 97.0, "mean_blocks": 1.0, "mean_macs_ratio": 0.5, "val_accuracy_full": 50.0},
+}
+
 PRUNING = {
     "kept_blocks": [0, 1, 2, 3],
     "accuracy_before": 98.61,
@@ -295,6 +300,7 @@ def test_the_caveat_stands_next_to_the_depth_plots() -> None:
         ({"settings": {"gamma": 0}}, "Trained with gamma = 0, plain training"),
         ({"pruning": PRUNING | {"accuracy_after": 97.0}}, "Trust the measurement"),
         ({"pruning": PRUNING | {"accuracy_before": 50.0}}, "when it was pruned, and has"),
+        ({"exits": EXITS}, "when its exits were chosen, and has"),
         ({"pruning": PRUNING | {"kept_blocks": [0, 1, 9]}}, "keeps blocks 0–1, 9, not the first 4"),
     ],
 )

@@ -55,6 +55,26 @@ def macs_by_part(network: ResidualNetwork, image_shape: Sequence[int]) -> list[i
     return [counts[0], *(after - before for before, after in pairwise(counts))]
 
 
+def macs_by_branch(network: ResidualNetwork, image_shape: Sequence[int]) -> list[int]:
+    """Count MACs for one image: of y_0, and of each branch F_k (N+1 numbers).
+
+    A cut has the first, with every skip connection, and those of its acting blocks.
+    """
+    skips: list[int] = []
+    with counting(network) as (twin, count):
+        connections = twin.skips
+
+        def note(k: int, state: Tensor, following: Tensor) -> None:
+            before = count()
+            connections[k](state)
+            skips.append(count() - before)
+
+        twin(twin.sample(image_shape), observe=note)
+    stem, *blocks, head = macs_by_part(network, image_shape)
+    branches = (block - skip for block, skip in zip(blocks, skips, strict=True))
+    return [stem + sum(skips) + head, *branches]
+
+
 LAYERS = (nn.Conv2d, nn.Linear)
 
 

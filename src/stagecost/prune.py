@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from stagecost.cut import Cut, stage_counts
 from stagecost.errors import StageCostError
-from stagecost.macs import count_macs, count_parameters, macs_by_part
+from stagecost.macs import count_macs, count_parameters, macs_by_branch
 from stagecost.network import ResidualNetwork
 from stagecost.objective import LossFunction, residual_parameters
 from stagecost.records import JsonObject, writable
@@ -122,7 +122,7 @@ def plan_pruning(
     if limits.are_none and keep is None:
         raise StageCostError("say how much to prune: give max_drop, or the blocks to keep")
     candidates = _candidates(network, trajectory, keep, loader, loss)
-    chosen = choose(candidates, macs_by_part(network, trajectory.image_shape), limits)
+    chosen = choose(candidates, macs_by_branch(network, trajectory.image_shape), limits)
     if not limits.allow(chosen):
         counts = stage_counts(chosen.cut, network.stage_positions)
         raise StageCostError(
@@ -241,7 +241,7 @@ def choose(candidates: Sequence[Score], macs: Sequence[int], limits: Limits) -> 
 
     Args:
         candidates: cuts that can be made.
-        macs: of the stem, of each block, and of the head (`macs_by_part`).
+        macs: of y_0, and of each branch (`macs_by_branch`).
         limits: what may be lost.
     """
 

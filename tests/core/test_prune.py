@@ -17,7 +17,7 @@ import stagecost as sc
 from helpers import BUILDERS, build, images, labels, loader
 from stagecost.cut import Cut, stage_counts
 from stagecost.errors import StageCostError
-from stagecost.macs import macs_by_part
+from stagecost.macs import macs_by_branch, macs_by_part
 from stagecost.prune import possible_cuts
 from stagecost.text import format_indices
 from stagecost.trajectory import Score, evaluate_cuts, terminal_score
@@ -266,6 +266,9 @@ def test_macs_are_those_of_the_counter_of_torch(name: str) -> None:
     assert macs_by_part(network, shape) == macs_by_part(other, shape)
     cut = Cut.first(2)
     assert sc.count_macs(network, shape, cut) == sc.count_macs(other, shape, cut)
+    skips, *branches = macs_by_branch(network, shape)  # of y_0: all skips, no branch
+    for each in (Cut.first(0), cut, Cut.without(0).among(network.stage_positions)):
+        assert sc.count_macs(network, shape, each) == skips + sum(branches[k] for k in each.blocks)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])

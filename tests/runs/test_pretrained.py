@@ -150,6 +150,15 @@ def test_layers_learn_at_rates_that_fall_towards_the_stem() -> None:
     assert by_layer(network, groups, 1.0) is groups
 
 
+def test_a_saved_cut_has_the_blocks_that_it_has(tmp_path: Path) -> None:
+    small = sc.create_model("staged", blocks_per_stage=(2, 2), widths=(4, 4)).keep(Cut.stages(1, 2))
+    small.save_pretrained(tmp_path)
+    again = sc.create_model("staged", blocks_per_stage=(2, 2), weights=tmp_path)
+    assert again.block_indices == small.block_indices
+    with pytest.raises(StageCostError, match=r"\[2, 2\], not \[2, 3\]: leave --blocks-per-stage out"):
+        sc.create_model("staged", blocks_per_stage=(2, 3), weights=tmp_path)
+
+
 @pytest.mark.parametrize("gone", [False, True])
 def test_a_run_starts_from_a_saved_cut_of_a_run_and_goes_on_from_anywhere(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool

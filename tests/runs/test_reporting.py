@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data_files import tree
 from runs.conftest import Trained
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
@@ -23,6 +24,7 @@ from stagecost.runs.measuring import Measurements, measure
 from stagecost.runs.mistakes import mistakes_of, thumbnail
 from stagecost.runs.reporting import compare, report
 from stagecost.runs.trained import open_trained
+from stagecost.runs.training import train
 
 
 @pytest.mark.parametrize("which", ["three", "saved"])
@@ -116,6 +118,16 @@ def test_runs_are_compared(trained: Trained, tmp_path: Path) -> None:
         assert row.macs_needed <= row.macs
         assert (row.split, row.num_images) == ("val", 60)
         assert row.run in page.read_text("utf-8")
+
+
+def test_validation_images_of_a_data_set_count_where_none_are_held_out(tmp_path: Path) -> None:
+    """They are judged in training, and by every verb that chooses a depth."""
+    sizes = {f"{split}/{name}": n for split, n in (("train", 8), ("val", 3)) for name in ("cat", "dog")}
+    pets, run = tree(tmp_path / "pets", sizes), tmp_path / "run"
+    given = {"data": str(pets), "val_fraction": 0.0, "num_blocks": 2, "width": 4, "device": "cpu"}
+    result = train({**given, "epochs": 1, "batch_size": 4}, run)
+    found = compare([run, run], tmp_path / "page.html", device="cpu").runs[0]
+    assert (found.split, found.num_images, found.accuracy) == ("val", 6, result.val_accuracy)
 
 
 def test_what_cannot_be_compared(trained: Trained, tmp_path: Path) -> None:

@@ -283,7 +283,7 @@ def test_norms_of_a_target_are_known_to_every_verb(
     found, small = analyze(run), prune(run, tmp_path / "small", keep=keep)
     assert found.target_norms == (str(Cut.parse(target)),)
     (score,) = [cut for cut in found.cuts if cut.cut in found.target_norms]
-    assert small.accuracy_predicted == score.accuracy
+    assert (small.accuracy_predicted, small.macs_after) == (score.accuracy, score.macs)
     assert small.accuracy_after >= score.accuracy  # statistics are estimated anew where that helps
     network, saved = open_trained(run).network, open_trained(tmp_path / "small").network
     assert not saved.targets
@@ -303,3 +303,11 @@ def test_depths_worth_training_for(tmp_path: Path) -> None:
         ).suggested_targets
         == ()
     )
+
+
+def test_statistics_are_estimated_anew_within_the_limits_alone(tmp_path: Path) -> None:
+    """They may help accuracy and harm the loss: a cut within the limits is never refused for them."""
+    staged = {"model": "staged", "blocks_per_stage": [2, 2], "widths": [6, 8]}
+    train({**TINY, **staged, "data": "digits", "gamma": 0.0}, tmp_path / "run")
+    pruning = prune(tmp_path / "run", tmp_path / "a", keep=Cut.stages(2, 2), max_loss_increase=0.0)
+    assert (pruning.loss_after, pruning.accuracy_after) == (pruning.loss_before, pruning.accuracy_before)

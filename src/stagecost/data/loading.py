@@ -132,6 +132,19 @@ def load_data(
     return bundle
 
 
+def has_validation(config: DataConfig, known: Sequence[str] = ()) -> bool:
+    """Tell whether there are validation images: held out ones, or a data set's own.
+
+    Args:
+        config: which images.
+        known: class names of a trained network.
+
+    Raises:
+        StageCostError: the data cannot be had.
+    """
+    return config.val_fraction > 0 or "val" in choose_rows(open_source(config, known), config, 0)
+
+
 def _check(config: DataConfig, seed: int, splits: Collection[str] | None) -> None:
     if not config.data:
         raise StageCostError(

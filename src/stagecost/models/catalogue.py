@@ -76,7 +76,7 @@ def pretrained_model(
             raise StageCostError(f"model {name!r} has no pretrained weights: give a file")
         tensors = _library(name).pretrained(**arguments)
     elif Path(weights).is_dir():
-        saved, tensors = _saved(Path(weights), name)
+        saved, tensors = _saved(Path(weights), name, arguments)
         arguments, kept_blocks = {**saved.arguments, **arguments}, saved.kept_blocks
     else:
         tensors = read_weights(weights)
@@ -90,11 +90,20 @@ def pretrained_model(
     return network, load_matching(network, tensors, classes)
 
 
-def _saved(folder: Path, name: str) -> tuple[NetworkDescription, dict[str, torch.Tensor]]:
+def _saved(
+    folder: Path, name: str, arguments: Mapping[str, Any]
+) -> tuple[NetworkDescription, dict[str, torch.Tensor]]:
     """Read a saved network that others are to start from."""
     saved = read_description(read_config(folder), folder / CONFIG_FILE)
     if saved.name != name:
         raise StageCostError(f"{folder} holds a network {saved.name!r}: give it as --model")
+    given = writable(arguments)
+    for key in given.keys() & saved.arguments.keys() & {"num_blocks", "blocks_per_stage"}:
+        if given[key] != saved.arguments[key]:  # of other arguments the shapes tell
+            raise StageCostError(
+                f"{folder} was cut from a network of {key} {saved.arguments[key]}, not "
+                f"{given[key]}: leave --{key.replace('_', '-')} out"
+            )
     return saved, read_tensors(folder / WEIGHTS_FILE)[0]
 
 

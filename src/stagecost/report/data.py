@@ -169,6 +169,7 @@ class Exits:
     mean_blocks: float  #: that an image goes through
     mean_macs_ratio: float  #: of the whole network's MACs
     thresholds: tuple[float, ...] = ()  #: at which an image leaves at each depth but the last
+    val_accuracy_full: float = math.nan  #: percent of the validation images, of the whole network
     timings: tuple[Timing, ...] = ()  #: for each batch size
 
 

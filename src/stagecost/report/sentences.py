@@ -75,6 +75,9 @@ def notes_on(data: ReportData) -> list[str]:
             f"The targets {depths} have norms of their own, which a cut takes along. Other depths are "
             "read with those of the whole network."
         )
+    if data.exits is not None:
+        before = data.exits.val_accuracy_full
+        notes += _age(data.analysis, before, "its exits were chosen", "Choose them")
     return notes if data.pruning is None else notes + _pruning_notes(data.analysis, data.pruning)
 
 
@@ -127,14 +130,19 @@ def comparison_verdict(runs: Sequence[ReportData]) -> str:
     return f"{first}; {second}, {percent_text(highest)}."
 
 
+def _age(analysis: Analysis, before: float, done: str, again: str) -> list[str]:
+    """Say that something was done with the network when it had another accuracy, if it had."""
+    now = analysis.terminal_accuracy
+    if not abs(before - now) >= 0.05:
+        return []
+    return [
+        f"The whole network had {percent_text(before)} when {done}, and has "
+        f"{percent_text(now)}: it was trained on, or other images judge it. {again} again."
+    ]
+
+
 def _pruning_notes(analysis: Analysis, pruning: Pruning) -> list[str]:
-    notes = []
-    before, now = pruning.accuracy_before, analysis.terminal_accuracy
-    if abs(before - now) >= 0.05:
-        notes.append(
-            f"The whole network had {percent_text(before)} when it was pruned, and has "
-            f"{percent_text(now)}: it was trained on, or other images judge it. Prune again."
-        )
+    notes = _age(analysis, pruning.accuracy_before, "it was pruned", "Prune")
     if pruning.kept_blocks != analysis.blocks[: analysis.needed_blocks]:
         kept = f"blocks {ranges_text(pruning.kept_blocks)}" if pruning.kept_blocks else "no block"
         notes.append(

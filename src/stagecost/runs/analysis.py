@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from stagecost.cut import Cut, stage_counts
-from stagecost.macs import macs_by_part
+from stagecost.macs import macs_by_branch
 from stagecost.network import ResidualNetwork
 from stagecost.prune import Limits, choose, possible_cuts
 from stagecost.runs.certainty import Interval, check_points, wilson
@@ -116,7 +116,7 @@ def summarise(
 ) -> Analysis:
     """Say what a trajectory tells."""
     network, count = trained.network, trajectory.num_samples
-    macs = macs_by_part(network, trained.image_shape)
+    macs = macs_by_branch(network, trained.image_shape)
     # Of cuts that can be made, each once.
     possible = [*{row.cut: row for row in trajectory.rows if network.can_keep(row.cut)}.values()]
     needed = choose(possible, macs, Limits(trajectory.whole, tolerance))
@@ -152,5 +152,5 @@ def _cut_score(network: ResidualNetwork, row: Score, macs: Sequence[int]) -> Cut
         loss=row.loss,
         accuracy=row.accuracy,
         interval=wilson(row.accuracy, row.num_samples),
-        macs=macs[0] + sum(macs[1 + k] for k in row.cut.blocks) + macs[-1],
+        macs=macs[0] + sum(macs[1 + k] for k in row.cut.blocks),
     )

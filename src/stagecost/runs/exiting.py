@@ -175,15 +175,12 @@ def _check(
 def _loaded(
     trained: Trained, split: Literal["val", "test"], data: str | None, *, allow_trained: bool
 ) -> Judged:
-    try:
-        bundle = trained.load(split, data=data)
-    except StageCostError:
-        if split == "val" and trained.settings.data.val_fraction == 0:
-            raise StageCostError(
-                f"{trained.path} was trained without validation images, which choose thresholds: train "
-                "with --val-fraction 0.1"
-            ) from None
-        raise
+    if split == "val" and not trained.has_validation(data):
+        raise StageCostError(
+            f"{trained.path} was trained without validation images, which choose thresholds: train "
+            "with --val-fraction 0.1"
+        )
+    bundle = trained.load(split, data=data)
     other = data is not None
     return trained.judged_on(bundle, split, other=other, allow_trained=allow_trained)
 

@@ -151,7 +151,7 @@ def _images(trained: Trained, data: str | None) -> tuple[ImageSplit, ImageSplit]
     if data is not None:
         judged = training = trained.load("all", data=data).splits["all"]
     else:
-        held_out = trained.settings.data.val_fraction > 0
+        held_out = trained.has_validation()
         splits = trained.load(*("train", "val") if held_out else ("train",)).splits
         judged = training = splits["train"]
         if held_out and len(splits["val"]) >= LEAST:

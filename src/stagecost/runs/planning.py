@@ -51,6 +51,10 @@ class Request:
                 "--search looks for the blocks to keep, and they are given: leave it out"
             )
 
+    def limits(self, before: Score) -> Limits:
+        """Return what may be lost of the score of the whole network."""
+        return Limits(before, self.max_drop, self.max_loss_increase)
+
     def plan(self, trained: Trained, val: Judged) -> PruningPlan:
         """Plan which blocks stay.
 
@@ -91,7 +95,7 @@ class Request:
         trajectory = loss_trajectory(network, val.batches, cuts=cuts, loss=trained.loss)
         if isinstance(self.keep, int):
             return trajectory, cuts[-1]
-        limits = Limits(trajectory.whole, self.max_drop, self.max_loss_increase)
+        limits = self.limits(trajectory.whole)
         rows = [row for row in trajectory.rows if network.can_keep(row.cut) and limits.allow(row)]
         macs = {row.cut: count_macs(network, trained.image_shape, row.cut) for row in rows}
         return trajectory, min(rows, key=lambda row: (macs[row.cut], row.loss)).cut

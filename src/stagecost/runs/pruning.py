@@ -29,7 +29,7 @@ from stagecost.train.settings import RunSettings, StageCostSettings
 from stagecost.train.setup import Setup, prepare
 from stagecost.train.state import State, make_optimizer
 from stagecost.train.teacher import Taught
-from stagecost.trajectory import device_of, evaluation_mode, terminal_score
+from stagecost.trajectory import Score, device_of, evaluation_mode, terminal_score
 
 RECALIBRATION_IMAGES = 8192
 FINETUNE_LR_FACTOR = 0.1
@@ -114,7 +114,7 @@ def prune(
         bundle = trained.load("train", "val", data=data)
         val = trained.judged_on(bundle, "val", allow_trained=allow_trained)
         plan = request.plan(trained, val)
-        pruned = _recalibrated(trained, plan, bundle, val)
+        pruned = _recalibrated(trained, plan, bundle, val, request)
         right_after = None
         if finetune_epochs:
             right_after = terminal_score(pruned, val.batches, loss=trained.loss).accuracy
@@ -136,9 +136,9 @@ def check_new_folder(path: Path) -> None:
 
 
 def _recalibrated(
-    trained: Trained, plan: PruningPlan, bundle: DataBundle, val: Judged
+    trained: Trained, plan: PruningPlan, bundle: DataBundle, val: Judged, request: Request
 ) -> ResidualNetwork:
-    """Apply the plan; estimate BatchNorm anew if that helps on validation data.
+    """Apply the plan; estimate BatchNorm anew if that helps on validation data, within the limits.
 
     Truncation changes no state that is left, so a homogeneous network needs no recalibration.
     """
@@ -147,8 +147,14 @@ def _recalibrated(
         return pruned
     anew = plan.apply(trained.network)
     recalibrate(anew, trained.random_images(bundle, RECALIBRATION_IMAGES))
-    scores = [terminal_score(network, val.batches, loss=trained.loss) for network in (anew, pruned)]
-    return anew.eval() if scores[0].accuracy >= scores[1].accuracy else pruned
+    before = Score(Cut.whole(), plan.loss_before, plan.accuracy_before, val.num_images)
+    limits = request.limits(before)
+
+    def goodness(network: ResidualNetwork) -> tuple[bool, float, float]:
+        score = terminal_score(network, val.batches, loss=trained.loss)
+        return limits.allow(score), score.accuracy, -score.rank
+
+    return max(pruned, anew.eval(), key=goodness)
 
 
 def _compare(
@@ -162,7 +168,7 @@ def _compare(
     right_after: float | None,
 ) -> Pruning:
     before, after = (right_answers(network, val.batches) for network in (trained.network, pruned))
-    accuracy = 100 * float(after.double().mean())
+    accuracy = 100 * int(after.sum()) / val.num_images
     loss_after = terminal_score(pruned, val.batches, loss=trained.loss).loss
     image = next(iter(val.batches))[0][:1]
     times = measure_latency({"before": trained.network, "after": pruned}, image, seconds=LATENCY_SECONDS)

@@ -163,7 +163,7 @@ def _judged(
 ) -> tuple[Analysis, Judged]:
     """Analyse a network on its validation images, or the training images where it had none."""
     # The report says which split it shows.
-    split: Split = "val" if trained.settings.data.val_fraction > 0 else "train"
+    split: Split = "val" if trained.has_validation(data) else "train"
     judged = trained.judged(split, data, allow_trained=allow_trained)
     return summarise(trained, measure(trained, judged), judged, split, tolerance), judged
 

@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 
 from stagecost.data.batches import FixedBatches, eval_batches, sample_batches
+from stagecost.data.config import DataConfig
 from stagecost.data.fingerprint import check_fingerprint, trained_images
 from stagecost.data.images import ImageFormat
-from stagecost.data.loading import ALL, DataBundle, load_data
+from stagecost.data.loading import ALL, DataBundle, has_validation, load_data
 from stagecost.errors import StageCostError, refusing
 from stagecost.models.catalogue import load
 from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, ResidualNetwork
@@ -91,14 +92,8 @@ class Trained:
         Raises:
             StageCostError: there is no such split, or the other data has other classes.
         """
-        config = self.moved(data).settings.data
-        if data is None and has_moved(config.data):
-            raise StageCostError(
-                f"{config.data}, with the images of {self.path}, is there no more: say where they are "
-                "now with --data"
-            )
         bundle = load_data(
-            config,
+            self._images(data),
             seed=self.settings.training.seed,
             splits=splits or None,
             like=self.image_format,
@@ -107,6 +102,19 @@ class Trained:
             if split not in bundle.splits:
                 raise StageCostError(f"{self.path} has no split {split!r}: choose train, val or test")
         return bundle
+
+    def has_validation(self, data: str | None = None) -> bool:
+        """Tell whether there are validation images, where they are now."""
+        return has_validation(self._images(data), self.image_format.class_names)
+
+    def _images(self, data: str | None) -> DataConfig:
+        config = self.moved(data).settings.data
+        if data is None and has_moved(config.data):
+            raise StageCostError(
+                f"{config.data}, with the images of {self.path}, is there no more: say where they are "
+                "now with --data"
+            )
+        return config
 
     def judged(self, split: Split, data: str | None = None, *, allow_trained: bool = False) -> Judged:
         """Load the images of one split, or of all of them together.

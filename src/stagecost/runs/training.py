@@ -12,7 +12,7 @@ import torch
 
 from stagecost.data.fingerprint import check_fingerprint, fingerprint
 from stagecost.data.images import ImageFormat
-from stagecost.data.loading import load_data
+from stagecost.data.loading import has_validation, load_data
 from stagecost.errors import StageCostError
 from stagecost.objective import StageCost
 from stagecost.records import JsonObject
@@ -142,10 +142,10 @@ def _prepare(run: RunFolder, settings: RunSettings, checkpoint: Checkpoint | Non
     with own_environment():
         from stagecost.train.trackers import open_trackers
 
-    splits = ("train", "val") if settings.data.val_fraction > 0 else ("train",)
     config, like = data_config(settings), None
     if checkpoint is not None:
         config, like = settings.data, ImageFormat.from_json(checkpoint.metadata.get("image_format", {}))
+    splits = ("train", "val") if has_validation(config) else ("train",)
     data = load_data(config, seed=settings.training.seed, splits=splits, like=like)
     network = None
     if checkpoint is not None and settings.model.weights and not Path(settings.model.weights).is_dir():
