@@ -135,7 +135,8 @@ def fit_linear(features: Tensor, targets: Tensor, num_classes: int | None = None
 
     with torch.enable_grad():
         solver.step(objective)  # type: ignore[no-untyped-call]
-    fitted = nn.Linear(features.shape[1], classes)
+    with torch.random.fork_rng(devices=[]):  # the numbers that it begins with are not needed
+        fitted = nn.Linear(features.shape[1], classes)
     with torch.no_grad():
         fitted.weight.copy_(weight / std)
         fitted.bias.copy_(bias - fitted.weight @ mean)

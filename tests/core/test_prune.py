@@ -319,6 +319,22 @@ def test_recalibration_estimates_batchnorm_from_images_that_count_alike(sizes: t
     assert network.head.norm.num_batches_tracked.tolist() == [len(sizes)] * 8
 
 
+def test_recalibration_reaches_the_norms_of_targets() -> None:
+    network, cut, data = build("staged"), Cut.stages(1, 2, 1), [(images(16), labels(16))]
+    network.give_norms(cut)
+    small = network.keep(cut)
+    sc.recalibrate(network, data)
+    sc.recalibrate(small, data)
+    network.take_norms_of(network.resolve(cut))
+    for name, buffer in small.named_buffers():
+        if not name.startswith("head."):  # a small network has fewer rows there
+            torch.testing.assert_close(buffer, network.get_buffer(name))
+    rows = [0, 1, 3, 4, 6]
+    torch.testing.assert_close(
+        small.head.norm.running_mean[-1], network.head.norm.running_mean[rows][-1]
+    )
+
+
 def test_without_images_nothing_is_estimated() -> None:
     for estimate in (sc.recalibrate, lambda net, data: sc.calibrate_outputs(net, data, [0])):
         with pytest.raises(StageCostError, match="no images"):
