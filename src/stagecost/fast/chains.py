@@ -87,7 +87,10 @@ def collapsed_tails(blocks: Sequence[nn.Module]) -> CollapsedTails | None:
 def is_watched(module: nn.Module) -> bool:
     """Tell whether a hook wants to see a module or a part of it called, or its gradient."""
     return any(
-        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
         for part in module.modules()
     )
 
