@@ -106,6 +106,15 @@ def test_what_to_keep_is_a_number_or_a_cut() -> None:
                 read(network, [batch])
 
 
+def test_outputs_that_are_no_numbers_are_never_right() -> None:
+    network, data = build("homogeneous"), [(images(), torch.zeros(4, dtype=torch.long))]
+    torch.nn.init.constant_(network.blocks["1"].residual[-1].weight, torch.nan)
+    trajectory = sc.loss_trajectory(network, data)
+    assert trajectory.accuracies[2:] == (0.0, 0.0, 0.0)
+    with pytest.raises(StageCostError, match="loss of the whole network is nan"):
+        sc.plan_pruning(network, trajectory, max_drop=1.0)
+
+
 def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(StageCostError, match="empty"):
         sc.loss_trajectory(build("homogeneous"), [])
