@@ -167,6 +167,17 @@ def test_impossible_parameters_are_named(name: str, value: object) -> None:
         StageCostClassifier(**SMALL | {name: value}).fit(np.eye(4), [0, 1, 0, 1])
 
 
+def test_parameters_may_be_numbers_of_numpy(tmp_path: Path) -> None:
+    """As searches of scikit-learn hand them out."""
+    rows, classes = load_iris(return_X_y=True)
+    sizes = {name: np.int64(2) for name in ("num_blocks", "width", "epochs")} | {
+        "batch_size": np.int64(32)
+    }
+    fitted = StageCostClassifier(**sizes, validation_fraction=np.float32(0.25)).fit(rows, classes)
+    fitted.save_pretrained(tmp_path)
+    assert (StageCostClassifier.from_pretrained(tmp_path).predict(rows) == fitted.predict(rows)).all()
+
+
 def test_images_are_learned() -> None:
     digits = load_digits()
     pictures = digits.images[:600, None]
@@ -179,7 +190,11 @@ def test_images_are_learned() -> None:
 
 @pytest.mark.parametrize(
     ("rows", "labels", "reason"),
-    [(np.zeros((4, 2, 2)), [0, 1, 0, 1], "images"), (np.zeros((4, 2)), [1] * 4, "one class")],
+    [
+        (np.zeros((4, 2, 2)), [0, 1, 0, 1], "images"),
+        (np.zeros((4, 2)), [1] * 4, "one class"),
+        (np.eye(4) * 1e300, [0, 1, 0, 1], "squares are infinite"),
+    ],
 )
 def test_what_cannot_be_learned_is_refused(rows: object, labels: object, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):

@@ -137,6 +137,18 @@ def test_what_is_no_image_is_refused(small: Path, image: object) -> None:
         sc.load(small).predict(image)
 
 
+@pytest.mark.parametrize("precision", [torch.float64, torch.bfloat16])
+def test_a_network_of_another_precision_answers(precision: torch.dtype) -> None:
+    network, picture = build("homogeneous"), np.full((16, 16, 3), 9, np.uint8)
+    network.details["image_format"] = {
+        "channels": 3, "size": 16, "mean": [0.5] * 3, "std": [0.2] * 3, "class_names": list("abcde"),
+    }  # fmt: skip
+    single = network.predict(picture)
+    assert network.to(precision).predict(picture).probability == pytest.approx(
+        single.probability, rel=0.05
+    )
+
+
 def test_a_network_that_does_not_know_its_images_says_so() -> None:
     with pytest.raises(sc.StageCostError, match="does not say how its images are prepared"):
         build("homogeneous").predict("cat.jpg")

@@ -168,7 +168,8 @@ def zero_extend(sub: ResidualNetwork, **arguments: object) -> ResidualNetwork:
     """Extend a SubResNet by blocks with F_k ≡ 0 to the network of the given arguments.
 
     Each stage is extended at its tail, projections stay where they are. The result computes what
-    the SubResNet computes: every output of an added block equals the output before it.
+    the SubResNet computes, where and in the precision that it does: every output of an added block
+    equals the output before it. No random number is drawn.
 
     Args:
         sub: a native network; its own arguments are taken where none is given here.
@@ -179,7 +180,9 @@ def zero_extend(sub: ResidualNetwork, **arguments: object) -> ResidualNetwork:
     """
     if sub.description is None:
         raise StageCostError("this network has no description to extend it from: use create_model")
-    full = create_model(sub.description.name, **{**sub.description.arguments, **arguments})
+    with torch.random.fork_rng(devices=[]):  # every number that is drawn gives way to another
+        full = create_model(sub.description.name, **{**sub.description.arguments, **arguments})
+    full.to(next(sub.parameters()))
     pairs = _corresponding_blocks(sub, full)
     with torch.no_grad():
         for block in full.blocks.values():

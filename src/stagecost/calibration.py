@@ -58,7 +58,8 @@ def recalibrate(network: ResidualNetwork, loader: Loader) -> None:
             norm.train()
         # Norms that know no depth are the whole network's.
         depths = range(network.num_blocks + 1) if _output_norms(network) else [network.num_blocks]
-        _estimate(network, loader, norms, [Cut.first(k) for k in depths])
+        cuts = dict.fromkeys([*map(Cut.first, depths), *network.targets])  # whose norms are their own
+        _estimate(network, loader, norms, tuple(cuts))
 
 
 def _output_norms(network: ResidualNetwork) -> list[OutputBatchNorm2d]:

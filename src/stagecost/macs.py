@@ -22,7 +22,7 @@ from stagecost.network import ResidualNetwork
 
 
 def count_parameters(network: torch.nn.Module) -> int:
-    """Count the trainable numbers of a network."""
+    """Count the numbers that training may change, or might if they were not frozen."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -164,7 +164,8 @@ def decode(
 def probabilities(network: ResidualNetwork, pixels: Tensor, image_format: ImageFormat) -> Tensor:
     """Compute the probabilities (n, classes) of bytes (n, channels, size, size), on the CPU."""
     with evaluation_mode(network):
-        outputs = network(normalise(pixels.to(device_of(network)), image_format))
+        images = normalise(pixels.to(device_of(network)), image_format)
+        outputs = network(images.to(next(network.parameters()).dtype))
         shares: Tensor = outputs.float().softmax(dim=1).cpu()
     return shares
 

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
 from stagecost.network import ResidualNetwork
-from stagecost.trajectory import Loader, Score, device_of, evaluation_mode, pair, to_device
+from stagecost.trajectory import (
+    Loader,
+    Score,
+    count_correct,
+    device_of,
+    evaluation_mode,
+    pair,
+    to_device,
+)
 
 PENALTY = 1e-2  # on the weights, for features of variance 1
 STEPS = 60
@@ -30,15 +38,16 @@ def linear_probes(network: ResidualNetwork, train: Loader, loader: Loader) -> li
         The score of each, by the cut `Cut.first(k)`.
 
     Raises:
-        StageCostError: a loader gives no batch.
+        StageCostError: a loader gives no batch, or no classes; states are not finite, or do not tell
+            channels from places.
     """
     features, targets = state_features(network, train)
     others, truth = state_features(network, loader)
-    scores = []
+    scores, num_classes = [], int(max(targets.max(), truth.max())) + 1
     for k, (seen, unseen) in enumerate(zip(features, others, strict=True)):
-        output = fit_linear(seen, targets)(unseen)
+        output = fit_linear(seen, targets, num_classes)(unseen)
         loss = float(F.cross_entropy(output, truth))
-        right = 100 * float((output.argmax(dim=1) == truth).double().mean())
+        right = 100 * float(count_correct(output[None], truth)) / len(truth)
         scores.append(Score(Cut.first(k), loss, right, len(truth)))
     return scores
 
@@ -47,36 +56,53 @@ def state_features(network: ResidualNetwork, loader: Loader) -> tuple[list[Tenso
     """Return x_0 … x_N of a data set, pooled, (n, F_k) each, and the targets, (n,), on the CPU.
 
     Raises:
-        StageCostError: the loader gives no batch.
+        StageCostError: the loader gives no batch or no classes, or states do not tell channels from
+            places.
     """
     states: list[list[Tensor]] = [[] for _ in range(network.num_blocks + 1)]
     targets: list[Tensor] = []
 
     def note(k: int, state: Tensor, following: Tensor) -> None:
         if k == 0:
-            states[0].append(pooled(state))
-        states[k + 1].append(pooled(following))
+            states[0].append(pooled(state, inputs))
+        states[k + 1].append(pooled(following, inputs))
 
     with evaluation_mode(network):
-        for images, classes in map(pair, loader):
-            network(to_device(images, device_of(network)), observe=note)
+        for inputs, classes in map(pair, loader):
+            if classes.dim() != 1 or classes.is_floating_point():
+                raise StageCostError("linear heads are fitted to classes: give labels as targets")
+            network(to_device(inputs, device_of(network)), observe=note)
             targets.append(classes.cpu())
     if not targets:
         raise StageCostError("the data set is empty: give at least one image")
     return [torch.cat(each) for each in states], torch.cat(targets)
 
 
-def pooled(state: Tensor | tuple[Tensor, ...]) -> Tensor:
+def pooled(state: Tensor | tuple[Tensor, ...], inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
     """Return the mean of a state over its places, (B, channels), on the CPU.
 
-    States are (B, C, H, W), (B, H, W, C) or (B, tokens, C); of a tuple the first counts.
+    Args:
+        state: (B, C, H, W), (B, H, W, C) or (B, tokens, C); of a tuple the first counts. Where all
+            sides are equal, channels come first.
+        inputs: of the network; only square ones tell which sides of a state are places.
+
+    Raises:
+        StageCostError: channels cannot be told from places.
     """
-    first = state if isinstance(state, Tensor) else state[0]
-    channels_last = first.dim() == 3 or (
-        first.dim() == 4 and first.shape[1] == first.shape[2] != first.shape[3]
-    )
+    first, given = (each if isinstance(each, Tensor) else each[0] for each in (state, inputs))
+    if first.dim() == 4 and not (_is_square(first) and (given.dim() != 4 or _is_square(given))):
+        raise StageCostError(
+            f"states {tuple(first.shape)} of inputs {tuple(given.shape)} do not tell channels from "
+            "places: give square images"
+        )
+    channels_last = first.dim() == 3 or (first.dim() == 4 and first.shape[2] != first.shape[3])
     places = range(1, first.dim() - 1) if channels_last else range(2, first.dim())
     return (first.mean(dim=tuple(places)) if len(places) else first).float().cpu()
+
+
+def _is_square(images: Tensor) -> bool:
+    """Tell whether two neighbouring sides are equal, of (B, C, H, W) or (B, H, W, C)."""
+    return images.shape[2] in (images.shape[1], images.shape[3])
 
 
 def fit_classifier(network: ResidualNetwork, loader: Loader, num_classes: int) -> None:
@@ -118,7 +144,12 @@ def fit_linear(features: Tensor, targets: Tensor, num_classes: int | None = None
         features: (n, F); they are standardised for the fit, and the map takes them as they are.
         targets: (n,), class numbers.
         num_classes: as many as the targets have if not given.
+
+    Raises:
+        StageCostError: a feature is no finite number.
     """
+    if not bool(features.isfinite().all()):
+        raise StageCostError("states hold what is no finite number: look at weights and inputs")
     classes = int(targets.max()) + 1 if num_classes is None else num_classes
     mean, std = features.mean(dim=0), features.std(dim=0, correction=0).clamp_min(1e-6)
     standard = (features - mean) / std
@@ -135,7 +166,8 @@ def fit_linear(features: Tensor, targets: Tensor, num_classes: int | None = None
 
     with torch.enable_grad():
         solver.step(objective)  # type: ignore[no-untyped-call]
-    fitted = nn.Linear(features.shape[1], classes)
+    with torch.random.fork_rng(devices=[]):  # the numbers that it begins with are not needed
+        fitted = nn.Linear(features.shape[1], classes)
     with torch.no_grad():
         fitted.weight.copy_(weight / std)
         fitted.bias.copy_(bias - fitted.weight @ mean)

@@ -144,13 +144,15 @@ class Limits:
         """Refuse impossible limits.
 
         Raises:
-            StageCostError: a limit is negative or no number, or there is nothing to limit by.
+            StageCostError: a limit is negative or no number, or there is nothing to limit by: no
+                accuracies, or the loss of the whole network is no number.
         """
         for name in ("max_drop", "max_loss_increase"):
             limit = getattr(self, name)
             if limit is not None and not 0 <= limit < math.inf:
                 raise StageCostError(f"{name} is {limit}: give a number of at least 0")
-        if self.max_loss_increase is not None and not math.isfinite(self.before.loss):
+        infinite = self.max_loss_increase is not None and math.isinf(self.before.loss)
+        if infinite or (math.isnan(self.before.loss) and not self.are_none):
             raise StageCostError(
                 f"the loss of the whole network is {self.before.loss}: look at data and loss, or train "
                 "anew with a lower learning rate"

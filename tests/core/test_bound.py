@@ -59,6 +59,13 @@ def test_zero_extension_computes_the_same_to_the_last_bit(
         assert torch.equal(y_full[depth], y_sub[source])
 
 
+def test_zero_extension_keeps_precision_and_random_state() -> None:
+    sub, state = build("staged").double().eval(), torch.get_rng_state()
+    full = zero_extend(sub, blocks_per_stage=(2, 3, 6))
+    assert torch.equal(full(images().double()), sub(images().double()))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.05, 1.0])
 @pytest.mark.parametrize("weight_decay", [0.0, 5e-3])
 def test_the_right_hand_side_is_the_objective_of_the_extended_weights(

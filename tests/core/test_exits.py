@@ -116,6 +116,15 @@ def test_a_folded_head_reads_what_the_head_reads(statistics: StatisticsPolicy) -
         assert torch.allclose(FoldedHead(head)(state, depth), head.eval()(state, depth), atol=1e-5)
 
 
+def test_where_an_image_leaves_does_not_depend_on_the_others() -> None:
+    """Nor where its outputs are no numbers."""
+    network, policy = build("homogeneous").eval(), sc.ExitPolicy((1, 2, 4), (0.9, 0.9))
+    batch = images(2)
+    batch[0] = torch.nan
+    together = sc.run_with_exits(network, batch, policy).depths.tolist()
+    assert together == [int(sc.run_with_exits(network, batch[i : i + 1], policy).depths) for i in (0, 1)]
+
+
 def test_blocks_behind_an_exit_see_those_alone_that_are_left() -> None:
     network, x = build("homogeneous").eval(), images(24)
     with torch.no_grad():

@@ -204,12 +204,14 @@ def test_other_skips_are_left_to_the_literal_way(skip: nn.Module) -> None:
     assert collapsed_tails(blocks) is None
 
 
-def test_hooks_are_never_passed_by() -> None:
-    """Who hooks a module sees it called: the fast ways step back."""
+@pytest.mark.parametrize("kind", ["forward", "full_backward"])
+def test_hooks_are_never_passed_by(kind: str) -> None:
+    """Who hooks a module sees it called, or its gradient: the fast ways step back."""
     network, seen = build("staged").train(), []
-    network.head.norm.register_forward_hook(lambda *_: seen.append("head"))
-    network.blocks["2"].skip.register_forward_hook(lambda *_: seen.append("skip"))
-    network(images(), depths="all", how=FAST)
+    for name, module in (("head", network.head.linear), ("skip", network.blocks["2"].skip)):
+        register = getattr(module, f"register_{kind}_hook")
+        register(lambda *_, name=name: seen.append(name))
+    network(images(), depths="all", how=FAST).sum().backward()
     assert seen.count("head") == network.num_blocks + 1
     assert seen.count("skip") == 4, "once in its block, and once for each of y_0, y_1, y_2"
 

@@ -106,6 +106,15 @@ def test_what_to_keep_is_a_number_or_a_cut() -> None:
                 read(network, [batch])
 
 
+def test_outputs_that_are_no_numbers_are_never_right() -> None:
+    network, data = build("homogeneous"), [(images(), torch.zeros(4, dtype=torch.long))]
+    torch.nn.init.constant_(network.blocks["1"].residual[-1].weight, torch.nan)
+    trajectory = sc.loss_trajectory(network, data)
+    assert trajectory.accuracies[2:] == (0.0, 0.0, 0.0)
+    with pytest.raises(StageCostError, match="loss of the whole network is nan"):
+        sc.plan_pruning(network, trajectory, max_drop=1.0)
+
+
 def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(StageCostError, match="empty"):
         sc.loss_trajectory(build("homogeneous"), [])
@@ -320,6 +329,22 @@ def test_recalibration_estimates_batchnorm_from_images_that_count_alike(sizes: t
     torch.testing.assert_close(first.running_mean, states.mean(dim=(0, 2, 3)))
     torch.testing.assert_close(first.running_var, states.var(dim=(0, 2, 3)), rtol=1e-2, atol=1e-3)
     assert network.head.norm.num_batches_tracked.tolist() == [len(sizes)] * 8
+
+
+def test_recalibration_reaches_the_norms_of_targets() -> None:
+    network, cut, data = build("staged"), Cut.stages(1, 2, 1), [(images(16), labels(16))]
+    network.give_norms(cut)
+    small = network.keep(cut)
+    sc.recalibrate(network, data)
+    sc.recalibrate(small, data)
+    network.take_norms_of(network.resolve(cut))
+    for name, buffer in small.named_buffers():
+        if not name.startswith("head."):  # a small network has fewer rows there
+            torch.testing.assert_close(buffer, network.get_buffer(name))
+    rows = [0, 1, 3, 4, 6]
+    torch.testing.assert_close(
+        small.head.norm.running_mean[-1], network.head.norm.running_mean[rows][-1]
+    )
 
 
 def test_without_images_nothing_is_estimated() -> None:

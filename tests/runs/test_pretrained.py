@@ -1,6 +1,7 @@
 """Trainings that start from weights that others trained."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import stagecost as sc
-from helpers import contents
+from helpers import build, contents, images, labels
 from stagecost.cli.main import main
 from stagecost.cut import Cut
 from stagecost.data.config import DataConfig
@@ -19,7 +20,7 @@ from stagecost.data.loading import load_data
 from stagecost.errors import StageCostError
 from stagecost.models.adapters.libraries import library_model, preprocessing
 from stagecost.objective import parameter_groups
-from stagecost.probes import fit_classifier, fit_linear
+from stagecost.probes import fit_classifier, fit_linear, linear_probes, pooled
 from stagecost.runs.evaluation import evaluate
 from stagecost.runs.inspection import inspect_model
 from stagecost.runs.pruning import prune
@@ -264,6 +265,24 @@ def test_a_fitted_head_reads_what_is_there_and_nothing_else() -> None:
     after = network.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"fc.weight", "fc.bias"}
+
+
+def test_linear_probes_refuse_what_they_cannot_read() -> None:
+    network, y = build("homogeneous"), labels(8)
+    square, wide, state = images(8, 6), torch.randn(8, 3, 6, 16), torch.get_rng_state()
+    # Classes that are seen later alone, and samples without a class, are no reason to stop.
+    score = linear_probes(network, [(square, y % 2)], [(square, y.masked_fill(y == 4, -100))])[-1]
+    assert math.isfinite(score.loss)
+    assert math.isnan(score.accuracy)
+    for x, targets, reason in (
+        (wide, y, "do not tell channels from places"),
+        (square, y.float(), "fitted to classes"),
+        (square * math.nan, y, "no finite number"),
+    ):
+        with pytest.raises(StageCostError, match=reason):
+            linear_probes(network, [(x, targets)], [(square, y)])
+    assert torch.equal(pooled(square.movedim(1, 3), square), square.mean(dim=(2, 3)))
+    assert torch.equal(torch.get_rng_state(), state), "the heads begin with no random number"
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ class EarlyExit:
             if threshold is None:
                 break
             if len(scores) == 1:  # which is soon told
-                if scores.item() >= threshold:
+                if not scores.item() < threshold:
                     break
                 continue
             staying = scores < threshold

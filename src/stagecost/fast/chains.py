@@ -84,12 +84,23 @@ def collapsed_tails(blocks: Sequence[nn.Module]) -> CollapsedTails | None:
     return CollapsedTails(chains[::-1])
 
 
+def is_watched(module: nn.Module) -> bool:
+    """Tell whether a hook wants to see a module or a part of it called, or its gradient."""
+    return any(
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+        for part in module.modules()
+    )
+
+
 def _precede(chain: CollapsedChain, skip: nn.Module) -> CollapsedChain | None:
     """Put one more skip before a chain."""
-    if is_identity(skip) and not skip._forward_hooks and not skip._forward_pre_hooks:
-        return chain
-    if any(part._forward_hooks or part._forward_pre_hooks for part in skip.modules()):
+    if is_watched(skip):
         return None
+    if is_identity(skip):
+        return chain
     if type(skip) is nn.Sequential and len(skip) == 2 and type(skip[0]) is nn.AvgPool2d:
         projected = _precede(chain, skip[1])
         if projected is None or projected.stride != (1, 1):

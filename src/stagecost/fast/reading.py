@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from stagecost.cut import Cut
 from stagecost.dynamics import Tail
-from stagecost.fast.chains import CollapsedChain, CollapsedTails
+from stagecost.fast.chains import CollapsedChain, CollapsedTails, is_watched
 from stagecost.head import OutputHead
 
 NOTHING = 1e-30  # a scale below it would need an edge that no float has
@@ -28,8 +28,7 @@ def reader_of(head: nn.Module, tail: Tail) -> nn.Module:
 
     Another head is left to itself, one that a hook watches, and one that is traced to be compiled.
     """
-    watched = any(part._forward_hooks or part._forward_pre_hooks for part in head.modules())
-    if watched or torch.compiler.is_compiling() or not isinstance(tail, CollapsedTails):
+    if is_watched(head) or torch.compiler.is_compiling() or not isinstance(tail, CollapsedTails):
         return head
     if type(head) is not OutputHead:
         return head

@@ -186,7 +186,10 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         axes = (0, *range(2, samples.ndim))
         self._mean = samples.mean(axis=axes, keepdims=True, dtype=np.float64)
-        spread = samples.std(axis=axes, keepdims=True, dtype=np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            spread = samples.std(axis=axes, keepdims=True, dtype=np.float64)
+        if not np.isfinite(spread).all():
+            raise StageCostError("X holds numbers whose squares are infinite: divide it")
         # What differs by rounding alone is constant, in the precision that it came in.
         precision = np.finfo(samples.dtype).eps if samples.dtype.kind == "f" else 0.0
         self._spread = np.where(spread > 8 * precision * np.abs(self._mean), spread, 1.0)
@@ -207,7 +210,7 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         many = np.bincount(numbers).min() >= 1 / self.validation_fraction
         first, second = train_test_split(
             np.arange(len(samples)),
-            test_size=self.validation_fraction,
+            test_size=float(self.validation_fraction),
             random_state=seed,
             stratify=numbers if many else None,
         )
@@ -215,8 +218,8 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _network(self, shape: torch.Size) -> ResidualNetwork:
         sizes: dict[str, Any] = {
-            "num_blocks": self.num_blocks,
-            "width": self.width,
+            "num_blocks": int(self.num_blocks),  # searches of scikit-learn hand out NumPy's numbers
+            "width": int(self.width),
             "num_classes": len(self.classes_),
         }
         if len(shape) == 3:
@@ -227,13 +230,14 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         gamma = 1 / self.num_blocks if self.gamma is None else self.gamma
         stage_cost = StageCost.uniform(self.num_blocks, gamma)
         optimizer = torch.optim.AdamW(parameter_groups(network, self.weight_decay), lr=self.lr)
-        steps = self.epochs * -(-len(samples[0]) // self.batch_size)
+        batch_size = int(self.batch_size)
+        steps = int(self.epochs) * -(-len(samples[0]) // batch_size)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps + 1)
         generator = torch.Generator().manual_seed(seed)
         network.train()
         for _ in range(self.epochs):
             order = torch.randperm(len(samples[0]), generator=generator)
-            for part in torch.split(order, self.batch_size):
+            for part in torch.split(order, batch_size):
                 images, targets = (tensor[part].to(self.device) for tensor in samples)
                 visited = stage_cost.sampled(SAMPLED_DEPTHS, generator) if gamma else stage_cost
                 optimizer.zero_grad()

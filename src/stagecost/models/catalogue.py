@@ -228,7 +228,8 @@ def cut_to(network: ResidualNetwork, kept_blocks: Sequence[int]) -> Cut:
 def load(folder: str | Path) -> ResidualNetwork:
     """Load a network that was saved with `save_pretrained`, in eval mode, on the CPU.
 
-    Nothing is unpickled: weights come from safetensors, the structure from JSON.
+    Nothing is unpickled: weights come from safetensors, the structure from JSON. Numbers have the
+    precision that the builder gives them, single as a rule, in whatever they were saved.
 
     Raises:
         StageCostError: the folder holds no saved network, or its files are damaged, or a weight is no
