@@ -8,7 +8,6 @@ from test_loop import TINY
 
 from stagecost import ResidualNetwork
 from stagecost.errors import StageCostError
-from stagecost.fast import compiler
 from stagecost.runs.training import train
 from stagecost.train.checkpoint import read_checkpoint
 
@@ -48,7 +47,7 @@ def test_where_nothing_compiles_it_is_said(tmp_path: Path, monkeypatch: pytest.M
     def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(compiler.torch, "compile", fail)
+    monkeypatch.setattr("torch.compile", fail)
     with pytest.raises(StageCostError, match="nothing can be compiled for cpu here"):
         train({**TINY, "compile": True}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
