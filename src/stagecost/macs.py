@@ -22,8 +22,12 @@ from stagecost.network import ResidualNetwork
 
 
 def count_parameters(network: torch.nn.Module) -> int:
-    """Count the numbers that training may change, or might if they were not frozen."""
-    return sum(parameter.numel() for parameter in network.parameters())
+    """Count the numbers that training may change, or might if they were not frozen.
+
+    Norms that target cuts have of their own do not count: the whole network does without them.
+    """
+    own = set(network.norms.parameters()) if isinstance(network, ResidualNetwork) else ()
+    return sum(parameter.numel() for parameter in network.parameters() if parameter not in own)
 
 
 WHOLE = Cut.whole()

@@ -262,7 +262,7 @@ def choose(candidates: Sequence[Score], macs: Sequence[int], limits: Limits) -> 
 def _plan(
     network: ResidualNetwork, image_shape: Sequence[int], before: Score, chosen: Score
 ) -> PruningPlan:
-    parameters = count_parameters(network) - count_parameters(network.norms)
+    parameters = count_parameters(network)
     return PruningPlan(
         num_blocks=network.num_blocks,
         cut=chosen.cut,

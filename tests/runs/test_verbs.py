@@ -287,6 +287,7 @@ def test_norms_of_a_target_are_known_to_every_verb(
     assert small.accuracy_after >= score.accuracy  # statistics are estimated anew where that helps
     network, saved = open_trained(run).network, open_trained(tmp_path / "small").network
     assert not saved.targets
+    assert evaluate(run, split="val").parameters == small.parameters_before
     assert small.parameters_before - small.parameters_after == sum(
         p.numel() for part in (network.blocks, network.head) for p in part.parameters()
     ) - sum(p.numel() for part in (saved.blocks, saved.head) for p in part.parameters())

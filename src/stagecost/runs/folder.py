@@ -171,6 +171,18 @@ def has_moved(data: str | None) -> bool:
     return data is not None and Path(data).is_absolute() and not Path(data).exists()
 
 
+def refuse_moved(data: str | None, path: Path) -> None:
+    """Refuse to go on where the images of a run, or of a saved network, are no longer in their place.
+
+    Raises:
+        StageCostError: as described.
+    """
+    if has_moved(data):
+        raise StageCostError(
+            f"{data}, with the images of {path}, is there no more: say where they are now with --data"
+        )
+
+
 def write_config(folder: RunFolder, settings: RunSettings) -> None:
     """Write the merged settings."""
     write_atomically(folder.config, yaml.safe_dump(settings.to_flat(), sort_keys=False))

@@ -18,7 +18,7 @@ from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, ResidualNetwork
 from stagecost.objective import LossFunction
 from stagecost.records import JsonObject
 from stagecost.runs.certainty import chance_of, warnings_on
-from stagecost.runs.folder import FINGERPRINT_FILE, RunFolder, has_moved
+from stagecost.runs.folder import FINGERPRINT_FILE, RunFolder, refuse_moved
 from stagecost.storage import read_json, read_metadata
 from stagecost.train.checkpoint import Checkpoint, read_checkpoint
 from stagecost.train.devices import select_device
@@ -109,11 +109,8 @@ class Trained:
 
     def _images(self, data: str | None) -> DataConfig:
         config = self.moved(data).settings.data
-        if data is None and has_moved(config.data):
-            raise StageCostError(
-                f"{config.data}, with the images of {self.path}, is there no more: say where they are "
-                "now with --data"
-            )
+        if data is None:
+            refuse_moved(config.data, self.path)
         return config
 
     def judged(self, split: Split, data: str | None = None, *, allow_trained: bool = False) -> Judged:

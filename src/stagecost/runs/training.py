@@ -17,7 +17,13 @@ from stagecost.errors import StageCostError
 from stagecost.objective import StageCost
 from stagecost.records import JsonObject
 from stagecost.runs.certainty import Interval, wilson
-from stagecost.runs.folder import RunFolder, settings_for, write_config, write_metrics
+from stagecost.runs.folder import (
+    RunFolder,
+    refuse_moved,
+    settings_for,
+    write_config,
+    write_metrics,
+)
 from stagecost.runs.lock import FolderLock, locked
 from stagecost.runs.results import Result
 from stagecost.storage import remove_leftovers, write_atomically
@@ -144,6 +150,7 @@ def _prepare(run: RunFolder, settings: RunSettings, checkpoint: Checkpoint | Non
 
     config, like = data_config(settings), None
     if checkpoint is not None:
+        refuse_moved(settings.data.data, run.path)
         config, like = settings.data, ImageFormat.from_json(checkpoint.metadata.get("image_format", {}))
     splits = ("train", "val") if has_validation(config) else ("train",)
     data = load_data(config, seed=settings.training.seed, splits=splits, like=like)
