@@ -8,6 +8,7 @@ images.json        what tells whether the images are still the same
 
 import csv
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ import yaml
 
 from stagecost.data.sources import local_folder
 from stagecost.errors import StageCostError, refusing
-from stagecost.storage import write_atomically
+from stagecost.runs.results import Result
+from stagecost.storage import write_atomically, write_json
 from stagecost.train.checkpoint import Checkpoint, read_checkpoint
 from stagecost.train.history import EpochRecord
 from stagecost.train.parsing import parse_settings
 from stagecost.train.settings import FREE_ON_RESUME, RunSettings, flag
 
 FINGERPRINT_FILE = "images.json"
+LOG = logging.getLogger("stagecost")
 
 
 class RunFolder:
@@ -200,6 +203,14 @@ def refuse_moved(data: str | None, path: Path) -> None:
 def write_config(folder: RunFolder, settings: RunSettings) -> None:
     """Write the merged settings."""
     write_atomically(folder.config, yaml.safe_dump(settings.to_flat(), sort_keys=False))
+
+
+def keep_for_report(file: Path, result: Result) -> None:
+    """Write what a verb has found into a run's folder; it is no less found where that cannot be."""
+    try:
+        write_json(file, result.to_json())
+    except OSError as error:
+        LOG.warning("not kept for the report: %s (%s)", file, error.strerror)
 
 
 METRICS = (
