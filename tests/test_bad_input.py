@@ -133,6 +133,8 @@ CONFIGS: list[tuple[bytes | None, str]] = [
     (b"epochs: many\n", "'many': give a whole number"),
     (b"epochs: -3\n", "epochs is -3"),
     (b"epochs: null\n", "epochs is null"),
+    (b"epochs: 3\nseed: 1\nepochs: 4\n", "epochs is there twice"),
+    (b"epochs: 3\ncut_at: 5:1\n", "--cut-at names epoch 5 of 3"),
     (b"widths: {a: 1}\n", "numbers like 16,32,64"),
     (b"\x00\xff\xfe", "not valid YAML"),
     (b"!!python/object/apply:os.system ['touch pwned']\n", "not valid YAML"),

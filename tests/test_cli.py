@@ -347,12 +347,12 @@ def test_what_is_told_to_be_typed_next_can_be_typed(capsys: pytest.CaptureFixtur
 def test_flags_win_over_a_file(cli: CommandLine, tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     wanted = {"data": "digits", "limit_train": 300, "num_blocks": 2, "width": 4, "epochs": 3}
-    file.write_text(yaml.safe_dump({**wanted, "batch_size": 32, "device": "cpu", "seed": 3}))
+    file.write_text(yaml.safe_dump({**wanted, "batch_size": 32, "device": "cpu"}) + "seed: 010\n")
     first, again = tmp_path / "first", tmp_path / "again"
     found = cli("train", "--config", file, "--epochs", 1, "--output", first, "--json").answer
     assert found["epochs"] == 1
     merged = yaml.safe_load((first / "config.yaml").read_text())
-    assert merged.items() >= {**wanted, "epochs": 1, "seed": 3, "optimizer": "sgd"}.items()
+    assert merged.items() >= {**wanted, "epochs": 1, "seed": 10, "optimizer": "sgd"}.items()
     repeated = cli("train", "--config", first / "config.yaml", "--output", again, "--json").answer
     assert yaml.safe_load((again / "config.yaml").read_text()) == merged
     for key in ("val_accuracy", "val_loss"):

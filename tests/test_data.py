@@ -354,6 +354,10 @@ def test_idx_folder(tmp_path: Path, suffix: str) -> None:
     assert bundle.name == "set"
     assert bundle.format.class_names[:2] == ("class 0", "class 1")
     assert read_idx_colour(tmp_path / "set").shape == (30, 3, 14, 14)
+    write_idx(tmp_path / "set" / f"val-images-idx3-ubyte{suffix}", images[:5])
+    write_idx(tmp_path / "set" / f"val-labels-idx1-ubyte{suffix}", np.arange(5))
+    splits = load_data(DataConfig(str(tmp_path / "set")), seed=0).splits
+    assert [len(splits[name]) for name in ("train", "val", "test")] == [30, 5, 10]
 
 
 def read_idx_colour(folder: Path) -> torch.Tensor:

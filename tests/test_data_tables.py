@@ -339,6 +339,9 @@ def test_damaged_files(tmp_path: Path) -> None:
         refuse("a.parquet cannot be read .*: fetch the file again", path.parent)
     parquet(tmp_path / "none" / "a.parquet", PLACES[:0], pictures=[])
     refuse("have no rows", tmp_path / "none")
+    animals(tmp_path / "none" / "train.parquet")
+    parquet(tmp_path / "none" / "test.parquet", PLACES[:0], pictures=[])
+    assert "left out 1 file without a row: test.parquet" in load(tmp_path / "none").warnings
     path = animals(tmp_path / "cut" / "a.parquet") / "a.parquet"
     path.write_bytes(path.read_bytes()[:2000] + bytes(500) + path.read_bytes()[2500:])
     with pytest.raises(ValueError, match=r"cannot be (read|decoded)"):
@@ -402,5 +405,7 @@ def test_metadata_beside_class_directories(tmp_path: Path) -> None:
     assert kinds == ("class 0", "class 1", "class 2")
     (tmp_path / "metadata.csv").write_text("file,kind\nx,1\n")
     refuse("no column file_name", DataConfig(str(tmp_path), label_column="kind"))
+    (tmp_path / "metadata.csv").write_text("file_name,kind\nx,1\ny,1\nx,2\n")
+    refuse("several rows for x: keep one row", DataConfig(str(tmp_path), label_column="kind"))
     (tmp_path / "metadata.csv").write_text("file_name,file_name\nx,y\n")
     refuse("two columns file_name: rename", DataConfig(str(tmp_path), label_column="kind"))

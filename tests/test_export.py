@@ -294,6 +294,11 @@ def test_refusals_are_one_line_and_leave_nothing(
     refuse("format 'tflite' is unknown", format="tflite")
     refuse("--int8 is for one graph", int8=True)
     refuse("is no folder", network=tmp_path / "none")
+    unheld = shutil.copytree(runs.saved, tmp_path / "unheld")
+    config = json.loads((unheld / "config.json").read_text())
+    config["settings"]["val_fraction"] = 0.0
+    (unheld / "config.json").write_text(json.dumps(config))
+    refuse("has no 3 validation images", network=unheld, format="onnx", int8=True)
     monkeypatch.setattr("stagecost.export.folder.LARGEST_DIFFERENCE", -1.0)
     refuse("nothing is written")
     monkeypatch.undo()

@@ -92,6 +92,23 @@ def test_nothing_is_pruned_into_a_folder_that_holds_something(trained: Trained, 
     assert "is a saved network" in refusal(lambda: prune(trained.saved, tmp_path / "x", keep=1))
 
 
+def test_no_network_is_there_without_what_tells_its_images(trained: Trained, tmp_path: Path) -> None:
+    """A crash between the two left one that was judged on images that it was trained on."""
+    (tmp_path / "images.json").mkdir()
+    with pytest.raises(OSError, match=r"images\.json"):
+        prune(trained.two, tmp_path, keep=1)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_run_that_cannot_be_written_is_pruned(
+    trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = shutil.copytree(trained.two, tmp_path / "run")
+    (run / "pruning.json").mkdir()
+    assert prune(run, tmp_path / "small", keep=1).kept_blocks == (0,)
+    assert "not kept for the report" in caplog.text
+
+
 def test_more_than_max_drop_is_refused(tmp_path: Path) -> None:
     run, small = tmp_path / "run", tmp_path / "small"
     # Without a stage cost and after some epochs the first output knows nothing.

@@ -11,6 +11,7 @@ import numpy as np
 from stagecost.data.class_names import number_name, shown
 from stagecost.data.encoded import ByteArray, Images, Part, array_images
 from stagecost.data.known import DIGIT_NAMES, FASHION_NAMES
+from stagecost.data.split_names import splits_in
 from stagecost.errors import StageCostError, refusing
 
 # The first training labels of the original IDX files, which carry no class names of their own.
@@ -32,7 +33,7 @@ def idx_files(folder: Path) -> dict[str, Path]:
     for name in names:
         if not name.endswith(("-ubyte", "-ubyte.gz")):
             continue
-        split = "train" if "train" in name else "test"
+        split = "train" if "train" in name else "val" if "val" in splits_in(name) else "test"
         known = files.get(split)
         if known is not None and name != known.name + ".gz":
             raise StageCostError(

@@ -1,7 +1,7 @@
 """Tables in files: parquet, read without a cache, and the metadata.csv or .jsonl beside pictures."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
@@ -37,14 +37,19 @@ def open_tables(folder: Path, names: Sequence[str]) -> tuple[dict[str, list[Tabl
     for name in names:
         files[_split_of_file(folder, name)].append(name)
     nameless = files.pop("", []) if len(files) > 1 else []
-    tables: dict[str, list[Table]] = {}
+    tables, rowless = dict[str, list[Table]](), list[str]()
     for split in files:
         _check_one_set(folder, split, files[split])
-        opened = [table for name in files[split] if (table := _open(folder / name)) is not None]
-        if opened:
-            tables[split or "train"] = opened
-    text = f"left out {counted(len(nameless), 'file')} whose names tell no split: {listed(nameless, 3)}"
-    return tables, (text,) if nameless else ()
+        opened = [(name, _open(folder / name)) for name in files[split]]
+        rowless += [name for name, table in opened if table is None]
+        if full := [table for _, table in opened if table is not None]:
+            tables[split or "train"] = full
+    left_out = {"whose names tell no split": nameless, "without a row": rowless}
+    return tables, tuple(
+        f"left out {counted(len(some), 'file')} {why}: {listed(some, 3)}"
+        for why, some in left_out.items()
+        if some
+    )
 
 
 def _split_of_file(folder: Path, name: str) -> str:
@@ -184,8 +189,12 @@ def _metadata(path: Path) -> Table:
             f"{shown(path)} has no column file_name (its columns: {listed(columns)}): add it, or "
             "remove the file"
         )
-    noted = b'{"info": {"features": {"file_name": {"_type": "Image"}}}}'
     names = [name if isinstance(name, str) else "" for name in files]
+    if twice := [name for name, count in Counter(names).items() if count > 1 and name]:
+        raise StageCostError(
+            f"{shown(path)} has several rows for {listed(twice, 3)}: keep one row for each image"
+        )
+    noted = b'{"info": {"features": {"file_name": {"_type": "Image"}}}}'
     return Table(
         shown(path),
         table.schema.with_metadata({b"huggingface": noted}),

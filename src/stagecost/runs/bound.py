@@ -119,13 +119,14 @@ def _measure(
 def _is_variant(trained: Trained) -> bool:
     """Tell whether training minimised something else than the paper's J_N of this network.
 
-    Sampled depths do not: on average they are all depths.
+    Sampled depths do not: on average they are all depths. AdamW does: its decay is decoupled.
     """
-    stage, plain = trained.settings.stage, StageCostSettings()
+    stage, plain, training = trained.settings.stage, StageCostSettings(), trained.settings.training
+    decoupled = training.optimizer == "adamw" and training.weight_decay > 0
     checkpoint = trained.run_checkpoint()
     own_rule, kept = checkpoint.own_stage_cost, checkpoint.kept_blocks
     changed = any(getattr(stage, k) != v for k, v in vars(plain).items() if k != "sampled_depths")
-    return own_rule or kept is not None or changed
+    return own_rule or kept is not None or changed or decoupled
 
 
 def check_sub_network(sub: Trained, full: Trained) -> None:

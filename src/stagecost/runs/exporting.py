@@ -89,6 +89,11 @@ def export(
     target = trained.path / format if output is None else Path(output)
     policy = _policy(trained, segments, threshold)
     judged, training = _images(trained, data)
+    if int8 and data is None and judged is training:
+        raise StageCostError(
+            f"{network} has no {LEAST} validation images, which tell what --int8 costs: give others by "
+            "--data"
+        )
     exported = export_network(
         trained.network,
         target,

@@ -8,6 +8,7 @@ images.json        what tells whether the images are still the same
 
 import csv
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ import yaml
 
 from stagecost.data.sources import local_folder
 from stagecost.errors import StageCostError, refusing
-from stagecost.storage import write_atomically
+from stagecost.runs.results import Result
+from stagecost.storage import write_atomically, write_json
 from stagecost.train.checkpoint import Checkpoint, read_checkpoint
 from stagecost.train.history import EpochRecord
 from stagecost.train.parsing import parse_settings
 from stagecost.train.settings import FREE_ON_RESUME, RunSettings, flag
 
 FINGERPRINT_FILE = "images.json"
+LOG = logging.getLogger("stagecost")
 
 
 class RunFolder:
@@ -72,9 +75,16 @@ LARGEST_CONFIG = 65_536  # bytes; settings take a thousand
 
 
 class _FlatLoader(yaml.SafeLoader):
-    """Reads what settings are made of; the rest of YAML takes time and memory out of few bytes."""
+    """Reads what settings are made of; the rest of YAML takes time and memory out of few bytes.
+
+    Numbers and dates stay the texts that they are, as on the command line: to YAML 3:8 is 188.
+    """
 
     depth = 0
+    yaml_implicit_resolvers = {  # noqa: RUF012 (as its parent has it)
+        first: [(tag, form) for tag, form in resolvers if tag.endswith((":null", ":bool"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Refuse aliases, and lists in lists."""
@@ -86,6 +96,13 @@ class _FlatLoader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """Refuse a setting that is there twice, of which YAML would take the last."""
+        names = [key.value for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.YAMLError(f"{twice[0]} is there twice")
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -186,6 +203,14 @@ def refuse_moved(data: str | None, path: Path) -> None:
 def write_config(folder: RunFolder, settings: RunSettings) -> None:
     """Write the merged settings."""
     write_atomically(folder.config, yaml.safe_dump(settings.to_flat(), sort_keys=False))
+
+
+def keep_for_report(file: Path, result: Result) -> None:
+    """Write what a verb has found into a run's folder; it is no less found where that cannot be."""
+    try:
+        write_json(file, result.to_json())
+    except OSError as error:
+        LOG.warning("not kept for the report: %s (%s)", file, error.strerror)
 
 
 METRICS = (

@@ -26,10 +26,10 @@ from stagecost.latency import (
 )
 from stagecost.macs import count_macs, count_parameters
 from stagecost.records import read_record
-from stagecost.runs.folder import RunFolder
+from stagecost.runs.folder import RunFolder, keep_for_report
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Trained, open_trained
-from stagecost.storage import read_json, write_json
+from stagecost.storage import read_json
 from stagecost.train.devices import check_compiler
 
 Backend = Literal["eager", "compiled", "onnx"]
@@ -186,10 +186,7 @@ def _keep(result: Measurements, path: str) -> None:
         old = result
     if (old.machine, old.device, old.networks) == (result.machine, result.device, networks):
         timings += [row for row in old.timings if _kind(row) not in new]
-    try:
-        write_json(file, replace(result, networks=networks, timings=tuple(timings)).to_json())
-    except OSError as error:
-        LOG.warning("not kept for the report: %s (%s)", file, error.strerror)
+    keep_for_report(file, replace(result, networks=networks, timings=tuple(timings)))
 
 
 def _kind(row: Timing) -> tuple[object, ...]:

@@ -16,12 +16,12 @@ from stagecost.latency import measure_latency
 from stagecost.network import CONFIG_FILE, ResidualNetwork
 from stagecost.prune import PruningPlan, carry_optimizer
 from stagecost.runs.certainty import Interval, paired_drop, wilson
-from stagecost.runs.folder import FINGERPRINT_FILE, RunFolder
+from stagecost.runs.folder import FINGERPRINT_FILE, RunFolder, keep_for_report
 from stagecost.runs.lock import locked
 from stagecost.runs.planning import Request
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Judged, Trained, open_trained
-from stagecost.storage import write_atomically, write_json
+from stagecost.storage import write_atomically
 from stagecost.train.checkpoint import load_optimizer_tensors
 from stagecost.train.display import TrainingDisplay
 from stagecost.train.loop import Epoch, fit
@@ -121,11 +121,10 @@ def prune(
             pruned = finetune(trained, pruned, bundle, finetune_epochs, teacher=teacher)
         pruning = _compare(trained, plan, pruned, val, target, finetune_epochs, max_drop, right_after)
         _check_limits(pruning, request)
-        content = pruning.to_json()
-        pruned.save_pretrained(target, **trained.moved(data).details(), pruning=content)
-        if trained.fingerprint is not None:
+        if trained.fingerprint is not None:  # first, so that no network is there without it
             write_atomically(target / FINGERPRINT_FILE, trained.fingerprint)
-        write_json(RunFolder(trained.path).pruning, content)
+        pruned.save_pretrained(target, **trained.moved(data).details(), pruning=pruning.to_json())
+        keep_for_report(RunFolder(trained.path).pruning, pruning)
     return pruning
 
 

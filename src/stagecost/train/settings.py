@@ -227,10 +227,15 @@ class StageCostSettings:
             raise StageCostError(
                 f"--cut-at {self.cut_at} changes what --target-norms own belong to: leave one out"
             )
-        if self.gate != 1 and any(cut.per_stage for cut in self.cuts()):
+        if self.gate != 1 and not all(cut.is_prefix for cut in self.cuts()):
             raise StageCostError(
-                f"--gate {self.gate} is for depths, and --targets {','.join(self.targets)} are blocks "
-                "of each stage: leave one of them out"
+                f"--gate {self.gate} is for depths, and --targets {','.join(self.targets)} are other "
+                "cuts: leave one of them out"
+            )
+        if self.sandwich and len(self.targets) < 3:
+            raise StageCostError(
+                f"--sandwich draws one of three or more targets, and --targets {','.join(self.targets)} "
+                "are all trained in any case: give more of them, or leave it out"
             )
         if self.sandwich and self.sampled_depths:
             raise StageCostError(
