@@ -1,6 +1,8 @@
 """Views of own modules: every cut written out by hand, real cuts, refusals, training."""
 
 import copy
+import pickle
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,6 +176,14 @@ def test_a_view_has_the_models_own_tensors() -> None:
 def test_stages_begin_where_something_always_acts() -> None:
     assert sc.adapt(Loop(), EXAMPLE).stages == ((0, 1, 2, 3),)
     assert sc.adapt(Staged(), EXAMPLE).stages == ((0, 1), (2, 3))
+
+
+def test_a_view_is_not_pickled_but_its_model_is() -> None:
+    view = sc.adapt(Loop().eval(), EXAMPLE)
+    with pytest.raises(StageCostError, match="pickle the whole model"):
+        pickle.dumps(view)
+    again = sc.adapt(pickle.loads(pickle.dumps(view.model)), EXAMPLE)
+    assert torch.equal(again(EXAMPLE), copy.deepcopy(view)(EXAMPLE))
 
 
 def test_training_is_the_models_own_whatever_else_is_asked_for() -> None:
@@ -440,6 +450,18 @@ def _by_values(model: nn.Module, state: Tensor) -> Tensor:
     return model.last(state + model.branches[0](state))
 
 
+def _by_chance(model: nn.Module, state: Tensor) -> Tensor:
+    if not model.training or torch.rand(()) < 1:  # a layer that is dropped now and then
+        state = state + model.branches[0](state)
+    return model.last(state)
+
+
+def _by_chance_of_python(model: nn.Module, state: Tensor) -> Tensor:
+    if not model.training or random.random() < 1:
+        state = state + model.branches[0](state)
+    return model.last(state)
+
+
 def _by_another_rule(model: nn.Module, state: Tensor) -> Tensor:
     state = Doubled.apply(state)
     return model.last(state + model.branches[0](state))
@@ -465,6 +487,8 @@ def _by_the_batch(model: nn.Module, state: Tensor) -> Tensor:
         (_without_gradients, "switches gradients"),
         (_in_half_precision, "autocast"),
         (_by_values, "values of its tensors"),
+        (_by_chance, "values of its tensors"),
+        (_by_chance_of_python, "random numbers of Python"),
         (_by_another_rule, "switches gradients"),
         (_pairs, "no single tensor"),
         (_alike, "ambiguous"),

@@ -217,6 +217,8 @@ class _Builder:
 def _recorded(model: nn.Module, inputs: Inputs) -> Trace:
     try:
         return record(model, inputs)
+    except StageCostError:
+        raise
     except Exception as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
         mode = "training" if model.training else "evaluation"
