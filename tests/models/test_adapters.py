@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import stagecost as sc
+from helpers import build
 from processes import CONTEXT, PRELOAD
 from stagecost.calibration import recalibrate
 from stagecost.cut import Cut
@@ -184,6 +185,11 @@ def test_a_view_is_not_pickled_but_its_model_is() -> None:
         pickle.dumps(view)
     again = sc.adapt(pickle.loads(pickle.dumps(view.model)), EXAMPLE)
     assert torch.equal(again(EXAMPLE), copy.deepcopy(view)(EXAMPLE))
+
+
+def test_macs_are_the_same_in_double_precision() -> None:
+    for network, shape in ((sc.adapt(Loop(), EXAMPLE), (WIDTH,)), (build("homogeneous"), (3, 8, 8))):
+        assert sc.count_macs(network.double(), shape) == sc.count_macs(network.float(), shape) > 0
 
 
 def test_training_is_the_models_own_whatever_else_is_asked_for() -> None:
