@@ -145,6 +145,33 @@ def test_a_cut_model_does_without_the_blocks(kind: type, kept: tuple[int, ...]) 
     assert torch.equal(again(x), small(x))
 
 
+def test_what_a_block_returns_for_nobody_leaves_with_it() -> None:
+    class Chatty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.skip, self.branch = nn.Linear(WIDTH, WIDTH), branch()
+
+        def forward(self, state: Tensor) -> tuple[Tensor, Tensor]:
+            control = self.branch(state)
+            return self.skip(state) + control, control
+
+    class Talk(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks, self.last = nn.ModuleList(Chatty() for _ in range(3)), nn.Linear(WIDTH, 3)
+
+        def forward(self, state: Tensor) -> Tensor:
+            for block in self.blocks:
+                state, _ = block(state)
+            return self.last(state)
+
+    view = sc.adapt(Talk(), EXAMPLE)
+    small = view.keep(Cut.without(1)).model
+    assert torch.equal(small(EXAMPLE), view(EXAMPLE, Cut.without(1)))
+    left = {name for name, _ in small.named_parameters() if name.startswith("blocks.1.")}
+    assert left == {"blocks.1.skip.weight", "blocks.1.skip.bias"}
+
+
 def test_a_cut_view_keeps_the_indices_and_can_be_cut_again() -> None:
     view = sc.adapt(Staged().eval(), EXAMPLE)
     once = view.keep(Cut.without(1))

@@ -67,7 +67,8 @@ def export_network(
     dtype = next(network.parameters()).dtype
     if len(images) <= EXAMPLE or dtype != torch.float32:
         raise StageCostError(
-            f"{len(images)} images for weights of {dtype}: give at least {EXAMPLE + 1}, and network.float()"
+            f"{len(images)} images for weights of {dtype}: give at least {EXAMPLE + 1}, and "
+            "network.float()"
         )
     policy, image_format = policy or ExitPolicy((network.num_blocks,)), image_format_of(network)
     policy.check(network.num_blocks)

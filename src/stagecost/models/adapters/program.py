@@ -245,7 +245,7 @@ class Program(nn.Module):
             StageCostError: always.
         """
         raise StageCostError(
-            "views, and what they leave of blocks, are not pickled: pickle the whole model, and adapt that"
+            "views, and what they leave of blocks, are not pickled: pickle the whole model and adapt it"
         )
 
     def named_modules(
