@@ -214,6 +214,24 @@ def test_a_view_is_not_pickled_but_its_model_is() -> None:
     assert torch.equal(again(EXAMPLE), copy.deepcopy(view)(EXAMPLE))
 
 
+class Versioned(Loop):
+    _version = 2
+
+    def _load_from_state_dict(self, state: object, prefix: str, metadata: dict, *rest: object) -> None:
+        if metadata.get("version") != 2:
+            raise ValueError("version should be 2")
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+def test_models_that_ask_for_the_version_of_their_weights_are_loaded(tmp_path: Path) -> None:
+    sc.register_model("versioned")(lambda: sc.adapt(Versioned(), EXAMPLE))
+    saved = sc.create_model("versioned").eval()
+    saved.save_pretrained(tmp_path)
+    started = sc.create_model("versioned", weights=tmp_path / "model.safetensors").eval()
+    for other in (sc.load(tmp_path), started):
+        assert torch.equal(other(EXAMPLE), saved(EXAMPLE))
+
+
 def test_macs_are_the_same_in_double_precision() -> None:
     for network, shape in ((sc.adapt(Loop(), EXAMPLE), (WIDTH,)), (build("homogeneous"), (3, 8, 8))):
         assert sc.count_macs(network.double(), shape) == sc.count_macs(network.float(), shape) > 0

@@ -68,7 +68,7 @@ class DepthCallback(Callback):  # type: ignore[misc]
 
 
 class _Prepared:
-    """Batches of the first loader of validation as the module gets them: in its precision, by its hooks."""
+    """Batches of the first loader of validation, as the module gets them: by its precision and hooks."""
 
     def __init__(self, trainer: Trainer) -> None:
         loaders = trainer.val_dataloaders

@@ -339,10 +339,11 @@ def restore(
     with refusing(what, remedy, StageCostError):
         check_fit(network, tensors)
     check_finite(tensors, source)
-    if not _is_native(find_builder(description.name)):
-        network.load_state_dict(tensors)
-        return network
     state = network.state_dict()
+    if not _is_native(find_builder(description.name)):
+        state.update(tensors)  # it also says in what versions modules name their tensors
+        network.load_state_dict(state)
+        return network
     network.load_state_dict(
         {name: tensor.to(state[name].dtype, copy=True) for name, tensor in tensors.items()}, assign=True
     )
