@@ -277,6 +277,14 @@ def test_networks_are_measured_in_turns(runs: Runs) -> None:
             measure(**{"networks": [runs.saved], "device": "cpu", **options})
 
 
+def test_too_few_images_and_another_precision_are_refused(tmp_path: Path) -> None:
+    network, pixels = network_of("homogeneous")
+    for given, images in ((network, pixels[:2]), (network.double(), pixels)):
+        with pytest.raises(sc.StageCostError, match=r"at least 3, and network\.float"):
+            export_network(given, tmp_path / "out", images, format="pt2")
+    assert not list(tmp_path.iterdir())
+
+
 def test_refusals_are_one_line_and_leave_nothing(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

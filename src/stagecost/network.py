@@ -258,8 +258,8 @@ class ResidualNetwork(nn.Module):
         return predictions if several else predictions[0]
 
     def sample(self, image_shape: Sequence[int]) -> Tensor:
-        """Return a batch of one image of a shape (C, H, W), without values, where the weights are."""
-        return torch.empty(1, *image_shape, device=next(self.parameters()).device)
+        """Return a batch of one image (C, H, W), as the weights are and where; without values."""
+        return next(self.parameters()).new_empty(1, *image_shape)
 
     def can_keep(self, cut: Cut) -> bool:
         """Tell whether a network of the acting blocks alone exists: no projection is lost."""

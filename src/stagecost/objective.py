@@ -100,10 +100,15 @@ class StageCost:
             options: `loss`, `stage_loss`, `normalized`.
 
         Raises:
-            StageCostError: gamma is negative or not finite.
+            StageCostError: gamma is negative or not finite, or there is no such output.
         """
         if not (math.isfinite(gamma) and gamma >= 0):
             raise StageCostError(f"gamma is {gamma}: give a finite number of at least 0")
+        if gamma and not 0 <= first < num_blocks:
+            raise StageCostError(
+                f"no output from depth {first} on comes before the last of {num_blocks} blocks: give "
+                "first from 0 to num_blocks - 1"
+            )
         depths = range(first, num_blocks) if gamma else ()
         return cls(tuple(map(Cut.first, depths)), (gamma,) * len(depths), **options)
 
@@ -170,7 +175,7 @@ class StageCost:
             i = run[int(torch.randint(len(run), (), generator=generator))]
             cuts.append(self.cuts[i])
             weights.append(self.weights[i] * len(run))
-        return replace(self, cuts=tuple(cuts), weights=tuple(weights))
+        return self._draw(cuts, weights)
 
     def sandwiched(self, generator: torch.Generator) -> "StageCost":
         """Return its smallest cut and one that is drawn; the mean over draws is the whole.
@@ -186,7 +191,15 @@ class StageCost:
             return self
         drawn = others[int(torch.randint(len(others), (), generator=generator))]
         weights = self.weights[smallest], self.weights[drawn] * len(others)
-        return replace(self, cuts=(self.cuts[smallest], self.cuts[drawn]), weights=weights)
+        return self._draw((self.cuts[smallest], self.cuts[drawn]), weights)
+
+    def _draw(self, cuts: Sequence[Cut], weights: Sequence[float]) -> "StageCost":
+        """Return it with drawn cuts; a normalised one is divided by the weight of all, not by theirs."""
+        drawn, whole = replace(self, cuts=tuple(cuts), weights=tuple(weights)), self.scale
+        if not self.normalized or math.isclose(drawn.scale, whole):
+            return drawn
+        last, parts = self.terminal_weight / whole, tuple(weight / whole for weight in weights)
+        return replace(drawn, weights=parts, terminal_weight=last, normalized=False)
 
     def weight_behind(self, k: int) -> float:
         """Return the weight of all losses behind block k: of the cuts in which it acts, and of L_N."""

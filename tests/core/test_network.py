@@ -1,6 +1,7 @@
 """Contracts that every builder keeps, and the exact identities of states and outputs."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import stagecost as sc
 from helpers import BUILDERS, build, images
 from stagecost.cut import Cut, resolve_depths
 from stagecost.errors import StageCostError
+from stagecost.models.catalogue import create_model, load
 from stagecost.models.registry import catalogue
 
 every_builder = pytest.mark.parametrize("name", BUILDERS)
@@ -180,6 +182,12 @@ def test_depths_that_are_no_depths_are_refused(depths: object) -> None:
 def test_a_depth_may_be_a_number_of_numpy() -> None:
     network = build("homogeneous").eval()
     assert torch.equal(network(images(), depths=np.int64(2)), network(images(), depths=2))
+
+
+def test_sizes_may_be_numbers_of_numpy(tmp_path: Path) -> None:
+    network = create_model("staged", blocks_per_stage=[np.int64(2), 1], widths=(np.int32(4), 4))
+    network.save_pretrained(tmp_path)
+    assert load(tmp_path).blocks_per_stage == (2, 1)
 
 
 @settings(deadline=None, max_examples=20)

@@ -241,6 +241,25 @@ def test_a_normalised_objective_is_not_sampled_in_a_part_of_the_draws() -> None:
         StageCost.uniform(5, 0.3, normalized=True).sampled(0.5, torch.Generator())
 
 
+def test_the_mean_over_draws_of_a_normalised_objective_is_the_whole() -> None:
+    cuts, outputs = tuple(map(Cut.first, range(3))), torch.randn(4, 4, 5)
+    whole = StageCost(cuts, (1.0, 4.0, 0.5), terminal_weight=2.0, normalized=True)
+    by_cut = dict(zip(cuts, outputs, strict=False))
+    for draw in (lambda g: whole.sampled(1, g), whole.sandwiched):
+        draws = {draw(torch.Generator().manual_seed(seed)) for seed in range(40)}
+        totals = [
+            float(one(torch.stack([*map(by_cut.get, one.cuts), outputs[-1]]), labels()).total)
+            for one in draws
+        ]
+        assert sum(totals) / len(totals) == pytest.approx(float(whole(outputs, labels()).total))
+
+
+@pytest.mark.parametrize(("num_blocks", "first"), [(0, 0), (3, 3), (3, -1)])
+def test_a_uniform_cost_without_any_output_is_refused(num_blocks: int, first: int) -> None:
+    with pytest.raises(StageCostError, match="give first from 0"):
+        StageCost.uniform(num_blocks, 0.3, first=first)
+
+
 def test_targets_bear_weight_one_and_the_terminal_weight_counts() -> None:
     network = build("staged").eval()
     targets = StageCost.targets([Cut.stages(1, 2, 1), Cut.stages(2, 2, 2)])

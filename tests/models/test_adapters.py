@@ -1,6 +1,8 @@
 """Views of own modules: every cut written out by hand, real cuts, refusals, training."""
 
 import copy
+import pickle
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import stagecost as sc
+from helpers import build
 from processes import CONTEXT, PRELOAD
 from stagecost.calibration import recalibrate
 from stagecost.cut import Cut
@@ -142,6 +145,33 @@ def test_a_cut_model_does_without_the_blocks(kind: type, kept: tuple[int, ...]) 
     assert torch.equal(again(x), small(x))
 
 
+def test_what_a_block_returns_for_nobody_leaves_with_it() -> None:
+    class Chatty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.skip, self.branch = nn.Linear(WIDTH, WIDTH), branch()
+
+        def forward(self, state: Tensor) -> tuple[Tensor, Tensor]:
+            control = self.branch(state)
+            return self.skip(state) + control, control
+
+    class Talk(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks, self.last = nn.ModuleList(Chatty() for _ in range(3)), nn.Linear(WIDTH, 3)
+
+        def forward(self, state: Tensor) -> Tensor:
+            for block in self.blocks:
+                state, _ = block(state)
+            return self.last(state)
+
+    view = sc.adapt(Talk(), EXAMPLE)
+    small = view.keep(Cut.without(1)).model
+    assert torch.equal(small(EXAMPLE), view(EXAMPLE, Cut.without(1)))
+    left = {name for name, _ in small.named_parameters() if name.startswith("blocks.1.")}
+    assert left == {"blocks.1.skip.weight", "blocks.1.skip.bias"}
+
+
 def test_a_cut_view_keeps_the_indices_and_can_be_cut_again() -> None:
     view = sc.adapt(Staged().eval(), EXAMPLE)
     once = view.keep(Cut.without(1))
@@ -174,6 +204,37 @@ def test_a_view_has_the_models_own_tensors() -> None:
 def test_stages_begin_where_something_always_acts() -> None:
     assert sc.adapt(Loop(), EXAMPLE).stages == ((0, 1, 2, 3),)
     assert sc.adapt(Staged(), EXAMPLE).stages == ((0, 1), (2, 3))
+
+
+def test_a_view_is_not_pickled_but_its_model_is() -> None:
+    view = sc.adapt(Loop().eval(), EXAMPLE)
+    with pytest.raises(StageCostError, match="pickle the whole model"):
+        pickle.dumps(view)
+    again = sc.adapt(pickle.loads(pickle.dumps(view.model)), EXAMPLE)
+    assert torch.equal(again(EXAMPLE), copy.deepcopy(view)(EXAMPLE))
+
+
+class Versioned(Loop):
+    _version = 2
+
+    def _load_from_state_dict(self, state: object, prefix: str, metadata: dict, *rest: object) -> None:
+        if metadata.get("version") != 2:
+            raise ValueError("version should be 2")
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+def test_models_that_ask_for_the_version_of_their_weights_are_loaded(tmp_path: Path) -> None:
+    sc.register_model("versioned")(lambda: sc.adapt(Versioned(), EXAMPLE))
+    saved = sc.create_model("versioned").eval()
+    saved.save_pretrained(tmp_path)
+    started = sc.create_model("versioned", weights=tmp_path / "model.safetensors").eval()
+    for other in (sc.load(tmp_path), started):
+        assert torch.equal(other(EXAMPLE), saved(EXAMPLE))
+
+
+def test_macs_are_the_same_in_double_precision() -> None:
+    for network, shape in ((sc.adapt(Loop(), EXAMPLE), (WIDTH,)), (build("homogeneous"), (3, 8, 8))):
+        assert sc.count_macs(network.double(), shape) == sc.count_macs(network.float(), shape) > 0
 
 
 def test_training_is_the_models_own_whatever_else_is_asked_for() -> None:
@@ -440,6 +501,18 @@ def _by_values(model: nn.Module, state: Tensor) -> Tensor:
     return model.last(state + model.branches[0](state))
 
 
+def _by_chance(model: nn.Module, state: Tensor) -> Tensor:
+    if not model.training or torch.rand(()) < 1:  # a layer that is dropped now and then
+        state = state + model.branches[0](state)
+    return model.last(state)
+
+
+def _by_chance_of_python(model: nn.Module, state: Tensor) -> Tensor:
+    if not model.training or random.random() < 1:
+        state = state + model.branches[0](state)
+    return model.last(state)
+
+
 def _by_another_rule(model: nn.Module, state: Tensor) -> Tensor:
     state = Doubled.apply(state)
     return model.last(state + model.branches[0](state))
@@ -465,6 +538,8 @@ def _by_the_batch(model: nn.Module, state: Tensor) -> Tensor:
         (_without_gradients, "switches gradients"),
         (_in_half_precision, "autocast"),
         (_by_values, "values of its tensors"),
+        (_by_chance, "values of its tensors"),
+        (_by_chance_of_python, "random numbers of Python"),
         (_by_another_rule, "switches gradients"),
         (_pairs, "no single tensor"),
         (_alike, "ambiguous"),

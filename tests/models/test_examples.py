@@ -74,6 +74,33 @@ def test_lightning_is_told_what_every_depth_is_worth(example: ModuleType) -> Non
     assert measured == pytest.approx(plan.accuracy_predicted)
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches")
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning", "ignore:.*shuffling")
+@pytest.mark.parametrize("example", ["lightning_loop"], indirect=True)
+def test_the_callback_sees_what_the_module_sees_and_draws_nothing(example: ModuleType) -> None:
+    """Batches as the module prepares them, in its precision; the training goes on as without it."""
+
+    class Bright(example.Classifier):  # type: ignore[misc, name-defined]
+        def on_after_batch_transfer(self, batch: list[torch.Tensor], _: int) -> list[torch.Tensor]:
+            return [batch[0] + 1, batch[1]]
+
+    parts = map(example.TensorDataset, *zip(*example.digits(8, 96), strict=True))
+    loaders = [example.DataLoader(part, 32, shuffle=True) for part in parts]
+    trained = {}
+    for callbacks in ([], [example.DepthCallback()]):
+        torch.manual_seed(0)
+        module = Bright()
+        trainer = example.Trainer(
+            max_epochs=2, callbacks=callbacks, accelerator="cpu", precision="64-true", logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(module, *loaders)
+        trained[len(callbacks)] = list(module.parameters())
+    assert all(map(torch.equal, trained[0], trained[1]))
+    logged = trainer.callback_metrics
+    assert float(logged["loss_at_4"]) == pytest.approx(float(logged["val_loss"]))
+
+
 @pytest.mark.parametrize("example", ["trainer_loop"], indirect=True)
 def test_the_trainer_of_transformers_minimises_a_stage_cost(example: ModuleType) -> None:
     plan, model = example.train_and_cut(*example.digits(count=400), epochs=4)

@@ -55,8 +55,8 @@ def export_network(
         calibration: batches of training images as bytes, which make a further graph, of eight bits.
 
     Raises:
-        StageCostError: the folder holds something, a package is missing, or the graphs and the network
-            disagree.
+        StageCostError: the folder holds something, a package is missing, the images are too few, the
+            precision is not single, or the graphs and the network disagree.
     """
     if format not in ("onnx", "pt2"):
         raise StageCostError(f"format {format!r} is unknown: give onnx or pt2")
@@ -64,6 +64,12 @@ def export_network(
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
+    dtype = next(network.parameters()).dtype
+    if len(images) <= EXAMPLE or dtype != torch.float32:
+        raise StageCostError(
+            f"{len(images)} images for weights of {dtype}: give at least {EXAMPLE + 1}, and "
+            "network.float()"
+        )
     policy, image_format = policy or ExitPolicy((network.num_blocks,)), image_format_of(network)
     policy.check(network.num_blocks)
     check_norms(network, policy.depths)

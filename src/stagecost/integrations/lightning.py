@@ -1,16 +1,17 @@
 """A Lightning callback: what every depth is worth, after each validation."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from stagecost.objective import LossFunction
 from stagecost.prune import PruningPlan, plan_pruning
-from stagecost.trajectory import Loader, Trajectory, loss_trajectory
+from stagecost.trajectory import Trajectory, loss_trajectory
 
 
 class DepthCallback(Callback):  # type: ignore[misc]
@@ -50,23 +51,31 @@ class DepthCallback(Callback):  # type: ignore[misc]
         """Measure and log; the batches of validation are (inputs, targets)."""
         if trainer.sanity_checking:
             return
-        network, batches = attrgetter(self.network)(pl_module), _first(trainer.val_dataloaders)
-        self.trajectory = loss_trajectory(network, batches, loss=self.loss)
-        self.plan = plan_pruning(
-            network,
-            self.trajectory,
-            max_drop=self.max_drop,
-            max_loss_increase=self.max_loss_increase,
-            loader=batches,
-            loss=self.loss,
-        )
+        network, batches = attrgetter(self.network)(pl_module), _Prepared(trainer)
+        with torch.random.fork_rng(devices=[]):  # of loaders: a training goes on as if unwatched
+            self.trajectory = loss_trajectory(network, batches, loss=self.loss)
+            self.plan = plan_pruning(
+                network,
+                self.trajectory,
+                max_drop=self.max_drop,
+                max_loss_increase=self.max_loss_increase,
+                loader=batches,
+                loss=self.loss,
+            )
         losses = {f"loss_at_{k}": loss for k, loss in enumerate(self.trajectory.losses)}
         needed = float(len(self.plan.kept_blocks))
         pl_module.log_dict({**losses, "needed_blocks": needed}, sync_dist=True)
 
 
-def _first(loaders: Any) -> Loader:
-    """Return the first of several loaders."""
-    several = isinstance(loaders, list | tuple) and bool(loaders)
-    first: Iterable[Any] = loaders[0] if several else loaders
-    return first
+class _Prepared:
+    """Batches of the first loader of validation, as the module gets them: by its precision and hooks."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        loaders = trainer.val_dataloaders
+        several = isinstance(loaders, list | tuple) and bool(loaders)
+        self.trainer, self.loader = trainer, loaders[0] if several else loaders
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            converted = self.trainer.precision_plugin.convert_input(batch)
+            yield self.trainer.strategy.batch_to_device(converted)

@@ -4,6 +4,7 @@ import fnmatch
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,7 @@ def _saved(
 
 def _build(name: str, arguments: Mapping[str, Any]) -> ResidualNetwork:
     """Build a network, described by all arguments: a saved one must not depend on later defaults."""
-    builder = find_builder(name)
+    builder, arguments = find_builder(name), {key: _plain(value) for key, value in arguments.items()}
     signature = inspect.signature(builder)
     try:
         bound = signature.bind(**arguments)
@@ -125,6 +126,13 @@ def _build(name: str, arguments: Mapping[str, Any]) -> ResidualNetwork:
             complete |= complete.pop(parameter.name)
     network.description = NetworkDescription(name, dict(writable(complete)))
     return network
+
+
+def _plain(value: Any) -> Any:
+    """Return whole numbers of NumPy, which JSON does not hold, as Python's own."""
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
 
 
 def _library(name: str) -> "LibraryBuilder":
@@ -331,10 +339,11 @@ def restore(
     with refusing(what, remedy, StageCostError):
         check_fit(network, tensors)
     check_finite(tensors, source)
-    if not _is_native(find_builder(description.name)):
-        network.load_state_dict(tensors)
-        return network
     state = network.state_dict()
+    if not _is_native(find_builder(description.name)):
+        state.update(tensors)  # it also says in what versions modules name their tensors
+        network.load_state_dict(state)
+        return network
     network.load_state_dict(
         {name: tensor.to(state[name].dtype, copy=True) for name, tensor in tensors.items()}, assign=True
     )

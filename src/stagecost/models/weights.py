@@ -65,7 +65,8 @@ def load_matching(
         said = "; ".join(f"{_some(names)} {what}" for what, names in wrong.items() if names)
         raise StageCostError(f"the weights are of another network: {said}")
     stays = fresh | absent
-    network.load_state_dict({n: t if n in stays else tensors[n] for n, t in wanted.items()})
+    wanted.update({name: tensors[name] for name in wanted.keys() - stays})
+    network.load_state_dict(wanted)  # which also says in what versions modules name their tensors
     return tuple(sorted(fresh))
 
 

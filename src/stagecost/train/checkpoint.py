@@ -159,7 +159,9 @@ def _load(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     what, remedy = f"{path} does not fit the run's network", "delete it to start afresh"
     with refusing(what, remedy, StageCostError):
         check_fit(module, tensors)
-    module.load_state_dict(tensors)
+    state = module.state_dict()
+    state.update(tensors)  # it also says in what versions modules name their tensors
+    module.load_state_dict(state)
 
 
 def optimizer_tensors(optimizer: Optimizer, network: nn.Module) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from stagecost.errors import StageCostError
 from stagecost.models.adapters.blocks import Flow, flow_of
 from stagecost.models.adapters.kinds import IDEMPOTENT, KINDS, Kind
 from stagecost.models.adapters.program import Part, Program, State, needed
-from stagecost.models.adapters.tracing import Operation, Trace, Value, leaves, record
+from stagecost.models.adapters.tracing import Operation, Trace, Value, leaves, map_leaves, record
 from stagecost.text import one_line
 
 Inputs = tuple[Tensor, ...]
@@ -122,8 +122,12 @@ class _Pass:
     def emptied(self) -> Part:
         call = self.flow.blocks[self.k].call
         assert call is not None
-        given = leaves((call.args, call.kwargs), Value)
-        return self.part(self.flow.blocks[self.k].skip, given, call.result)
+        given, live = leaves((call.args, call.kwargs), Value), self.live[self.k + 1]
+
+        def left(leaf: Any) -> Any:  # in the place of what nobody needs, which a branch may have made
+            return given[0] if isinstance(leaf, Value) and leaf not in live else leaf
+
+        return self.part(self.flow.blocks[self.k].skip, given, map_leaves(left, call.result))
 
     def head(self) -> Part:
         return self.part(self.flow.between[-1], self.state, self.flow.output)
@@ -217,6 +221,8 @@ class _Builder:
 def _recorded(model: nn.Module, inputs: Inputs) -> Trace:
     try:
         return record(model, inputs)
+    except StageCostError:
+        raise
     except Exception as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
         mode = "training" if model.training else "evaluation"

@@ -4,6 +4,7 @@ A part is written from two passes with different batch sizes, side by side. They
 whole number that follows the batch size is taken from the tensors. `torch.fx` writes the function.
 """
 
+import copy
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -230,6 +231,22 @@ class Program(nn.Module):
         """Do this part, in the mode that the model is in."""
         inputs = state if isinstance(state, tuple) else (state,)
         return self.functions[self.model.training](self.model, *inputs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Program":
+        """Copy all but the functions, which are no one's own."""
+        twin = memo[id(self)] = self.__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def __getstate__(self) -> Any:
+        """Refuse to be pickled: functions that were written here have no name elsewhere.
+
+        Raises:
+            StageCostError: always.
+        """
+        raise StageCostError(
+            "views, and what they leave of blocks, are not pickled: pickle the whole model and adapt it"
+        )
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True

@@ -4,6 +4,7 @@ Values are numbered. A tensor that is changed in place gets a new number, and so
 each number stands for one value.
 """
 
+import random
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from stagecost.errors import StageCostError
 
 
 def words(text: str) -> frozenset[str]:
@@ -141,6 +144,7 @@ class _Recorder(TorchFunctionMode):
         self.sharing: dict[int, list[Tensor]] = {}
         self.trace = Trace(Operation("", (), {}))
         self.stack: list[Operation] = []
+        self.drawn: set[Value] = set()  # values that random numbers are in
         self.trace.varying.update(self._number(tensor) for tensor in inputs)
 
     def _number(self, tensor: Tensor) -> Value:
@@ -172,12 +176,15 @@ class _Recorder(TorchFunctionMode):
         if func.__name__ == "__get__":
             target, named = getattr, (*named[:1], func.__self__.__name__)  # type: ignore[attr-defined]
         operation = self._open(target, named, map_leaves(self._named, kwargs))
+        state = torch.get_rng_state()
         result = func(*args, **kwargs)
         changed = [t for t, version in zip(given, versions, strict=True) if t._version != version]
-        if func.__name__ in READERS and self.trace.varying.intersection(leaves(named, Value)):
+        if func.__name__ in READERS and (self.trace.varying | self.drawn).intersection(operation.uses):
             self.trace.readings.append((func.__name__, self.stack[-1]))
         if leaves(result, Tensor) or changed:
             self._close(operation, result, changed)
+            if self.drawn.intersection(operation.uses) or not state.equal(torch.get_rng_state()):
+                self.drawn.update(operation.makes)
         return result
 
     def _open(self, target: Any, args: Any, kwargs: Any) -> Operation:
@@ -245,17 +252,24 @@ def _names_of_tensors(model: nn.Module) -> dict[int, str]:
 
 
 def record(model: nn.Module, inputs: tuple[Tensor, ...]) -> Trace:
-    """Run a model once and write down what it does; its buffers and torch's random numbers move on."""
+    """Run a model once and write down what it does; its buffers and torch's random numbers move on.
+
+    Raises:
+        StageCostError: it draws random numbers that are not torch's.
+    """
     recorder = _Recorder(model, inputs)
     handles = []
     for path, module in model.named_modules():
         enter = partial(recorder.enter, path)
         handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
         handles.append(module.register_forward_hook(recorder.leave, with_kwargs=True))
+    before = random.getstate()
     try:
         with torch.enable_grad(), recorder:
             model(*inputs)
     finally:
         for handle in handles:
             handle.remove()
+    if random.getstate() != before:
+        raise StageCostError("it draws random numbers of Python: draw torch's, one a sample")
     return recorder.trace

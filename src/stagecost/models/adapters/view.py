@@ -86,9 +86,9 @@ class AdaptedNetwork(ResidualNetwork):
         return tuple(block.path for block in self.adapted)
 
     def sample(self, image_shape: Sequence[int]) -> Any:
-        """Return inputs of one sample, where the weights are; the shape is that of the example."""
-        device = next(self.parameters()).device
-        inputs = tuple(tensor.to(device) for tensor in self.example)
+        """Return inputs of one sample, as the weights are and where; the shape is the example's."""
+        like = next(self.parameters())
+        inputs = tuple(t.to(like if t.is_floating_point() else like.device) for t in self.example)
         return inputs if len(inputs) > 1 else inputs[0]
 
     def can_keep(self, cut: Cut) -> bool:
