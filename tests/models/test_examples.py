@@ -80,7 +80,7 @@ def test_lightning_is_told_what_every_depth_is_worth(example: ModuleType) -> Non
 def test_the_callback_sees_what_the_module_sees_and_draws_nothing(example: ModuleType) -> None:
     """Batches as the module prepares them, in its precision; the training goes on as without it."""
 
-    class Bright(example.Classifier):  # type: ignore[misc, name-defined]
+    class Bright(example.Classifier):
         def on_after_batch_transfer(self, batch: list[torch.Tensor], _: int) -> list[torch.Tensor]:
             return [batch[0] + 1, batch[1]]
 
