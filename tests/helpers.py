@@ -69,8 +69,8 @@ def loader(batches: int = 3, count: int = 5, size: int = 16) -> list[tuple[Tenso
 
 
 def objective(outputs: Tensor, targets: Tensor, gamma: float, **options: Any) -> ObjectiveTerms:
-    """Return the terms of a uniform stage cost on y_0 … y_N."""
-    stage_cost = StageCost.uniform(len(outputs) - 1, gamma, **options)
+    """Return the terms of a uniform stage cost on y_0 … y_N; y_N alone bears none."""
+    stage_cost = StageCost.uniform(len(outputs) - 1, gamma if len(outputs) > 1 else 0.0, **options)
     return stage_cost(outputs[-len(stage_cost.outputs) :], targets)
 
 
