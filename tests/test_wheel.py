@@ -1,5 +1,6 @@
 """The wheel: what is in it, and that it works with torch, safetensors and numpy alone."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -36,9 +37,15 @@ print(len(trajectory.losses), *sorted(tops & {"rich", "yaml", "datasets", "PIL"}
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy: what an earlier build left beside the sources would get into it."""
     folder = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(
+        ROOT / "src", folder / "sources" / "src", ignore=shutil.ignore_patterns("*.egg-info")
+    )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "sources")
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder / "sources", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (built,) = folder.glob("*.whl")
     return built
