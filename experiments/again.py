@@ -120,9 +120,9 @@ def section(records: Sequence[Record]) -> list[str]:
     rows = [{**row, "distance": distance(row)} for row in rows_of(records)]
     known = [row for row in rows if row["distance"] is not None]
     far = [row for row in known if abs(row["distance"]) > 2]
-    named = ", ".join(f"{row['row']} of {row['experiment']}" for row in far) or "none"
+    named = ", ".join(f"{row['row']} of {row['data']}" for row in far) or "none"
     columns: Columns = {
-        "experiment": "{experiment}",
+        "experiment, data": "{data}",
         "row": "{row}",
         "reading": "{reading}",
         "recorded": lambda row: f"{spread(row['recorded'])} ({len(row['recorded'])})",

@@ -409,4 +409,4 @@ def test_what_is_run_again_is_compared_with_its_record(quick: Quick, work: Path)
     rows = records[0]["rows"]
     assert [row["row"] for row in rows] == ["stage cost", "plain"]
     assert all(row["again"] == row["same_seeds"] == row["recorded"] for row in rows)
-    assert "| importance | stage cost | rank correlation | " in shown("again", records)
+    assert "| importance-digits | stage cost | rank correlation | " in shown("again", records)
