@@ -18,7 +18,7 @@ from experiments.runner import Context, Experiment, find_experiment
 from experiments.tables import Columns, rows_of, spread, table
 
 TEXT = """\
-One seed of older records, measured anew by the code of the commit that is named below. The same seed
+Seeds of older records, measured anew by the code of the commit that is named below. The same seed
 need not give the same bits: random numbers and roundings have changed since. {} of {} readings whose
 record has a spread lie within two of its standard deviations of its mean; the others: {}."""
 
