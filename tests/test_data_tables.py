@@ -391,6 +391,10 @@ def test_metadata_beside_pictures(tmp_path: Path, kind: str, splits: tuple[str, 
     assert bundle.format.class_names == tuple(ANIMALS)
     assert bundle.splits["all"].targets.tolist() == classes_seen(bundle.splits["all"])
     assert bundle.splits["all"].images[:, 0, 0, 0].max() == 2 * STEP
+    assert not any("no table lists" in text for text in bundle.warnings)
+    fill(tmp_path / splits[0], 0, 2, first=90)
+    warnings = load(tmp_path, splits=["all"]).warnings
+    assert any(f"left out 2 pictures that no table lists: {splits[0]}090.png" in w for w in warnings)
 
 
 def test_metadata_beside_class_directories(tmp_path: Path) -> None:

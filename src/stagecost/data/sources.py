@@ -145,9 +145,11 @@ def _from_pictures(listing: Listing, name: str, config: DataConfig, expected: Se
         file for file in listing.files if file.split("/")[-1] in ("metadata.csv", "metadata.jsonl")
     ]
     folders = {file.rpartition("/")[0] for file in beside}
-    flat = all(file.rpartition("/")[0] in folders for file in listing.ending_in(image_suffixes()))
+    pictures = listing.ending_in(image_suffixes())
+    flat = all(file.rpartition("/")[0] in folders for file in pictures)
     if beside and (config.label_column or (flat and not config.classes)):
-        return name, read_tables(open_metadata(listing.folder, beside), config), ()
+        tables, warnings = open_metadata(listing.folder, beside, pictures)
+        return name, read_tables(tables, config), warnings
     if config.label_column:
         raise StageCostError(
             f"data folder {shown(listing.folder)} holds pictures and no table: leave --label-column out"

@@ -1,5 +1,6 @@
 """Tables in files: parquet, read without a cache, and the metadata.csv or .jsonl beside pictures."""
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -163,20 +164,35 @@ def _with_folder(record: Any, folder: Path) -> Any:
     return record
 
 
-def open_metadata(folder: Path, names: Sequence[str]) -> dict[str, list[Table]]:
+def open_metadata(
+    folder: Path, names: Sequence[str], pictures: Sequence[str]
+) -> tuple[dict[str, list[Table]], tuple[str, ...]]:
     """Open tables that stand beside the pictures which their column file_name tells.
+
+    Args:
+        folder: holds all of them.
+        names: of the tables in it.
+        pictures: in it; those that no table lists are left out.
+
+    Returns:
+        The tables of each split, and what is odd about them.
 
     Raises:
         StageCostError: a table is damaged, or has no such column.
     """
-    tables = defaultdict[str, list[Table]](list)
+    tables, told = defaultdict[str, list[Table]](list), set[str]()
     for name in names:
-        split = _split_of_file(folder, name.rpartition("/")[0]) or "train"
-        tables[split].append(_metadata(folder / name))
-    return dict(tables)
+        place = name.rpartition("/")[0]
+        table, files = _metadata(folder / name)
+        tables[_split_of_file(folder, place) or "train"].append(table)
+        told.update(os.path.relpath(folder / place / file, folder) for file in files)
+    left_out = [picture for picture in pictures if os.path.normpath(picture) not in told]
+    text = f"left out {counted(len(left_out), 'picture')} that no table lists: {listed(left_out, 3)}"
+    return dict(tables), (text,) if left_out else ()
 
 
-def _metadata(path: Path) -> Table:
+def _metadata(path: Path) -> tuple[Table, list[str]]:
+    """Return a table, and the names of its pictures, from its folder on; "" where there is none."""
     from pyarrow import csv, json
 
     with reading(shown(path)), path.open("rb") as file:
@@ -195,9 +211,10 @@ def _metadata(path: Path) -> Table:
             f"{shown(path)} has several rows for {listed(twice, 3)}: keep one row for each image"
         )
     noted = b'{"info": {"features": {"file_name": {"_type": "Image"}}}}'
-    return Table(
+    opened = Table(
         shown(path),
         table.schema.with_metadata({b"huggingface": noted}),
         table.column,
         lambda _: file_images(path.parent, names),
     )
+    return opened, names
