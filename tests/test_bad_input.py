@@ -111,6 +111,7 @@ def test_a_device_that_is_not_there(cli: CommandLine, runs: Runs, tmp_path: Path
     assert "'cuda'" in line
     assert "--device auto" in line
     assert "'cuda'" in cli("analyze", runs.three, "--device", "cuda").refusal
+    assert "about a model" in cli("analyze", runs.three, "--image-size", 8).refusal
 
 
 def test_no_data_no_output_no_verb(cli: CommandLine, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ MODELS: dict[str, Settings] = {
         "batch_size": 16,
         "lr": 1e-4,
         "layer_decay": 0.8,
-        "epochs": 6,
+        "epochs": 10,
     },
     "resnet20": of_cifar10(20) | {"blocks_per_stage": [3, 3, 3], **SHORT},
     "resnet32": of_cifar10(32),
@@ -84,7 +84,7 @@ MODELS: dict[str, Settings] = {
 }
 ON_DATA: dict[str, Settings] = {
     "trashnet-112-lite0": {"image_size": 80, "limit_train": 1200, "epochs": 3},  # of 112×84
-    "trashnet-112-vit": {"limit_train": 1000, "epochs": 4},
+    "trashnet-112-vit": {"limit_train": 1000},
 }
 """What differs on some images."""
 

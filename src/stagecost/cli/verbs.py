@@ -72,14 +72,15 @@ def _train(options: Options) -> "Result":
 def _analyze(options: Options) -> "Result":
     from stagecost.runs.analysis import analyze
 
-    run = options.pop("run")
-    if "weights" not in options and (run.partition("/")[0] not in LIBRARIES or Path(run).exists()):
-        return analyze(run, **options)
     from stagecost.runs.inspection import inspect_model
 
-    if unheeded := sorted(options.keys() - {"weights", "data", "image_size", "device"}):
-        raise StageCostError(f"--{unheeded[0]} is about a run, and {run} is a model: leave it out")
-    return inspect_model(run, **options)
+    run = options.pop("run")
+    is_run = "weights" not in options and (run.partition("/")[0] not in LIBRARIES or Path(run).exists())
+    heeded = options.keys() - {"image_size"} if is_run else {"weights", "data", "image_size", "device"}
+    if unheeded := sorted(options.keys() - heeded):
+        name, kinds = unheeded[0].replace("_", "-"), ("model", "run") if is_run else ("run", "model")
+        raise StageCostError(f"--{name} is about a {kinds[0]}, and {run} is a {kinds[1]}: leave it out")
+    return analyze(run, **options) if is_run else inspect_model(run, **options)
 
 
 def _prune(options: Options) -> "Result":
