@@ -95,6 +95,9 @@ def test_what_is_not_known_is_said_to_be_unknown(tmp_path: Path) -> None:
         assert text in card
     again = HubNetwork.from_pretrained(tmp_path / "net").network
     assert torch.equal(again(images()), network.eval()(images()))
+    other = sc.loss_trajectory(build("homogeneous"), loader())
+    with pytest.raises(StageCostError, match="of 4 blocks, and the network has 3"):
+        HubNetwork(again.keep(sc.Cut.first(3)), trajectory=other)
     offline = mock.patch("huggingface_hub.hub_mixin.hf_hub_download", side_effect=OSError("offline"))
     with offline, pytest.raises(StageCostError, match="me/net cannot be loaded from the Hub"):
         HubNetwork.from_pretrained("me/net")

@@ -111,12 +111,14 @@ def plan_pruning(
         loss: that of the trajectory.
 
     Raises:
-        StageCostError: an impossible cut, nothing to go by, or more lost than is allowed.
+        StageCostError: an impossible cut, nothing to go by, a trajectory of another number of blocks, or
+            more lost than is allowed.
     """
     if not isinstance(keep, Cut | Integral | None):
         raise StageCostError(
             f"keep is {keep!r}: give how many blocks stay, or a cut such as Cut((0, 2))"
         )
+    trajectory.check(network.num_blocks)
     before = trajectory.whole
     limits = Limits(before, max_drop, max_loss_increase)
     if limits.are_none and keep is None:

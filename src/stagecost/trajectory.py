@@ -106,6 +106,14 @@ class Trajectory:
         """The cuts beside the y_k."""
         return self.rows[self.num_blocks + 1 :]
 
+    def check(self, num_blocks: int) -> None:
+        """Refuse a network of another number of blocks, by a StageCostError."""
+        if self.num_blocks != num_blocks:
+            raise StageCostError(
+                f"the trajectory is of {self.num_blocks} blocks, and the network has {num_blocks}: "
+                "measure this network by loss_trajectory"
+            )
+
     def plot(self) -> "Chart":
         """Draw accuracy over depth, or the loss where there is no accuracy; a notebook shows it.
 

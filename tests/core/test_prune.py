@@ -97,6 +97,8 @@ def test_what_to_keep_is_a_number_or_a_cut() -> None:
     network, data = build("homogeneous"), loader()
     trajectory = sc.loss_trajectory(network, data)
     assert sc.plan_pruning(network, trajectory, keep=np.int64(1)).kept_blocks == (0,)
+    with pytest.raises(StageCostError, match="of 4 blocks, and the network has 2: measure"):
+        sc.plan_pruning(network.keep(sc.Cut.first(2)), trajectory, keep=1)
     for keep in (1.5, [0], "1"):
         with pytest.raises(StageCostError, match="give how many blocks stay, or a cut"):
             sc.plan_pruning(network, trajectory, keep=keep)

@@ -90,7 +90,12 @@ class HubNetwork(  # type: ignore[call-arg]
             controls: what else was trained alike → its accuracy in percent.
             data: what it was trained and judged on.
             licence: of the weights, such as "apache-2.0".
+
+        Raises:
+            StageCostError: the trajectory is of another number of blocks.
         """
+        if trajectory is not None:
+            trajectory.check(network.num_blocks)
         self.network, self.trajectory, self.plan = network, trajectory, plan
         self.controls, self.data, self.licence = dict(controls or {}), data, licence
 
