@@ -19,7 +19,15 @@ from torch import Tensor
 from stagecost.errors import StageCostError
 from stagecost.network import ResidualNetwork
 from stagecost.objective import LossFunction, StageCost, counted_samples
-from stagecost.trajectory import NOTHING, Loader, device_of, evaluation_mode, pair, to_device
+from stagecost.trajectory import (
+    NOTHING,
+    Loader,
+    device_of,
+    evaluation_mode,
+    naming_shapes,
+    pair,
+    to_device,
+)
 
 
 def block_importance(
@@ -91,7 +99,8 @@ def scaled_objective(
     """
     stage_cost, device = StageCost.uniform(network.num_blocks, gamma, loss=loss), device_of(network)
     outputs = network(to_device(images, device), stage_cost.outputs, scales=scales)
-    return stage_cost(outputs, targets.to(device)).total
+    with naming_shapes(outputs, targets):
+        return stage_cost(outputs, targets.to(device)).total
 
 
 def _average_over(

@@ -352,21 +352,25 @@ def evaluate_cuts(
             outputs = network(to_device(images, device), resolved, how=COLLAPSED, observe=observe)
             # Row by row, so that every one is, to the last bit, what the truncated network would have.
             if weight := counted_samples(on_host, loss):
-                losses += _losses(outputs, targets, loss) * weight
+                with naming_shapes(outputs, targets):
+                    rows = losses_of(outputs, targets, loss, row_by_row=True)
+                losses += rows.double().cpu() * weight
             correct += count_correct(outputs, targets)
             num_samples, counted = num_samples + len(targets), counted + weight
     if not counted:
         raise StageCostError(NOTHING)
     means, accuracies = (losses / counted).tolist(), (100 * correct / num_samples).tolist()
-    rows = zip(resolved, means, accuracies, strict=True)
-    return [Score(cut, mean, accuracy, num_samples) for cut, mean, accuracy in rows]
+    scores = zip(resolved, means, accuracies, strict=True)
+    return [Score(cut, mean, accuracy, num_samples) for cut, mean, accuracy in scores]
 
 
-def _losses(outputs: Tensor, targets: Tensor, loss: LossFunction) -> Tensor:
+@contextmanager
+def naming_shapes(outputs: Tensor, targets: Tensor) -> Iterator[None]:
+    """Say in one line which outputs (K, B, …) and targets a loss cannot be computed of."""
     try:
-        return losses_of(outputs, targets, loss, row_by_row=True).double().cpu()
+        yield
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, torch.OutOfMemoryError | StageCostError):
             raise
         one, other = (f"{tuple(t.shape)} of {t.dtype}" for t in (outputs[0], targets))
         raise StageCostError(

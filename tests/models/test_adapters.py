@@ -458,6 +458,8 @@ def test_numbers_and_words_of_a_table_are_two_inputs() -> None:
         sc.plan_pruning(view, endless, max_loss_increase=0.1)
     with pytest.raises(StageCostError, match=r"loss cannot be computed of an output \(8, 3\)"):
         sc.loss_trajectory(view, [(inputs[0], torch.rand(8))])
+    with pytest.raises(StageCostError, match=r"loss cannot be computed of an output \(8, 3\)"):
+        sc.removal_cost(view, [(inputs[0], torch.rand(8))], 0.1)
     with pytest.raises(StageCostError, match="inputs hold a list: give a tensor or a tuple"):
         view(list(inputs[0]))
     assert view(tuple(inputs[0])).shape == (8, 3)
