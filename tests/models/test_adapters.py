@@ -467,6 +467,25 @@ def test_numbers_and_words_of_a_table_are_two_inputs() -> None:
         sc.adapt(Mixed(), {"numbers": EXAMPLE})
 
 
+def test_a_mean_over_tokens_that_count_hides_no_block() -> None:
+    class Masked(Loop):
+        def forward(self, state: Tensor, counts: Tensor) -> Tensor:
+            state = self.first(state)
+            for one in self.branches:
+                state = state + one(state)
+            weights = counts.unsqueeze(2).to(state)
+            return self.last((state * weights).sum(1) / weights.sum(1).clamp_min(1))
+
+    model, tokens = Masked().eval(), torch.randn(3, 4, EXAMPLE.shape[1])
+    inputs = tokens, torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
+    view = sc.adapt(model, inputs)
+    assert view.num_blocks == BLOCKS
+    output = view(inputs, Cut.first(1))
+    for branch in model.branches[1:]:
+        branch.register_forward_hook(lambda *given: torch.zeros_like(given[2]))
+    assert torch.equal(output, model(*inputs))
+
+
 def _refusing(forward: Callable[[nn.Module, Tensor], Tensor]) -> nn.Module:
     class Odd(Loop):
         def forward(self, state: Tensor) -> Tensor:

@@ -180,7 +180,9 @@ class _Walk:
                 joins.append((uses, self.meet(uses)))
                 waiting += uses
             else:
-                waiting.append(uses[0] if len(uses) == 1 else self.dominator[value])
+                common = self.dominator[value]
+                apart = common is None and self.call is self.trace.root  # such as a state and its mask
+                waiting += uses if len(uses) == 1 or apart else [common]
         return sums + self._lost_parts(sums, joins) if reached else []
 
     def _is_sum(self, function: Operation) -> bool:
