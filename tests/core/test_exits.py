@@ -1,6 +1,7 @@
 """Early exit: decisions against a literal loop over all outputs, costs by hand, curves."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,20 @@ def test_a_network_keeps_its_mode_and_an_engine_refuses_training() -> None:
         sc.EarlyExit(network, sc.ExitPolicy((4,)))
     with pytest.raises(StageCostError, match="depth 5 is impossible with 4 blocks"):
         sc.run_with_exits(network, images(), sc.ExitPolicy((5,)))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4, 3)])
+def test_what_are_no_classes_lets_nobody_leave(shape: tuple[int, ...]) -> None:
+    """Regression, and several answers a sample."""
+
+    class Head(nn.Linear):
+        def forward(self, state: Tensor, depth: int) -> Tensor:  # type: ignore[override]
+            return super().forward(state).reshape(len(state), *shape)
+
+    blocks = [sc.ResidualBlock(nn.Linear(5, 5)) for _ in range(2)]
+    network = sc.ResidualNetwork(nn.Identity(), blocks, Head(5, math.prod(shape)))
+    with pytest.raises(StageCostError, match="exits need outputs"):
+        sc.run_with_exits(network, torch.randn(6, 5), sc.ExitPolicy((1, 2), (0.5,)))
 
 
 @pytest.mark.parametrize(

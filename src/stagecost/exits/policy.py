@@ -100,7 +100,15 @@ class Votes:
 
         Returns:
             The answers, (B,), int64, and how sure they are, (B,).
+
+        Raises:
+            StageCostError: the outputs are no logits of at least two classes.
         """
+        if outputs.dim() != 2 or outputs.shape[1] < 2:
+            raise StageCostError(
+                f"exits need outputs (B, classes) of at least two classes, not {tuple(outputs.shape)}: "
+                "use the network without exits"
+            )
         self.asked += 1
         if self.criterion == "max-probability" and not self.combine:
             best, labels = outputs.softmax(dim=1).max(dim=1)
