@@ -101,6 +101,20 @@ def test_the_callback_sees_what_the_module_sees_and_draws_nothing(example: Modul
     assert float(logged["loss_at_4"]) == pytest.approx(float(logged["val_loss"]))
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches")
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")
+@pytest.mark.parametrize("example", ["lightning_loop"], indirect=True)
+def test_the_callback_measures_as_many_batches_as_the_trainer(example: ModuleType) -> None:
+    parts = map(example.TensorDataset, *zip(*example.digits(8, 96), strict=True))
+    train, val = (example.DataLoader(part, 8) for part in parts)
+    depths = example.DepthCallback()
+    trainer = example.Trainer(callbacks=[depths], accelerator="cpu", fast_dev_run=2)
+    trainer.fit(example.Classifier(), train, {"first": val})
+    assert depths.trajectory.num_samples == 16
+    logged = trainer.callback_metrics
+    assert float(logged["loss_at_4"]) == pytest.approx(float(logged["val_loss"]))
+
+
 @pytest.mark.parametrize("example", ["trainer_loop"], indirect=True)
 def test_the_trainer_of_transformers_minimises_a_stage_cost(example: ModuleType) -> None:
     plan, model = example.train_and_cut(*example.digits(count=400), epochs=4)

@@ -1,6 +1,8 @@
 """A Lightning callback: what every depth is worth, after each validation."""
 
+import math
 from collections.abc import Iterator
+from itertools import islice
 from operator import attrgetter
 from typing import Any
 
@@ -68,14 +70,17 @@ class DepthCallback(Callback):  # type: ignore[misc]
 
 
 class _Prepared:
-    """Batches of the first loader of validation, as the module gets them: by its precision and hooks."""
+    """Batches of the first loader of validation, as many and as the module gets them."""
 
     def __init__(self, trainer: Trainer) -> None:
         loaders = trainer.val_dataloaders
+        loaders = list(loaders.values()) if isinstance(loaders, dict) else loaders
         several = isinstance(loaders, list | tuple) and bool(loaders)
         self.trainer, self.loader = trainer, loaders[0] if several else loaders
+        first = trainer.num_val_batches[0]  # infinite of a stream without a length
+        self.most = int(first) if math.isfinite(first) else None
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self.loader:
+        for batch in islice(self.loader, self.most):
             converted = self.trainer.precision_plugin.convert_input(batch)
             yield self.trainer.strategy.batch_to_device(converted)
