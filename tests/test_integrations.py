@@ -163,11 +163,25 @@ def test_columns_of_a_loaded_classifier_are_told_by_name(tmp_path: Path) -> None
         ("validation_fraction", 0),
         ("lr", 0),
         ("device", "x"),
+        ("device", "meta"),
+        ("device", None),
+        ("max_drop", "a"),
+        ("gamma", "a"),
+        ("weight_decay", None),
     ],
 )
 def test_impossible_parameters_are_named(name: str, value: object) -> None:
     with pytest.raises(StageCostError, match=f"^{name} is {value!r}: give "):
         StageCostClassifier(**SMALL | {name: value}).fit(np.eye(4), [0, 1, 0, 1])
+
+
+def test_a_classifier_is_loaded_where_its_device_is_not(tmp_path: Path) -> None:
+    rows, classes = load_iris(return_X_y=True)
+    fitted = StageCostClassifier(**SMALL).fit(rows, classes)
+    fitted.set_params(device="meta").save_pretrained(tmp_path)  # in the place of an absent one
+    loaded = StageCostClassifier.from_pretrained(tmp_path)
+    assert loaded.device == "cpu"
+    assert (loaded.predict(rows) == fitted.set_params(device="cpu").predict(rows)).all()
 
 
 def test_parameters_may_be_numbers_of_numpy(tmp_path: Path) -> None:

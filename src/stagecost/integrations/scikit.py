@@ -143,6 +143,8 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def from_pretrained(cls, folder: str | Path) -> Self:
         """Load what `save_pretrained` wrote; no code is run. Trajectory and plan are not kept.
 
+        It is loaded to the CPU where this machine does not have the device of the training.
+
         Raises:
             StageCostError: the folder holds no classifier, or is damaged.
         """
@@ -156,6 +158,8 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             classifier.n_features_in_ = mean.shape[1]
             if names := kept.get("features"):
                 classifier.feature_names_in_ = np.array(names, dtype=object)
+        if not _is_here(classifier.device):
+            classifier.device = "cpu"
         classifier._mean, classifier._spread = mean, spread
         classifier.network_ = network.to(classifier.device)
         return classifier
@@ -170,10 +174,16 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             number = getattr(self, name)
             if not isinstance(number, Real) or not 0 < float(number) < 1:
                 raise StageCostError(f"{name} is {number!r}: give a number between 0 and 1")
-        try:
-            torch.device(self.device)
-        except RuntimeError:
-            raise StageCostError(f"device is {self.device!r}: give cpu, cuda or mps") from None
+        for name in ("max_drop", "gamma", "weight_decay"):
+            number = getattr(self, name)
+            if number is None and name == "gamma":
+                continue
+            if not isinstance(number, Real) or not 0 <= float(number) < np.inf:
+                raise StageCostError(f"{name} is {number!r}: give a finite number of at least 0")
+        if not _is_here(self.device):
+            raise StageCostError(
+                f"device is {self.device!r}: give cpu, cuda or mps, such as this machine has"
+            )
         if isinstance(self.random_state, Integral):
             return int(self.random_state)
         return int(check_random_state(self.random_state).randint(2**31))
@@ -244,6 +254,15 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 visited(network(images, visited.outputs), targets).total.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
+
+
+def _is_here(device: Any) -> bool:
+    """Tell whether this machine computes on a device."""
+    try:
+        torch.zeros(1, device=torch.device(device)).cpu()
+    except (AssertionError, RuntimeError, TypeError):
+        return False
+    return True
 
 
 def _batches(samples: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
