@@ -12,7 +12,7 @@ from PIL import Image
 import stagecost as sc
 from helpers import build
 from processes import CommandLine
-from stagecost.prediction import ClassProbability, Prediction, decode, image_format_of
+from stagecost.prediction import ClassProbability, Prediction, decode, image_format_of, predict
 from stagecost.runs.prediction import predict_files
 from stagecost.runs.trained import open_trained
 from stagecost.runs.training import train
@@ -118,11 +118,19 @@ def test_images_of_more_bits_are_scaled_as_in_training() -> None:
     network = build("homogeneous", in_channels=1, num_classes=2)
     numbers = {"channels": 1, "size": 4, "mean": [0.5], "std": [0.5]}
     network.details["image_format"] = {**numbers, "class_names": ["a", "b"], "levels": [0, 4095]}
-    pixels, kept, broken = decode(
-        [np.full((4, 4), 4095, np.uint16), np.full((4, 4), 2048, np.uint16)], image_format_of(network)
-    )
-    assert pixels[:, 0, 0, 0].tolist() == [255, 128]
-    assert (kept, broken) == ([0, 1], [])
+    pictures = [np.full((4, 4), 4095, np.uint16), np.full((4, 4), 2048, np.uint16)]
+    pixels = decode(pictures, image_format_of(network))
+    assert pixels.array[:, 0, 0, 0].tolist() == [255, 128]
+    assert (pixels.kept.tolist(), pixels.broken) == ([0, 1], ())
+    assert predict(network, pictures)[1] == []
+    assert "brighter" in predict(network, [np.full((4, 4), 9000, np.uint16)])[1][0]
+    network.details["image_format"]["class_names"] = ["a", "b", "c"]
+    with pytest.raises(sc.StageCostError, match="has 2 outputs, and its image format names 3 classes"):
+        predict(network, pictures)
+    network.details["image_format"]["class_names"] = ["a", "b"]
+    network.head.linear.bias.data.fill_(torch.inf)
+    with pytest.raises(sc.StageCostError, match="are no numbers"):
+        predict(network, pictures)
 
 
 @pytest.mark.parametrize(
@@ -193,4 +201,5 @@ def test_refusals_are_one_line(small: Path, cli: CommandLine, tmp_path: Path) ->
     assert "--top-k is 0" in cli("predict", small, tmp_path / "x.png", "--top-k", 0).refusal
     assert "there is no such file" in cli("predict", small, tmp_path / "x.png").refusal
     assert "missing: images" in cli("predict", small).refusal
+    assert "path of an image is empty" in cli("predict", small, "").refusal
     assert "is no folder" in cli("predict", tmp_path / "none", tmp_path / "x.png").refusal

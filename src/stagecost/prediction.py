@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stagecost.data.class_names import counted, listed, shown
-from stagecost.data.decoding import read_pixels
+from stagecost.data.decoding import Pixels, read_pixels
 from stagecost.data.encoded import ByteArray, Images, image_suffixes
 from stagecost.data.folders import list_folder
 from stagecost.data.images import ImageFormat, normalise
@@ -75,10 +75,12 @@ def predict(
         advance: is told how many images were done, again and again.
 
     Returns:
-        The predictions, and a line for each image that was left out.
+        The predictions, and what is doubtful: a line for each image that was left out, and one where
+        pixels were cut off.
 
     Raises:
-        StageCostError: there is no image, some cannot be decoded, or their preparation is not known.
+        StageCostError: there is no image, some cannot be decoded, their preparation is not known or that
+            of a network of other classes, or outputs are no numbers.
     """
     image_format = image_format_of(network)
     if top_k < 1:
@@ -87,13 +89,15 @@ def predict(
         raise StageCostError("there are no images to classify: give at least one")
     predictions: list[Prediction] = []
     broken: list[str] = []
+    clipped = False
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
-        pixels, kept, unreadable = decode(batch, image_format, start)
-        broken += unreadable
-        if len(kept):
-            names = [_name(start + place, batch[place]) for place in kept]
-            rows = probabilities(network, torch.from_numpy(pixels), image_format)
+        pixels = decode(batch, image_format, start)
+        broken += pixels.broken
+        clipped |= pixels.clipped
+        if len(pixels.kept):
+            names = [_name(start + place, batch[place]) for place in pixels.kept.tolist()]
+            rows = probabilities(network, torch.from_numpy(pixels.array), image_format)
             predictions += _named(names, rows, image_format.class_names, top_k)
         advance(len(batch))
     if broken and not (skip_broken and predictions):
@@ -101,15 +105,18 @@ def predict(
             f"{counted(len(broken), 'image')} cannot be decoded: {listed(broken, 20)}: replace or "
             "remove such files, or leave them out by --skip-broken"
         )
-    return predictions, broken
+    cut_off = ["some have brighter or darker pixels than the training images: cut off"] * clipped
+    return predictions, [*(f"left out {line}" for line in broken), *cut_off]
 
 
 def image_files(paths: Sequence[str | Path]) -> list[Path]:
     """Return files as they are, and folders as the image files that lie below them, in order.
 
     Raises:
-        StageCostError: a folder without any image.
+        StageCostError: a folder without any image, or an empty path, which would be the folder at hand.
     """
+    if "" in paths:
+        raise StageCostError("the path of an image is empty: give a file or a folder")
     files: list[Path] = []
     for path in map(Path, paths):
         if not path.is_dir():
@@ -124,9 +131,7 @@ def image_files(paths: Sequence[str | Path]) -> list[Path]:
     return files
 
 
-def decode(
-    images: Sequence[Any], image_format: ImageFormat, start: int = 0
-) -> tuple[ByteArray, list[int], list[str]]:
+def decode(images: Sequence[Any], image_format: ImageFormat, start: int = 0) -> Pixels:
     """Decode images as those of the training were.
 
     An image of more than 8 bits among a network's images of 8 bits counts as broken: its scale would
@@ -136,9 +141,6 @@ def decode(
         images: see `predict`.
         image_format: of the network.
         start: number of the first one, for messages.
-
-    Returns:
-        Bytes (n, channels, size, size), the places of these images, and a line for each other one.
     """
     records = [Path(image) if isinstance(image, str) else image for image in images]
     source = Images(
@@ -148,7 +150,7 @@ def decode(
     read = partial(read, interpolation=image_format.interpolation)
     pixels = read(np.arange(len(records)), levels=image_format.levels)
     if pixels.levels == image_format.levels:
-        return pixels.array, pixels.kept.tolist(), list(pixels.broken)
+        return pixels
     kept: list[int] = []
     arrays, broken = list[ByteArray](), list[str]()
     for row in range(len(records)):
@@ -158,15 +160,27 @@ def decode(
         if one.levels is None and len(one.kept):
             kept.append(row)
             arrays.append(one.array)
-    return np.concatenate([pixels.array[:0], *arrays]), kept, broken
+    array = np.concatenate([pixels.array[:0], *arrays])
+    return Pixels(array, np.array(kept, np.int64), None, tuple(broken))
 
 
 def probabilities(network: ResidualNetwork, pixels: Tensor, image_format: ImageFormat) -> Tensor:
-    """Compute the probabilities (n, classes) of bytes (n, channels, size, size), on the CPU."""
+    """Compute the probabilities (n, classes) of bytes (n, channels, size, size), on the CPU.
+
+    Raises:
+        StageCostError: they are no numbers, or those of other classes than the format's.
+    """
     with evaluation_mode(network):
         images = normalise(pixels.to(device_of(network)), image_format)
         outputs = network(images.to(next(network.parameters()).dtype))
         shares: Tensor = outputs.float().softmax(dim=1).cpu()
+    if shares.shape[1] != len(image_format.class_names):
+        raise StageCostError(
+            f"the network has {shares.shape[1]} outputs, and its image format names "
+            f"{len(image_format.class_names)} classes: name each in network.details['image_format']"
+        )
+    if bool(shares.isnan().any()):
+        raise StageCostError("the outputs of the network are no numbers: look at its weights")
     return shares
 
 

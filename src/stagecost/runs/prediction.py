@@ -23,7 +23,7 @@ class Predictions(Result):
     predictions: tuple[Prediction, ...]  #: of each image, in order
     num_images: int  #: how many
     class_names: tuple[str, ...]  #: that the network tells apart
-    warnings: tuple[str, ...]  #: which images were left out, as they cannot be decoded
+    warnings: tuple[str, ...]  #: which images were left out or cut off
 
 
 def predict_files(
@@ -51,7 +51,7 @@ def predict_files(
     trained = open_trained(network, checkpoint=checkpoint, device=device)
     files = image_files(images)
     with progress("classifying images", len(files), BATCH) as advance:
-        predictions, broken = predict(
+        predictions, doubts = predict(
             trained.network, files, top_k=top_k, skip_broken=skip_broken, advance=advance
         )
     if csv_file is not None:
@@ -60,7 +60,7 @@ def predict_files(
         predictions=tuple(predictions),
         num_images=len(predictions),
         class_names=trained.image_format.class_names,
-        warnings=tuple(f"left out {line}" for line in broken),
+        warnings=tuple(doubts),
     )
 
 
