@@ -120,14 +120,21 @@ def test_runs_are_compared(trained: Trained, tmp_path: Path) -> None:
         assert row.run in page.read_text("utf-8")
 
 
-def test_validation_images_of_a_data_set_count_where_none_are_held_out(tmp_path: Path) -> None:
+def test_validation_images_of_a_data_set_count_where_none_are_held_out(
+    trained: Trained, tmp_path: Path
+) -> None:
     """They are judged in training, and by every verb that chooses a depth."""
     sizes = {f"{split}/{name}": n for split, n in (("train", 8), ("val", 3)) for name in ("cat", "dog")}
     pets, run = tree(tmp_path / "pets", sizes), tmp_path / "run"
     given = {"data": str(pets), "val_fraction": 0.0, "num_blocks": 2, "width": 4, "device": "cpu"}
     result = train({**given, "epochs": 1, "batch_size": 4}, run)
-    found = compare([run, run], tmp_path / "page.html", device="cpu").runs[0]
+    page = tmp_path / "page.html"
+    found, other = compare([run, trained.two], page, device="cpu").runs
     assert (found.split, found.num_images, found.accuracy) == ("val", 6, result.val_accuracy)
+    note = f"these are val images of digits, not val images of {pets}: accuracies on other images"
+    assert not any(note in text for text in found.warnings)
+    assert any(note in text for text in other.warnings)
+    assert note in page.read_text("utf-8")
 
 
 def test_what_cannot_be_compared(trained: Trained, tmp_path: Path) -> None:

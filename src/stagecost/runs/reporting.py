@@ -130,11 +130,16 @@ def compare(
         raise StageCostError(f"{len(runs)} run is nothing to compare: give two runs or more")
     if Path(output).is_dir():
         raise StageCostError(f"{output} is a folder: give --output a file, such as comparison.html")
-    contents, rows = [], []
+    contents, rows, first = [], [], ""
     for run in runs:
         trained = open_trained(run, checkpoint=checkpoint, device=device)
         trained.run_checkpoint()  # or say that this is no run
         analysis, _ = _judged(trained, tolerance, data, allow_trained=allow_trained)
+        images = f"{analysis.split} images of {trained.moved(data).settings.data.data}"
+        first = first or images
+        if images != first:
+            note = f"these are {images}, not {first}: accuracies on other images do not compare"
+            analysis = replace(analysis, warnings=(*analysis.warnings, note))
         contents.append(report_data(trained, analysis))
         rows.append(_compared(trained, analysis))
     write_comparison(contents, Path(output))
