@@ -1,6 +1,7 @@
 """Models of other libraries by name: building, saving, loading, weights that others trained; pruning."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from stagecost.cut import Cut
 from stagecost.errors import StageCostError
 from stagecost.models.adapters.libraries import library_model, preprocessing
 from stagecost.models.catalogue import list_models
+from stagecost.runs.models import models
 from stagecost.runs.pruning import prune
 from stagecost.runs.training import train
 from stagecost.storage import read_json
@@ -125,6 +127,17 @@ def test_names_of_libraries_are_listed_by_pattern() -> None:
     assert "timm/vit_tiny_patch16_224" in list_models("timm/vit_tiny*")
     assert "torchvision/resnet18" in list_models("*/resnet18")
     assert not any("/" in name for name in list_models("*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"output": "x.json"}, "--output"), ({"limit": 3}, "--limit"), ({"check": True, "limit": 0}, "0")],
+)
+def test_what_is_said_of_a_check_needs_one(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(StageCostError, match=f"{words}.*: give"):
+        models("timm/test_vit", **options)
+    with pytest.raises(StageCostError, match=r"no model is called 'nothing\*'"):
+        models("nothing*")
 
 
 def test_numbers_of_a_plan_are_those_of_the_model_without_the_blocks() -> None:

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from stagecost.errors import StageCostError
 from stagecost.models.adapters.check import MAX_PARAMETERS, check_models
 from stagecost.models.catalogue import list_models
 from stagecost.runs.results import Result
@@ -49,10 +50,21 @@ def models(
         max_parameters: larger models are not tried.
 
     Raises:
-        StageCostError: no model has such a name.
+        StageCostError: no model has such a name, or something is said of a check that is not asked for.
     """
+    if not check and (output is not None or limit is not None):
+        name = "limit" if output is None else "output"
+        raise StageCostError(f"--{name} is about a check: give --check, or leave it out")
+    if limit is not None and limit < 1:
+        raise StageCostError(f"--limit is {limit}: give at least 1")
     if not check:
-        return ModelList(pattern, tuple(list_models(pattern)))
+        names = tuple(list_models(pattern))
+        if not names:
+            raise StageCostError(
+                f"no model is called {pattern!r}: give a pattern such as '*resnet*', or 'timm/*resnet*' "
+                "for one of another library"
+            )
+        return ModelList(pattern, names)
 
     def tell(name: str, said: str, seconds: float) -> None:
         logger.info("%s: %s (%.1f s)", name, said, seconds)
