@@ -238,11 +238,15 @@ def test_a_saved_policy_comes_along(runs: Runs, tmp_path: Path) -> None:
         export(run, segments="exits")
     policy = ExitPolicy((0, 2), (0.25,), "margin")
     policy.save(run)
-    for kind, segments in (("onnx", "exits"), ("pt2", "0,2")):
-        result = export(run, format=kind, segments=segments)
+    for kind, segments, output in (
+        ("onnx", "exits", None),
+        ("pt2", "0,2", None),
+        ("pt2", "0", run / "pt2-0"),  # to the whole network, as with "0,2"
+    ):
+        result = export(run, output, format=kind, segments=segments)
         assert (result.depths, result.thresholds) == (policy.depths, policy.thresholds)
         assert result.criterion == "margin"
-        assert result.output == str(run / kind)
+        assert result.output == str(output or run / kind)
     assert not (run / "pt2" / "run.py").exists()
 
 

@@ -138,9 +138,9 @@ def _policy(trained: Trained, segments: str | None, threshold: float | None) -> 
             f"--segments is {segments}: give ascending depths from 0 to {num_blocks}, such as "
             f"{num_blocks // 2},{num_blocks}"
         )
-    if saved is not None and threshold is None and depths == saved.depths:
-        return saved
     every = (*depths, num_blocks) if num_blocks not in depths else depths
+    if saved is not None and threshold is None and saved.depths in (depths, every):
+        return saved
     return ExitPolicy(every, (CERTAIN if threshold is None else threshold,) * (len(every) - 1))
 
 
