@@ -71,7 +71,6 @@ def _train(options: Options) -> "Result":
 
 def _analyze(options: Options) -> "Result":
     from stagecost.runs.analysis import analyze
-
     from stagecost.runs.inspection import inspect_model
 
     run = options.pop("run")
