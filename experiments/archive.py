@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from experiments.benchmark.experiment import figures as benchmark_figures
 from experiments.benchmark.experiment import section as benchmark_section
+from experiments.pretrained.experiment import section as pretrained_section
 from experiments.records import Record, Row
 from experiments.runner import Experiment
 from experiments.tables import Column, Columns, at_depths, grouped, quartiles, rows_of, spread, table
@@ -167,3 +168,6 @@ for _name, _title, _rows in (
     ARCHIVE[_name] = Experiment(
         _name, _title, {}, benchmark_section, rows=_rows, figures=benchmark_figures
     )
+ARCHIVE["pretrained-fewer-epochs"] = Experiment(
+    "pretrained-fewer-epochs", "A transformer made shallower in six epochs", {}, pretrained_section
+)
