@@ -65,6 +65,15 @@ READINGS = {
     "saturation": Reading(
         "runs", "{training}, N = {num_blocks}", lambda row: [row["needed"]], "needed blocks"
     ),
+    "predicted-depth": Reading(
+        "points",
+        "gamma·N = {stage_share:g}, lambda = {weight_decay:g}",
+        lambda row: [row["measured"]["needed"]],
+        "needed blocks",
+    ),
+    "ablation": Reading(
+        "runs", "{variant}", lambda row: [row["val_accuracies"][-1]], "validation accuracy"
+    ),
 }
 """What is compared, by experiment."""
 

@@ -169,5 +169,5 @@ for _name, _title, _rows in (
         _name, _title, {}, benchmark_section, rows=_rows, figures=benchmark_figures
     )
 ARCHIVE["pretrained-fewer-epochs"] = Experiment(
-    "pretrained-fewer-epochs", "A transformer made shallower in six epochs", {}, pretrained_section
+    "pretrained-fewer-epochs", "Networks that others trained, in fewer epochs", {}, pretrained_section
 )

@@ -1,6 +1,7 @@
 """Bad settings, images and folders end with status 2 and one line: the value and the remedy."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +237,16 @@ def test_a_folder_without_permission(cli: CommandLine, tmp_path: Path) -> None:
     assert str(locked) in line
     assert "permission" in line.lower()
     assert not (locked / "run").exists()
+
+
+def test_exits_for_a_folder_without_permission(cli: CommandLine, runs: Runs, tmp_path: Path) -> None:
+    """Said before anything is measured."""
+    locked = shutil.copytree(runs.three, tmp_path / "locked")
+    for path in (locked, *locked.parents[:3]):
+        path.chmod(0o755)
+    called = cli("exit", locked, "--max-drop", 5, prepare=give_up_rights)
+    assert "permission" in called.refusal.lower()
+    assert "measuring" not in called.stderr
 
 
 def test_a_folder_that_holds_something(cli: CommandLine, runs: Runs) -> None:

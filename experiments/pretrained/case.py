@@ -55,7 +55,7 @@ MODELS: dict[str, Settings] = {
         "optimizer": "adamw",
         "lr": 5e-4,
         "layer_decay": 0.9,
-        "epochs": 4,
+        "epochs": 10,
     },
     "vit": {
         "model": "timm/vit_small_patch14_dinov2",
@@ -83,8 +83,8 @@ MODELS: dict[str, Settings] = {
     },
 }
 ON_DATA: dict[str, Settings] = {
-    "trashnet-112-lite0": {"image_size": 80, "limit_train": 1200, "epochs": 3},  # of 112×84
-    "trashnet-112-vit": {"limit_train": 1000, "epochs": 4},
+    "trashnet-112-lite0": {"image_size": 80, "limit_train": 1200},  # of 112×84
+    "trashnet-112-vit": {"limit_train": 1000},
 }
 """What differs on some images."""
 

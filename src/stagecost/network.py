@@ -7,6 +7,7 @@ Training", arXiv 2506.21453; the states are the trajectory, the weights of F_k t
 """
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -246,7 +247,7 @@ class ResidualNetwork(nn.Module):
             top_k: how many classes to tell of each.
 
         Returns:
-            What is said of the image, or of each of the list.
+            What is said of the image, or of each of the list; what is doubtful is a warning.
 
         Raises:
             StageCostError: an image cannot be decoded, or the network does not know how to prepare it.
@@ -254,7 +255,9 @@ class ResidualNetwork(nn.Module):
         from stagecost.prediction import predict
 
         several = isinstance(images, list)
-        predictions, _ = predict(self, images if several else [images], top_k=top_k)
+        predictions, doubts = predict(self, images if several else [images], top_k=top_k)
+        for doubt in doubts:
+            warnings.warn(doubt, stacklevel=2)
         return predictions if several else predictions[0]
 
     def sample(self, image_shape: Sequence[int]) -> Tensor:

@@ -76,11 +76,17 @@ def test_lightning_is_told_what_every_depth_is_worth(example: ModuleType) -> Non
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches")
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning", "ignore:.*shuffling")
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
 @pytest.mark.parametrize("example", ["lightning_loop"], indirect=True)
-def test_the_callback_sees_what_the_module_sees_and_draws_nothing(example: ModuleType) -> None:
+def test_the_callback_sees_what_the_module_sees_and_draws_nothing(
+    example: ModuleType, precision: str
+) -> None:
     """Batches as the module prepares them, in its precision; the training goes on as without it."""
 
     class Bright(example.Classifier):
+        def on_before_batch_transfer(self, batch: list[torch.Tensor], _: int) -> list[torch.Tensor]:
+            return [2 * batch[0], batch[1]]
+
         def on_after_batch_transfer(self, batch: list[torch.Tensor], _: int) -> list[torch.Tensor]:
             return [batch[0] + 1, batch[1]]
 
@@ -89,16 +95,18 @@ def test_the_callback_sees_what_the_module_sees_and_draws_nothing(example: Modul
     trained = {}
     for callbacks in ([], [example.DepthCallback()]):
         torch.manual_seed(0)
-        module = Bright()
+        module, kinds = Bright(), set()
+        module.network.register_forward_hook(lambda *seen: kinds.add(seen[2].dtype))  # noqa: B023
         trainer = example.Trainer(
-            max_epochs=2, callbacks=callbacks, accelerator="cpu", precision="64-true", logger=False,
+            max_epochs=2, callbacks=callbacks, accelerator="cpu", precision=precision, logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         trainer.fit(module, *loaders)
         trained[len(callbacks)] = list(module.parameters())
     assert all(map(torch.equal, trained[0], trained[1]))
+    assert len(kinds) == 1
     logged = trainer.callback_metrics
-    assert float(logged["loss_at_4"]) == pytest.approx(float(logged["val_loss"]))
+    assert float(logged["loss_at_4"]) == pytest.approx(float(logged["val_loss"]), rel=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches")

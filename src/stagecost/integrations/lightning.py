@@ -54,7 +54,8 @@ class DepthCallback(Callback):  # type: ignore[misc]
         if trainer.sanity_checking:
             return
         network, batches = attrgetter(self.network)(pl_module), _Prepared(trainer)
-        with torch.random.fork_rng(devices=[]):  # of loaders: a training goes on as if unwatched
+        fork = torch.random.fork_rng(devices=[])  # of loaders: a training goes on as if unwatched
+        with fork, trainer.precision_plugin.forward_context():
             self.trajectory = loss_trajectory(network, batches, loss=self.loss)
             self.plan = plan_pruning(
                 network,
@@ -83,4 +84,5 @@ class _Prepared:
     def __iter__(self) -> Iterator[Any]:
         for batch in islice(self.loader, self.most):
             converted = self.trainer.precision_plugin.convert_input(batch)
-            yield self.trainer.strategy.batch_to_device(converted)
+            prepared = self.trainer.lightning_module._on_before_batch_transfer(converted)
+            yield self.trainer.strategy.batch_to_device(prepared)

@@ -26,6 +26,7 @@ from stagecost.exits.engine import EarlyExit, check_norms
 from stagecost.exits.policy import CRITERIA, Criterion, ExitPolicy
 from stagecost.runs.certainty import Interval, check_points, paired_drop, warnings_on, wilson
 from stagecost.runs.folder import RunFolder
+from stagecost.runs.lock import locked
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Judged, Trained, open_trained
 from stagecost.storage import write_json
@@ -128,24 +129,25 @@ def exit_early(
     """
     _check(max_drop, max_macs, max_time, batch)
     trained = open_trained(run, checkpoint=checkpoint, device=device)
-    check_norms(trained.network, range(trained.network.num_blocks))
-    val = _loaded(trained, "val", data, allow_trained=allow_trained)
-    times = [_times(trained, val, size) for size in batch]
-    LOG.info("choosing exits on %s validation images", f"{val.num_images:,}")
-    outputs = all_outputs(trained.network, val.batches)
-    macs = mac_costs(trained.network, trained.image_shape)
-    criteria = CRITERIA if criterion == "all" else (criterion,)
-    depths = trained_depths(trained)
-    curve = curve_of(outputs, macs, times, criteria=criteria, combine=combine, depths=depths)
-    chosen = curve.choose(max_drop=max_drop, max_macs=max_macs, max_time=max_time)
-    LOG.info("reading the test images")
-    judged = _loaded(trained, "test", data, allow_trained=allow_trained)
-    timings = tuple(_timing(trained, judged, chosen.policy, size) for size in batch)
-    doubts = warnings_on(curve.accuracy_full, curve.num_images, val.chance, max_drop)
-    warnings = (*val.warnings, *judged.warnings, *doubts)
-    result = _measured(trained, curve, chosen, macs, times, judged, timings, warnings)
-    chosen.policy.save(trained.path)
-    write_json(RunFolder(trained.path).exits, result.to_json())
+    with locked(trained.path, "is in use"):  # or say at once that nothing can be written there
+        check_norms(trained.network, range(trained.network.num_blocks))
+        val = _loaded(trained, "val", data, allow_trained=allow_trained)
+        times = [_times(trained, val, size) for size in batch]
+        LOG.info("choosing exits on %s validation images", f"{val.num_images:,}")
+        outputs = all_outputs(trained.network, val.batches)
+        macs = mac_costs(trained.network, trained.image_shape)
+        criteria = CRITERIA if criterion == "all" else (criterion,)
+        depths = trained_depths(trained)
+        curve = curve_of(outputs, macs, times, criteria=criteria, combine=combine, depths=depths)
+        chosen = curve.choose(max_drop=max_drop, max_macs=max_macs, max_time=max_time)
+        LOG.info("reading the test images")
+        judged = _loaded(trained, "test", data, allow_trained=allow_trained)
+        timings = tuple(_timing(trained, judged, chosen.policy, size) for size in batch)
+        doubts = warnings_on(curve.accuracy_full, curve.num_images, val.chance, max_drop)
+        warnings = (*val.warnings, *judged.warnings, *doubts)
+        result = _measured(trained, curve, chosen, macs, times, judged, timings, warnings)
+        chosen.policy.save(trained.path)
+        write_json(RunFolder(trained.path).exits, result.to_json())
     return result
 
 
