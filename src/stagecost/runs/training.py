@@ -36,7 +36,7 @@ from stagecost.train.interruption import StoppedError, interruption
 from stagecost.train.loop import Epoch, OnStep, Step, check_weights, fit
 from stagecost.train.recipe import Moment
 from stagecost.train.settings import RunSettings
-from stagecost.train.setup import Setup, create_network, data_config, prepare
+from stagecost.train.setup import Setup, data_config, prepare
 from stagecost.train.stage_cost import StageCostRule, after_cuts, terminal_only
 from stagecost.train.state import State
 from stagecost.trajectory import suggest_targets
@@ -155,10 +155,8 @@ def _prepare(run: RunFolder, settings: RunSettings, checkpoint: Checkpoint | Non
     splits = ("train", "val") if has_validation(config) else ("train",)
     data = load_data(config, seed=settings.training.seed, splits=splits, like=like)
     network = None
-    if checkpoint is not None and settings.model.weights and not Path(settings.model.weights).is_dir():
-        # What it began with is in the checkpoint by now.
-        afresh = replace(settings, model=replace(settings.model, weights=None))
-        network = create_network(afresh, data)
+    if checkpoint is not None and settings.model.weights:  # they are in the checkpoint by now
+        network = checkpoint.initial_network()
     loggers = open_trackers(settings.training.trackers, run.path, settings.to_flat())
     return prepare(settings, data, network=network, loggers=loggers)
 
@@ -216,6 +214,7 @@ class RunFiles:
         details = {
             "image_format": self.setup.data.format.to_json(),
             "gamma": self.setup.settings.gamma(len(state.indices)),
+            "initial_blocks": state.indices,
             "own_stage_cost": self.own_stage_cost,
         }
         save_checkpoint(path, state, self.setup.settings, details)

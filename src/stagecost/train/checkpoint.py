@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stagecost.errors import StageCostError, refusing
-from stagecost.models.catalogue import check_finite, check_fit, read_description, restore
+from stagecost.models.catalogue import check_finite, check_fit, read_description, rebuild, restore
 from stagecost.network import ResidualNetwork
 from stagecost.storage import read_tensors, write_tensors
 from stagecost.train.history import Progress
@@ -101,6 +101,20 @@ class Checkpoint:
     def kept_blocks(self) -> tuple[int, ...] | None:
         """The paper's indices of the blocks that were there; None if all were."""
         return read_description(self.metadata.get("description"), self.path).kept_blocks
+
+    def initial_network(self) -> ResidualNetwork:
+        """Rebuild the network that the training began with, cut as it was then; its numbers mean nothing.
+
+        Raises:
+            StageCostError: the file is damaged.
+        """
+        description = read_description(self.metadata.get("description"), self.path)
+        blocks = self.metadata.get("initial_blocks", description.kept_blocks)
+        began = {**description.to_json(), "kept_blocks": blocks, "target_norms": []}
+        numbers = sum(tensor.numel() for tensor in self.tensors.values())
+        network = rebuild(read_description(began, self.path), numbers)
+        on_meta = next(network.parameters()).is_meta
+        return network.to_empty(device="cpu") if on_meta else network
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors of one part, such as "network", under their own names."""
