@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,9 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         given = _parser().parse_args(arguments)
         {"run": _run, "show": _show, "list": _list, "tables": _tables}[given.verb](given)
+        sys.stdout.flush()
     except StageCostError as error:
         print(f"experiments: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # a reader that has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,6 +1,9 @@
 """`python -m experiments`: what it prints, and what it refuses in one line."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +122,13 @@ def test_every_training_can_be_trained(name: str) -> None:
                 parsed.check()
                 assert parsed.training.device == ("cuda" if tier == "gpu" else "cpu")
                 json.dumps(training.to_json(), allow_nan=False)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "experiments", "list"]
+    root = RESULTS.parent
+    called = subprocess.run(command, cwd=root, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (called.returncode, called.stderr) == (0, b"")
