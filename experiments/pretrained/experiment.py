@@ -2,7 +2,7 @@
 
 Command     python -m experiments run pretrained --weights DIR [--dataset flowers-1500-lite0] …
 Machine     cpu: one core, one thread
-Runtime     lite0: two minutes a run on an idle core; vit: ten; resnet32: five; the other ResNets: two
+Runtime     lite0: four minutes a run on an idle core; vit: ten; resnet32: five; the other ResNets: two
 Seeds       0, 1, 2
 
 `python -m experiments.pretrained.files DIR` fetches the weights. Every arm starts from the pretrained
