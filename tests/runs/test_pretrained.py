@@ -129,6 +129,16 @@ def test_frozen_norms_keep_their_statistics_and_act_by_them(weights: Path, tmp_p
     assert not torch.allclose(steps[0], batch_statistics[0])  # of the same weights and images
 
 
+def test_frozen_statistics_of_outputs_that_are_sampled_stay_too(tmp_path: Path) -> None:
+    arguments = {"model": "homogeneous", "num_blocks": 5, "width": 4}
+    start = sc.create_model("homogeneous", num_blocks=5, width=4, in_channels=1)
+    save_file(start.state_dict(), tmp_path / "start.safetensors")
+    own = {"image_size": None, "epochs": 1, "freeze_norms": True, **arguments}
+    train({**SETTINGS, **own, "weights": str(tmp_path / "start.safetensors")}, tmp_path / "run")
+    norm = open_trained(tmp_path / "run").network.head.get_submodule("norm")
+    assert torch.equal(norm.get_buffer("running_mean"), torch.zeros(6, 4))
+
+
 def test_layers_learn_at_rates_that_fall_towards_the_stem() -> None:
     network = sc.create_model("homogeneous", num_blocks=3, width=4)
     network.give_norms(Cut.first(1))
@@ -186,6 +196,7 @@ def test_a_run_starts_from_a_saved_cut_of_a_run_and_goes_on_from_anywhere(
         (tmp_path / "small").rename(tmp_path / "renamed")
     result = train({}, tmp_path / "second", resume=True)
     assert result.kept_blocks == small.block_indices
+    assert result.gamma == 1 / small.num_blocks  # of the blocks that it began with
     again = open_trained(tmp_path / "second")
     assert again.image_format == trained.image_format
     assert again.image_format.size == 32

@@ -51,7 +51,12 @@ class Validation:
         return None if self.val is None else loss_trajectory(network, self.val, loss=self.loss)
 
     def calibrate(self, network: ResidualNetwork, epoch: Epoch, recipe: Recipe) -> None:
-        """Estimate the head statistics of the outputs that training does not visit in every step."""
+        """Estimate the head statistics of the outputs that training does not visit in every step.
+
+        Frozen ones stay: every output is trained with those that are there.
+        """
+        if recipe.freeze_norms:
+            return
         cuts = epoch.stage_cost.cuts
         sampled = 0 < recipe.sampled_depths < len(cuts)
         visited = set() if sampled else set(cuts)
