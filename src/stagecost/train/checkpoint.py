@@ -103,7 +103,7 @@ class Checkpoint:
         return read_description(self.metadata.get("description"), self.path).kept_blocks
 
     def initial_network(self) -> ResidualNetwork:
-        """Rebuild the network that the training began with, cut as it was then; its numbers mean nothing.
+        """Rebuild the network that the training began with, as it was cut; its numbers mean nothing.
 
         Raises:
             StageCostError: the file is damaged.
