@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stagecost.cut import Cut, Stages
+from stagecost.dynamics import Pass
 from stagecost.errors import StageCostError
-from stagecost.network import ResidualNetwork
+from stagecost.network import LITERALLY, ResidualNetwork
 
 IGNORED_CLASS = -100  # torch's cross-entropy leaves out targets of this number
 
@@ -201,10 +202,18 @@ class StageCost:
         last, parts = self.terminal_weight / whole, tuple(weight / whole for weight in weights)
         return replace(drawn, weights=parts, terminal_weight=last, normalized=False)
 
-    def weight_behind(self, k: int) -> float:
-        """Return the weight of all losses behind block k: of the cuts in which it acts, and of L_N."""
-        reached = sum(w for cut, w in zip(self.cuts, self.weights, strict=True) if cut.acts(k))
-        return self.terminal_weight + reached
+    def weight_behind(self, k: int, how: Pass = LITERALLY) -> float:
+        """Return the weight of all losses behind block k: of the cuts in which it acts, and of L_N.
+
+        Of a loss beyond a gate as much counts as comes back. k = -1 is before all blocks.
+        """
+
+        def share(depth: float) -> float:
+            return how.beta ** sum(k < gate < depth for gate in how.gates)
+
+        pairs = zip(self.cuts, self.weights, strict=True)
+        reached = sum(w * share(cut.depth) for cut, w in pairs if k < 0 or cut.acts(k))
+        return self.terminal_weight * share(math.inf) + reached
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> ObjectiveTerms:
         """Compute Σ w_i·L_i + L_N from the outputs of a batch.
@@ -361,7 +370,7 @@ def residual_parameters(network: ResidualNetwork) -> list[list[nn.Parameter]]:
 
 
 @torch.no_grad()
-def equilibrate(network: ResidualNetwork, stage_cost: StageCost) -> None:
+def equilibrate(network: ResidualNetwork, stage_cost: StageCost, how: Pass = LITERALLY) -> None:
     """Turn gradients from sums into means: each block gets the mean of the losses behind it.
 
     Stem and head get the mean of all, norms of a target cut its loss alone; what several parts share
@@ -371,16 +380,18 @@ def equilibrate(network: ResidualNetwork, stage_cost: StageCost) -> None:
     Args:
         network: its parameters have the gradients of a stage cost, in one backward pass.
         stage_cost: this one, its cuts by the positions of their acting blocks.
+        how: the pass was done: gates weigh the losses beyond them.
     """
-    whole, targets = stage_cost.scale, dict(zip(stage_cost.cuts, stage_cost.weights, strict=True))
+    targets = dict(zip(stage_cost.cuts, stage_cost.weights, strict=True))
+    whole = stage_cost.weight_behind(-1, how)
     shares: list[tuple[nn.Module, float]] = [(network.stem, whole), (network.head, whole)]
     blocks = enumerate(network.blocks.values())
-    shares += [(block, stage_cost.weight_behind(k)) for k, block in blocks]
+    shares += [(block, stage_cost.weight_behind(k, how)) for k, block in blocks]
     shares += [(norms, targets[t]) for t, norms in zip(network.targets, network.norms, strict=True)]
-    factor = whole if stage_cost.normalized else 1.0
+    factor = stage_cost.scale if stage_cost.normalized else 1.0
     behind_of = {p: behind for part, behind in reversed(shares) for p in part.parameters()}
     for parameter, behind in behind_of.items():
-        if parameter.grad is not None:
+        if parameter.grad is not None and behind:
             parameter.grad.mul_(factor / behind)
 
 

@@ -48,6 +48,18 @@ def test_equilibrium_is_the_mean_of_the_losses_behind(normalized: bool) -> None:
         torch.testing.assert_close(parameter.grad, mean, rtol=1e-4, atol=1e-6)
 
 
+def test_equilibrium_behind_a_closed_gate_is_the_loss_of_the_target_alone() -> None:
+    network = build("homogeneous").train()
+    separate, how = by_output(network), sc.Pass(gates=(1, 3), beta=0.0)
+    COST(network(images(), COST.outputs, how=how), labels()).total.backward()
+    equilibrate(network, COST, how)
+    for name, parameter in network.named_parameters():
+        nearest = (0, 1, 1, 2)[block_of(name) or 0]
+        if name.startswith(("stem", "blocks")):
+            alone = separate[nearest][name] / (0.5, 2.0, 1.0)[nearest]
+            torch.testing.assert_close(parameter.grad, alone, rtol=1e-4, atol=1e-6)
+
+
 def test_equilibrium_scales_what_blocks_share_once() -> None:
     network = build("homogeneous").train()
     network.blocks["2"].residual = network.blocks["0"].residual

@@ -111,7 +111,8 @@ def train_step(
     stage_cost = after_cuts(rule(moment), state.stages, state.left)
     visited = _sampled(stage_cost, recipe, moment)
     scales = _branch_scales(state, recipe, moment, batches.batch_size)
-    outputs = state.outputs(images, visited.outputs, _gated(recipe, stage_cost), scales)
+    how = _gated(recipe, stage_cost)
+    outputs = state.outputs(images, visited.outputs, how, scales)
     terms = visited(outputs, targets)
     if not torch.isfinite(terms.total):
         raise StageCostError(
@@ -121,7 +122,7 @@ def train_step(
         )
     state.fabric.backward(terms.total)
     if recipe.equilibrium:
-        equilibrate(state.network, stage_cost)
+        equilibrate(state.network, stage_cost, how)
     if recipe.clip_norm:
         state.fabric.clip_gradients(state.model, state.optimizer, max_norm=recipe.clip_norm)
     state.optimizer.step()
