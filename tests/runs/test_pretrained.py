@@ -139,6 +139,19 @@ def test_frozen_statistics_of_outputs_that_are_sampled_stay_too(tmp_path: Path) 
     assert torch.equal(norm.get_buffer("running_mean"), torch.zeros(6, 4))
 
 
+def test_frozen_statistics_stay_when_stages_are_cut(tmp_path: Path) -> None:
+    arguments = {"model": "staged", "blocks_per_stage": [2, 2], "widths": [4, 8]}
+    start = sc.create_model("staged", blocks_per_stage=(2, 2), widths=(4, 8), in_channels=1)
+    save_file(start.state_dict(), tmp_path / "start.safetensors")
+    own = {"image_size": None, "epochs": 2, "freeze_norms": True, "cut_at": "1:2+1", **arguments}
+    train({**SETTINGS, **own, "weights": str(tmp_path / "start.safetensors")}, tmp_path / "run")
+    network = open_trained(tmp_path / "run").network
+    assert network.block_indices == (0, 1, 2)
+    means = [buffer for name, buffer in network.named_buffers() if name.endswith("running_mean")]
+    assert means
+    assert not any(mean.any() for mean in means)
+
+
 def test_layers_learn_at_rates_that_fall_towards_the_stem() -> None:
     network = sc.create_model("homogeneous", num_blocks=3, width=4)
     network.give_norms(Cut.first(1))

@@ -2,7 +2,7 @@
 
 When they leave is the caller's business. In a homogeneous network the tail goes, which is exact: the
 trajectory tells the loss after it. In a staged network each stage loses its tail, and BatchNorm
-statistics are estimated anew.
+statistics are estimated anew, if they are not frozen.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,10 @@ def cut_network(
     """
     kept = state.network.resolve(cut)
     networks = [network.keep(kept) for network in state.networks]
-    score = _score_after(kept, networks, record, validation)
+    if len(networks[0].stages) > 1 and not training.freeze_norms:
+        for network in networks:
+            recalibrate(network, validation.calibration)
+    score = _score_after(kept, networks[-1], record, validation)
     before = state.network.num_blocks
     replace_networks(state, networks, training)
     done = CutRecord(
@@ -63,17 +66,15 @@ def cut_network(
 
 
 def _score_after(
-    kept: Cut, networks: Sequence[ResidualNetwork], record: EpochRecord, validation: Validation
+    kept: Cut, network: ResidualNetwork, record: EpochRecord, validation: Validation
 ) -> Score | None:
-    if len(networks[-1].stages) == 1:  # exact: what the trajectory says
+    if len(network.stages) == 1:  # exact: what the trajectory says
         if record.val_losses is None or record.val_accuracies is None:
             return None
         return Score(kept, record.val_losses[kept.depth], record.val_accuracies[kept.depth], 0)
-    for network in networks:
-        recalibrate(network, validation.calibration)
     if validation.val is None:
         return None
-    return terminal_score(networks[-1], validation.val, loss=validation.loss)
+    return terminal_score(network, validation.val, loss=validation.loss)
 
 
 def replace_networks(
