@@ -53,6 +53,19 @@ def test_a_budget_is_kept(trained: Trained, tmp_path: Path) -> None:
     assert done.expected_time_ratio > 0
 
 
+def test_a_row_of_the_curve_tells_the_policy_that_it_measured(trained: Trained, tmp_path: Path) -> None:
+    run = shutil.copytree(trained.three, tmp_path / "run")
+    done = exit_early(run, max_macs=1, combine=True, batch=(32,), device="cpu")
+    opened = open_trained(run, device="cpu")
+    batches = list(opened.batches("test"))
+    for row in done.curve:
+        policy = sc.ExitPolicy(row.depths, row.thresholds, row.criterion, row.combine)
+        answers = [sc.run_with_exits(opened.network, images, policy).labels for images, _ in batches]
+        right = torch.cat([a == y for a, (_, y) in zip(answers, batches, strict=True)])
+        assert row.accuracy == pytest.approx(100 * float(right.double().mean()))
+        assert row.combine == (len(row.depths) > 1)
+
+
 def test_images_are_asked_at_the_targets_of_the_training(tmp_path: Path) -> None:
     run = tmp_path / "run"
     train({**TINY, "num_blocks": 4, "targets": ["2"], "epochs": 1}, run)

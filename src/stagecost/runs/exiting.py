@@ -49,6 +49,7 @@ class ExitRow:
     mean_blocks: float  #: that an image goes through
     mean_macs_ratio: float  #: of the whole network's MACs
     expected_time_ratio: float  #: of its time, from the measured times of its parts
+    combine: bool = False  #: whether the depths asked answer together
 
 
 @dataclass(frozen=True)
@@ -275,4 +276,5 @@ def _row(outputs: Outputs, macs: Costs, times: Sequence[Costs], point: ExitPoint
         mean_blocks=test.mean_blocks,
         mean_macs_ratio=test.macs_ratio,
         expected_time_ratio=test.time_ratio,
+        combine=policy.combine,
     )
