@@ -26,6 +26,7 @@ from stagecost.runs.inspection import inspect_model
 from stagecost.runs.pruning import prune
 from stagecost.runs.trained import open_trained
 from stagecost.runs.training import train
+from stagecost.storage import read_tensors, write_tensors
 from stagecost.train.loop import Step
 from stagecost.train.state import State, by_layer
 from stagecost.train.teacher import Taught
@@ -207,6 +208,12 @@ def test_a_run_starts_from_a_saved_cut_of_a_run_and_goes_on_from_anywhere(
     monkeypatch.chdir(tmp_path / "elsewhere")
     if gone:  # what it began with is in the checkpoint, and so is how its images are prepared
         (tmp_path / "small").rename(tmp_path / "renamed")
+    last = tmp_path / "second" / "last.safetensors"
+    tensors, told = read_tensors(last)
+    write_tensors(last, tensors, {k: v for k, v in told.items() if k != "initial_blocks"})
+    with pytest.raises(StageCostError, match="is of an earlier version"):
+        train({}, tmp_path / "second", resume=True)
+    write_tensors(last, tensors, told)
     result = train({}, tmp_path / "second", resume=True)
     assert result.kept_blocks == small.block_indices
     assert result.gamma == 1 / small.num_blocks  # of the blocks that it began with

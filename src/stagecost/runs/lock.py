@@ -68,7 +68,7 @@ def _acquire(folder: Path, purpose: str) -> int:
         except BlockingIOError:
             os.close(descriptor)
             raise StageCostError(
-                f"{folder} {purpose} by another process: wait for its end, or give another --output"
+                f"{folder} {purpose} by another process: wait for its end, or give another folder"
             ) from None
         if _is_file(descriptor, path):
             return descriptor

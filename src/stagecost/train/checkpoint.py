@@ -106,10 +106,15 @@ class Checkpoint:
         """Rebuild the network that the training began with, as it was cut; its numbers mean nothing.
 
         Raises:
-            StageCostError: the file is damaged.
+            StageCostError: it is damaged, or an earlier version did not tell how the network was cut.
         """
         description = read_description(self.metadata.get("description"), self.path)
-        blocks = self.metadata.get("initial_blocks", description.kept_blocks)
+        if "initial_blocks" not in self.metadata and description.kept_blocks is not None:
+            raise StageCostError(
+                f"{self.path} is of an earlier version and does not say with which blocks the training "
+                "began: go on with that version, or start anew into another --output"
+            )
+        blocks = self.metadata.get("initial_blocks")
         began = {**description.to_json(), "kept_blocks": blocks, "target_norms": []}
         numbers = sum(tensor.numel() for tensor in self.tensors.values())
         network = rebuild(read_description(began, self.path), numbers)
