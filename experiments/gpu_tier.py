@@ -13,6 +13,9 @@ Arms, all of homogeneous networks of N = 54 blocks or the first M = 12:
     joint        one training for two depths: a pass through N blocks, and one through the first M with
                  the same convolutions and linear map but norms of its own; costs as much as both apart
     joint_light  the same with 0.3 of the second pass's loss
+    several      one pass through N blocks, and the head's outputs after 12, 36 and N count alike; norms
+                 are shared, and it trains for as many block passes as the three networks apart
+    plain_mid    36 blocks, trained alone, gamma = 0
     plain_long   plain_full for as many MACs as joint
     cut_first    plain_sub for as many MACs as joint
 
@@ -52,17 +55,20 @@ from experiments.gpu_tier_images import Images, Splits, decode, load_splits
 from stagecost.cut import Cut
 from stagecost.models.catalogue import create_model
 from stagecost.network import ResidualNetwork
-from stagecost.objective import parameter_groups
+from stagecost.objective import StageCost, parameter_groups
 
 Line = Mapping[str, Any]
 """What is written of one job or measurement."""
-ARMS = ("plain_full", "plain_sub", "stage", "joint", "joint_light", "plain_long", "cut_first")
+ARMS = (
+    *("plain_full", "plain_sub", "stage", "joint", "joint_light", "plain_long", "cut_first"),
+    *("several", "plain_mid"),
+)
 TARGET_WEIGHTS = {"joint": 1.0, "joint_light": 0.3}
 # Epochs and arms of each data set: what fitted into a quarter of an hour of the device.
 PLAN: dict[str, tuple[int, tuple[str, ...]]] = {
     "cifar10": (10, ARMS),
     "cifar100": (5, ("plain_full", "plain_sub", "stage", "joint_light")),
-    "mnist": (1, ("plain_full", "plain_sub", "stage", "joint")),
+    "mnist": (1, ("plain_full", "plain_sub", "stage", "joint", "several", "plain_mid")),
 }
 SEEDS, PILOT_SEEDS, PILOT_EPOCHS = (0, 1, 2), (100, 101), 6
 LEARNING_RATES = (0.1, 0.2, 0.4)
@@ -84,6 +90,7 @@ class Recipe:
 
     num_blocks: int = 54
     kept: int = 12
+    middle: int = 36
     width: int = 32
     stem_stride: int = 2
     batch_size: int = 256
@@ -103,8 +110,22 @@ class Recipe:
 
     def epoch_factor(self, arm: str) -> float:
         """Return how many epochs an arm trains in one of plain_full's."""
-        both = self.num_blocks + self.kept
-        return {"plain_long": both / self.num_blocks, "cut_first": both / self.kept}.get(arm, 1.0)
+        both, whole = self.num_blocks + self.kept, self.num_blocks
+        longer = {"plain_long": both / whole, "cut_first": both / self.kept}
+        return {**longer, "several": (both + self.middle) / whole}.get(arm, 1.0)
+
+    def blocks(self, arm: str) -> int:
+        """Return how many blocks an arm trains."""
+        fewer = {"plain_sub": self.kept, "cut_first": self.kept, "plain_mid": self.middle}
+        return fewer.get(arm, self.num_blocks)
+
+    def stage_cost(self, arm: str) -> StageCost:
+        """Return the objective on one pass: every y_k, a few of them, or the last alone."""
+        if arm == "several":
+            cuts = [Cut.first(self.kept), Cut.first(self.middle)]
+            return StageCost.targets(cuts, normalized=True)
+        gamma = self.gamma if arm == "stage" else 0.0
+        return StageCost.uniform(self.blocks(arm), gamma, normalized=True)
 
 
 # ---------------------------------------------------------------- networks and losses
@@ -168,8 +189,7 @@ class Job:
         """Build the networks and draw the whole training; `epochs` are those of plain_full."""
         self.arm, self.seed, self.epochs, self.recipe, self.splits = arm, seed, epochs, recipe, splits
         device = splits.train.labels.device
-        blocks = recipe.kept if arm in ("plain_sub", "cut_first") else recipe.num_blocks
-        self.network = build(recipe, splits, blocks, seed, device)
+        self.network = build(recipe, splits, recipe.blocks(arm), seed, device)
         self.target = with_separate_norms(self.network, recipe.kept) if arm in TARGET_WEIGHTS else None
         per_epoch = len(splits.train.labels) // recipe.batch_size
         self.steps = max(2, round(epochs * recipe.epoch_factor(arm) * per_epoch))
@@ -177,7 +197,9 @@ class Job:
         self.rates = rates(self.steps, recipe).to(device)
         self.counter = torch.zeros(1, dtype=torch.long, device=device)
         self.rate = torch.zeros((), device=device)
-        self.weights = torch.tensor([recipe.gamma] * recipe.num_blocks + [1.0], device=device)
+        cost = recipe.stage_cost(arm)
+        self.outputs, weights = cost.outputs, [*cost.weights, cost.terminal_weight]
+        self.weights = torch.tensor(weights, device=device)
         self.optimizer = optimizer(self.networks, self.rate, recipe)
         self.done, self.begun = 0, time.monotonic()
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -199,8 +221,8 @@ class Job:
     def backward(self, images: Tensor, labels: Tensor) -> None:
         """Leave the gradients of one batch in the parameters."""
         with torch.autocast(images.device.type, torch.bfloat16, images.is_cuda, cache_enabled=False):
-            if self.arm == "stage":
-                loss = stage_loss(self.network(images, depths="all"), labels, self.weights)
+            if len(self.outputs) > 1:
+                loss = stage_loss(self.network(images, self.outputs), labels, self.weights)
                 loss.backward()  # type: ignore[no-untyped-call]
                 return
             whole = self.network(images)
@@ -272,13 +294,14 @@ class Job:
 
     def results(self) -> dict[str, Any]:
         """Read validation and test images by each network that this training yields."""
-        networks = {"whole": self.network}
-        if self.network.num_blocks == self.recipe.kept:
-            networks = {"cut": self.network}
-        elif self.arm == "stage":
-            networks["cut"] = self.network.keep(Cut.first(self.recipe.kept))
-        elif self.target is not None:
+        recipe = self.recipe
+        names = {recipe.kept: "cut", recipe.middle: "middle"}
+        networks = {names.get(self.network.num_blocks, "whole"): self.network}
+        if self.target is not None:
             networks["cut"] = self.target
+        elif len(self.outputs) > 1:
+            depths = names if self.arm == "several" else [recipe.kept]
+            networks |= {names[depth]: self.network.keep(Cut.first(depth)) for depth in depths}
         accuracies: dict[str, dict[str, float]] = {}
         for name, network in networks.items():
             ordinary = copy.deepcopy(network)  # compiled blocks stay behind
@@ -450,7 +473,9 @@ def mean_validation(lines: Sequence[Mapping[str, Any]], recipe: Recipe) -> float
     return statistics.mean(values) if values else -1.0
 
 
-def train(session: Session, images: Path, stages: Sequence[str], recipe: Recipe) -> None:
+def train(
+    session: Session, images: Path, stages: Sequence[str], recipe: Recipe, only: Sequence[str] = ARMS
+) -> None:
     """Do the stages in the order given; what the pilot chooses holds for the data sets after it."""
     for stage in stages:
         name = "cifar10" if stage == "pilot" else stage
@@ -459,7 +484,7 @@ def train(session: Session, images: Path, stages: Sequence[str], recipe: Recipe)
             recipe = pilot(session, recipe, splits)
             continue
         epochs, arms = PLAN[stage]
-        planned = [(arm, seed, epochs, recipe) for arm in arms for seed in SEEDS]
+        planned = [(arm, seed, epochs, recipe) for arm in arms if arm in only for seed in SEEDS]
         session.train_all("main", planned, splits)
 
 
@@ -478,13 +503,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     verb.add_argument("--images", type=Path, required=True)
     verb.add_argument("--out", type=Path, required=True)
     verb.add_argument("--seconds", type=float, default=math.inf)
+    verb.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     given = parser.parse_args(arguments)
     if given.verb == "decode":
         decode(given.parquet, given.file)
         return
     torch.backends.cudnn.benchmark = True
     session = Session(given.out, given.seconds)
-    train(session, given.images, given.stages, Recipe())
+    train(session, given.images, given.stages, Recipe(), given.arms)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,10 @@ TABLE = {  # the row's arm: the job's arm, which of its networks
 TARGETS = (  # the row's arm, the job's arm, which of its networks
     ("alone", "plain_full", "whole"),
     ("alone", "plain_sub", "cut"),
+    ("alone", "plain_mid", "middle"),
+    ("several", "several", "whole"),
+    ("several", "several", "middle"),
+    ("several", "several", "cut"),
     ("joint", "joint", "whole"),
     ("joint", "joint", "cut"),
     ("joint_light", "joint_light", "whole"),
@@ -98,15 +102,15 @@ def row(jobs: Sequence[Line], dataset: str, arm: str, network: str) -> dict[str,
     """
     chosen = sorted((job for job in jobs if job["arm"] == arm), key=lambda job: int(job["seed"]))
     recipe = Recipe(**chosen[0]["recipe"])
-    whole, cut = size(recipe, dataset, recipe.num_blocks), size(recipe, dataset, recipe.kept)
-    passes = [cut] if arm in ("plain_sub", "cut_first") else [whole]
+    depth = {"whole": recipe.num_blocks, "cut": recipe.kept, "middle": recipe.middle}[network]
+    passes = [size(recipe, dataset, recipe.blocks(arm))]
     if arm in TARGET_WEIGHTS:
-        passes = [whole, cut]
-    parameters, macs = whole if network == "whole" else cut
+        passes.append(size(recipe, dataset, recipe.kept))
+    parameters, macs = size(recipe, dataset, depth)
     tested = [job["networks"][network]["test"] for job in chosen]
     return {
         "dataset": dataset,
-        "num_blocks": recipe.num_blocks if network == "whole" else recipe.kept,
+        "num_blocks": depth,
         "seeds": [job["seed"] for job in chosen],
         "test_accuracies": tested,
         "val_accuracies": [job["networks"][network]["val"] for job in chosen],
@@ -169,7 +173,7 @@ def targets(jobs: Sequence[Line], dataset: str) -> dict[str, Any]:
         {"arm": arm, "other": other, "cut": cut, "points": mean - means[other, cut]}
         for (arm, cut), mean in means.items()
         for other in ("alone", "plain_long", "cut_first")
-        if arm in TARGET_WEIGHTS and (other, cut) in means
+        if arm in (*TARGET_WEIGHTS, "several") and (other, cut) in means
     ]
     return {"experiment": "targets", "dataset": dataset, "rows": rows, "differences": differences}
 

@@ -26,7 +26,7 @@ Its answers, `joint_answers`, are mean log-probabilities of its last target and 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.recipes import SUB_BLOCKS, base_recipe, staged_recipe
+from experiments.recipes import SUB_BLOCKS, Settings, base_recipe, staged_recipe
 from experiments.records import Record, Row
 from experiments.runner import Context, Experiment, Tier
 from experiments.tables import Columns, accuracy, rows_of, table
@@ -53,9 +53,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "joint_distilled": {"stage_loss": "distilled"},
 }
 SHAPE, WIDTHS, SHAPES = (9, 9, 9), [8, 16, 32], ("3+3+4", "5+5+6")
-"""Of the data sets "…-staged": blocks of each stage, their widths, targets."""
+"""Of the data sets "…-staged": blocks of each stage, their widths (cpu tier), targets."""
 LONGER = 30
 """Epochs of alone in the data sets "…-long"."""
+ON_GPU: Settings = {"epochs": 10, "compile": False}
+"""What differs from the gpu tier's recipe in its "…-staged": short trainings, and norms of their own."""
+GPU_WIDTHS = [16, 32, 64]
+"""Of the stages there: a ResNet-56."""
 TEXT = """\
 One training for several depths (`joint` and its variants) beside plain training of each network by
 itself (`alone`), and beside controls that get all the compute of `joint`: plain training of the whole
@@ -86,8 +90,12 @@ def shapes(tier: Tier, dataset: str) -> tuple[dict[str, Any], dict[str, dict[str
     """Return plain training at full depth, and what differs for each target, by its printed form."""
     data, kind = parts_of(dataset)
     if kind == "staged":
-        plain = staged_recipe(tier, data, {"blocks_per_stage": list(SHAPE), "widths": WIDTHS})
-        return plain, {cut: {"blocks_per_stage": list(Cut.parse(cut).per_stage)} for cut in SHAPES}
+        on_gpu = tier == "gpu"
+        widths = GPU_WIDTHS if on_gpu else WIDTHS
+        plain = staged_recipe(tier, data, {"blocks_per_stage": list(SHAPE), "widths": widths})
+        return plain | (ON_GPU if on_gpu else {}), {
+            cut: {"blocks_per_stage": list(Cut.parse(cut).per_stage)} for cut in SHAPES
+        }
     plain = base_recipe(tier, data) | ({"epochs": LONGER} if kind == "long" else {})
     m, n = SUB_BLOCKS[tier], plain["num_blocks"]
     depths = (m, 2 * n // 3) if tier == "cpu" else (m,)
@@ -185,7 +193,7 @@ TARGETS = Experiment(
             *("mnist", "fashion-mnist", "cifar10", "cifar100"),
             *("cifar10-long", "cifar10-staged"),
         ),
-        "gpu": ("mnist", "cifar10", "cifar100"),
+        "gpu": ("mnist", "cifar10", "cifar100", "cifar10-staged"),
         "quick": ("digits",),
     },
     run=run,

@@ -10,7 +10,8 @@ import torch
 from experiments.pretrained import cifar_resnet  # noqa: F401 (its model enters the catalogue)
 from experiments.pretrained.choice import HELD_OUT, best, candidates
 from experiments.recipes import Settings
-from experiments.runner import Context
+from experiments.records import RESULTS, Record, Row, record_name
+from experiments.runner import Context, Tier
 from experiments.trainings import Run, Training, digest, trained_run
 from stagecost.cut import Cut
 from stagecost.data.batches import eval_batches
@@ -87,11 +88,20 @@ ON_DATA: dict[str, Settings] = {
     "trashnet-112-vit": {"limit_train": 1000},
 }
 """What differs on some images."""
+ON_GPU: Settings = {"device": "cuda", "data_on_device": True, "epochs": 10}
+"""What differs on the gpu tier, where all training images are used."""
+GPU_MODELS: dict[str, Settings] = {"resnet32": {"lr": 0.02}}
+"""What differs there for some models."""
 
 
-def settings_of(name: str) -> Settings:
+def settings_of(name: str, tier: Tier = "cpu") -> Settings:
     """Return the settings of plain fine-tuning of a name such as "flowers-1500-lite0"."""
-    return {**BASE, **MODELS[name.rpartition("-")[2]], **ON_DATA.get(name, {})}
+    model = name.rpartition("-")[2]
+    settings = {**BASE, **MODELS[model], **ON_DATA.get(name, {})}
+    if tier != "gpu":
+        return settings
+    settings.pop("limit_train", None)
+    return {**settings, **ON_GPU, **GPU_MODELS.get(model, {})}
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,7 @@ class Case:
         Raises:
             StageCostError: the file of weights is not there.
         """
-        settings = settings_of(context.dataset)
+        settings = settings_of(context.dataset, context.tier)
         folder = Path(context.options.get("weights", context.work.parent / "weights"))
         file = folder / settings["weights"]
         if not file.is_file():
@@ -181,20 +191,27 @@ class Case:
         file = self.context.work / "cut.json"
         if file.is_file():
             return Cut(tuple(json.loads(file.read_text())["blocks"]))
-        self.context.report(f"{self.context.dataset}: choice of a cut")
-        choice = replace(self.context, work=file.with_name("choice"))
-        scores = candidates(Case(choice, self.settings_of_choice))
-        chosen = best(scores)
-        tried = [
-            {"blocks": s.cut.to_json(), "loss": s.loss, "accuracy": s.accuracy, "macs": round(part, 4)}
-            for s, part in scores
-        ]
+        tried = self._tried()
+        chosen = best(tried)
         write_json(file, {"blocks": chosen.to_json(), "tried": tried})
         return chosen
 
+    def _tried(self) -> list[Row]:
+        """Measure candidates; on the gpu tier they are those that the record of the cpu tier holds."""
+        context = self.context
+        if context.tier == "gpu":
+            record = RESULTS / "pretrained" / record_name("cpu", context.dataset)
+            return list(Record.read(record, "search")["search"])
+        context.report(f"{context.dataset}: choice of a cut")
+        choice = replace(context, work=context.work / "choice")
+        return [
+            {"blocks": s.cut.to_json(), "loss": s.loss, "accuracy": s.accuracy, "macs": round(part, 4)}
+            for s, part in candidates(Case(choice, self.settings_of_choice))
+        ]
+
     def network(self, folder: Path) -> ResidualNetwork:
-        """Load a network."""
-        return load(folder).to(memory_format=torch.channels_last)
+        """Load a network to where it is trained."""
+        return load(folder).to(memory_format=torch.channels_last).to(self.settings["device"])
 
     def training(self, arm: str, seed: int) -> Training:
         """Return the training of an arm."""

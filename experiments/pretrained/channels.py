@@ -39,5 +39,5 @@ def with_fewer_channels(network: ResidualNetwork, shape: Shape, cut: Cut) -> Res
 def with_channels_pruned(case: Case, seed: int) -> ResidualNetwork:
     """Return the pretrained network with fewer channels, fine-tuned; its weights are kept in a file."""
     shape = case.bundle(seed).format.shape
-    small = with_fewer_channels(case.network(case.fitted(seed)), shape, case.cut)
+    small = with_fewer_channels(case.network(case.fitted(seed)).cpu(), shape, case.cut)
     return case.trained_in_memory("torch-pruning", seed, small)

@@ -3,10 +3,11 @@
 `SEARCHED` has the way of each model. All are done before any training, with a seed of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from experiments.records import Row
 from stagecost.cut import Cut
 from stagecost.data.batches import eval_batches
 from stagecost.macs import count_macs
@@ -32,9 +33,10 @@ def candidates(case: "Case") -> Scores:
     return [(score, count_macs(network, shape, score.cut) / whole) for score in scores]
 
 
-def best(scores: Scores) -> Cut:
+def best(tried: Sequence[Row]) -> Cut:
     """Return the one of least loss among those that have few enough MACs."""
-    return min((s for s, part in scores if part <= LARGEST_PART), key=lambda score: score.loss).cut
+    few = (row for row in tried if row["macs"] <= LARGEST_PART)
+    return Cut(tuple(min(few, key=lambda row: float(row["loss"]))["blocks"]))
 
 
 def searched(case: "Case") -> list[Score]:

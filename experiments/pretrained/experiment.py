@@ -1,7 +1,7 @@
 """Networks that others trained, made shallower on new images: one training for both, or two?
 
 Command     python -m experiments run pretrained --weights DIR [--dataset flowers-1500-lite0] …
-Machine     cpu: one core, one thread
+Machine     cpu: one core, one thread; gpu: one GPU, all training images, ten epochs
 Runtime     lite0: four minutes a run on an idle core; vit: ten; resnet32: five; the other ResNets: two
 Seeds       0, 1, 2
 
@@ -55,6 +55,7 @@ NAMES = {
         "trashnet-112-vit",
         *(f"cifar10-resnet{layers}" for layers in (20, 32, 44, 56)),
     ),
+    "gpu": ("cifar10-resnet32", "flowers-1500-vit", "trashnet-112-vit"),
     "quick": ("digits-tiny",),
 }
 TEXT = """\
@@ -98,7 +99,7 @@ def run(context: Context) -> Row:
         context.report(f"{context.dataset}: test images, seed {seed}")
         for key, network in networks(case, seed, runs[seed]).items():
             right.setdefault(key, []).append(_right(case, seed, network))
-            judged.setdefault(key, network)
+            judged.setdefault(key, network.cpu())
     size = case.bundle(context.seeds[0]).format.size
     timed = {cut: network for (arm, cut), network in judged.items() if arm in ("whole", PRUNED)}
     times = measure_latency(timed, torch.randn(1, 3, size, size))
@@ -145,7 +146,7 @@ def networks(case: Case, seed: int, runs: dict[str, Run]) -> dict[tuple[str, str
     channels = {}
     if case.model == "resnet32" and is_installed("torch-pruning"):
         channels = {(PRUNED, "channels"): with_channels_pruned(case, seed)}
-    return {
+    found = {
         ("linear", "whole"): linear,
         ("linear", name): case.network(case.fitted(seed, cut)),
         ("whole", "whole"): opened["whole"].network,
@@ -158,6 +159,7 @@ def networks(case: Case, seed: int, runs: dict[str, Run]) -> dict[tuple[str, str
         ),
         **channels,
     }
+    return {key: network.to(case.settings["device"]) for key, network in found.items()}
 
 
 def _right(case: Case, seed: int, network: ResidualNetwork) -> Tensor:
@@ -223,7 +225,7 @@ def training_macs(case: Case, arm: str, macs: int) -> int:
     if arm == "linear":
         return 0
     seed, settings = case.context.seeds[0], case.settings
-    bundle, network = case.bundle(seed), case.network(case.fitted(seed))
+    bundle, network = case.bundle(seed), case.network(case.fitted(seed)).cpu()
     shape = bundle.format.shape
     cuts = {"whole": [Cut.whole()], "joint": [case.cut, Cut.whole()]}
     cuts |= {first: [case.cut] for first in ("cut_first", TAUGHT)}
@@ -304,7 +306,7 @@ def trials_tried(file: Path) -> list[str]:
 
 def trainings(tier: Tier, dataset: str) -> dict[str, Training]:
     """Return plain fine-tuning, for the record."""
-    return {"whole": Training(settings_of(dataset))}
+    return {"whole": Training(settings_of(dataset, tier))}
 
 
 PRETRAINED = Experiment(

@@ -19,7 +19,7 @@ from experiments.pretrained.case import Case
 from experiments.pretrained.choice import SEED_OF_CHOICE
 from experiments.pretrained.experiment import TRIALS
 from experiments.records import RESULTS
-from experiments.runner import WORK, Context
+from experiments.runner import TIERS, WORK, Context
 from stagecost.calibration import recalibrate
 from stagecost.data.batches import eval_batches
 from stagecost.network import ResidualNetwork
@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("name")
     parser.add_argument("arm")
     parser.add_argument("set", nargs="*", help="settings that are changed, such as lr=0.001")
+    parser.add_argument("--tier", choices=TIERS, default="cpu")
     for flag in ("--weights", "--data-root", "--work"):
         parser.add_argument(flag, type=Path)
     given = parser.parse_args(arguments)
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = {} if given.weights is None else {"weights": given.weights}
     work = (given.work or WORK) / f"trials-{given.name}-{changed.get('image_size', '')}"
     say = lambda words: print(words, file=sys.stderr)  # noqa: E731
-    context = Context("cpu", given.name, (SEED,), work, given.data_root, say, options)
+    context = Context(given.tier, given.name, (SEED,), work, given.data_root, say, options)
     case = Case.of(context)
     case = replace(case, settings={**case.settings_of_choice, **changed})
     line = {

@@ -21,7 +21,7 @@ from stagecost.models.catalogue import create_model
 from stagecost.objective import StageCost, parameter_groups
 from stagecost.storage import read_tensors, write_tensors
 
-TINY = Recipe(num_blocks=4, kept=2, width=4, stem_stride=4, batch_size=16, compiled=False)
+TINY = Recipe(num_blocks=4, kept=2, middle=3, width=4, stem_stride=4, batch_size=16, compiled=False)
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +175,27 @@ def test_compute_of_the_long_arms_is_that_of_joint(splits: Splits) -> None:
         assert recipe.epoch_factor(arm) * blocks == pytest.approx(54 + 12)
 
 
+def test_several_minimises_the_mean_loss_of_its_depths(splits: Splits) -> None:
+    job = Job("several", 0, 1, TINY, splits)
+    draws = job.draws[0].long()
+    images, labels = splits.train.crops(draws), splits.train.labels[draws[:, 0]]
+    twin = gpu_tier.build(TINY, splits, 4, 0, torch.device("cpu"))
+    outputs = twin(images, depths="all")
+    sum(F.cross_entropy(outputs[depth], labels) / 3 for depth in (2, 3, 4)).backward()  # type: ignore[union-attr]
+    job.backward(images, labels)
+    for ours, expected in zip(job.network.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad)
+
+
+def test_several_yields_three_networks_for_the_block_passes_of_three(splits: Splits) -> None:
+    job = Job("several", 0, 1, TINY, splits)
+    assert set(job.results()["networks"]) == {"whole", "middle", "cut"}
+    assert set(Job("plain_mid", 0, 1, TINY, splits).results()["networks"]) == {"middle"}
+    apart = [Job(arm, 0, 40, TINY, splits) for arm in ("plain_full", "plain_mid", "plain_sub")]
+    passes = sum(each.steps * each.network.num_blocks for each in apart)
+    assert Job("several", 0, 40, TINY, splits).steps * 4 == pytest.approx(passes, rel=0.02)
+
+
 def test_a_session_stops_at_the_end_of_its_time(splits: Splits, tmp_path: Path) -> None:
     session = Session(tmp_path, seconds=-1)
     assert session.train_all("main", [("plain_sub", 0, 50, TINY), ("stage", 1, 50, TINY)], splits) == []
@@ -202,7 +223,7 @@ def test_lines_of_a_whole_run_make_valid_records(
         assert [row["arm"] for row in table["rows"]] == list(gpu_tier_records.TABLE)
         targets = read(tmp_path / "results" / "targets" / f"gpu-{name}.json")
         assert all(len(row["test_accuracies"]) == 2 for row in targets["rows"])
-    assert {row["arm"] for row in targets["rows"]} == {"alone", "joint"}
+    assert {row["arm"] for row in targets["rows"]} == {"alone", "joint", "several"}
     assert read(tmp_path / "results" / "gpu-speed" / "gpu.json")["rows"]
 
 
