@@ -318,6 +318,22 @@ def test_a_policy_is_chosen_for_a_drop_or_a_budget() -> None:
             curve.choose(**limits)  # type: ignore[arg-type]
 
 
+def test_a_budget_of_macs_takes_what_leads_in_macs_and_not_in_time() -> None:
+    """Two blocks take the longest here: no policy that leads in time leaves there for all."""
+    outputs = made_outputs()
+    slow = Costs((1.0, 1.0, 9.0, 8.0), (0.1,) * 4)
+    curve = curve_of(outputs, EVEN, [slow])
+    two = curve.cuts[2]
+    alike = [p.accuracy for p in curve.points if p.macs_ratio <= two.macs_ratio]
+    chosen = curve.choose(max_macs=two.macs_ratio)
+    assert max(alike) < two.accuracy <= chosen.accuracy
+    assert chosen.macs_ratio <= two.macs_ratio
+    assert chosen in curve.by_macs
+    assert curve_of(outputs, EVEN).by_macs == ()
+    times = [p.time_ratio for p in curve.points]
+    assert times == sorted(set(times))
+
+
 def test_the_oracle_leaves_at_the_first_depth_that_is_right() -> None:
     logits = torch.zeros(4, 3, 2)  # right at depths 1 and 3; never; at 2
     logits[:, :, 1] = 1

@@ -7,9 +7,10 @@ is never below the cuts.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -93,6 +94,8 @@ class ExitCurve:
     cuts: tuple[ExitPoint, ...]  #: all leave at depth 0, 1, …, N
     accuracy_full: float  #: percent, of the whole network
     num_images: int  #: that both rest on
+    #: the policies that no other one beats in both accuracy and MACs, where these are other ones
+    by_macs: tuple[ExitPoint, ...] = ()
 
     def choose(
         self,
@@ -118,13 +121,14 @@ class ExitCurve:
                 raise StageCostError(f"{name} is {budget}: give a part of the whole, such as 0.5")
         if max_drop is max_macs is max_time is None:
             raise StageCostError("say what may be lost or spent: give max_drop, max_macs or max_time")
+        known = self.points if max_macs is None else (*self.points, *self.by_macs)
         cheap = [
             p
-            for p in self.points
+            for p in known
             if p.macs_ratio <= (max_macs or math.inf) and p.time_ratio <= (max_time or math.inf)
         ]
         if not cheap:
-            least = min(self.points, key=lambda p: p.macs_ratio if max_macs else p.time_ratio)
+            least = min(known, key=lambda p: p.macs_ratio if max_macs else p.time_ratio)
             raise StageCostError(
                 f"no exits cost as little as {max_macs or max_time:g} of the whole; the least is "
                 f"{least.macs_ratio:.3f} of the MACs, {least.time_ratio:.3f} of the time: allow more"
@@ -188,14 +192,14 @@ def curve_of(
     depths = sorted({*depths, outputs.num_blocks}) if depths else tried_depths(outputs.num_blocks)
     ExitPolicy(tuple(depths), (0.0,) * (len(depths) - 1)).check(outputs.num_blocks)
     cuts = [p for k in range(outputs.num_blocks + 1) for p in tried(outputs, macs, times, (k,))]
-    front = frontier(cuts)
+    front = leading(cuts)
     for criterion in criteria:
-        seen, found = set[tuple[int, ...]](), frontier(cuts)
+        seen, found = set[tuple[int, ...]](), leading(cuts)
         # Depths that agree are told from three depths on: patience begins with evenly spaced ones.
         new = list(_progressions(depths)) if criterion == "patience" else []
         for _ in range(MOST_EXITS):
             more = (tried(outputs, macs, times, s, criterion, combine) for s in new if s not in seen)
-            found = frontier([*found, *(point for points in more for point in points)])
+            found = leading([*found, *(point for points in more for point in points)])
             seen.update(new)
             asked = (p.policy.depths for p in found)
             counts = Counter(s for s in asked if len(s) < MOST_EXITS and set(s) <= set(depths))
@@ -203,9 +207,11 @@ def curve_of(
             new = [tuple(sorted({*each, k})) for each in sets for k in depths if k not in each]
         for _ in range(SWEEPS):
             several = [p.policy for p in found if len(p.policy.thresholds) > 1]
-            found = frontier([*found, *(q for p in several for q in _varied(outputs, macs, times, p))])
-        front = frontier([*front, *found])
-    return ExitCurve(tuple(front), tuple(cuts), cuts[-1].accuracy, len(outputs.targets))
+            found = leading([*found, *(q for p in several for q in _varied(outputs, macs, times, p))])
+        front = leading([*front, *found])
+    points, fewest = frontier(front), frontier(front, BY_MACS)
+    others = tuple(point for point in fewest if point not in points)
+    return ExitCurve(tuple(points), tuple(cuts), cuts[-1].accuracy, len(outputs.targets), others)
 
 
 def _progressions(depths: Sequence[int]) -> Iterator[tuple[int, ...]]:
@@ -294,10 +300,20 @@ def _grid(scores: Tensor, criterion: Criterion) -> Tensor:
     return between[places]
 
 
-def frontier(points: Iterable[ExitPoint]) -> list[ExitPoint]:
-    """Return the points that no other one beats in both accuracy and time, the cheapest first."""
+Cost = Callable[[ExitPoint], float]
+BY_TIME: Cost = attrgetter("time_ratio")
+BY_MACS: Cost = attrgetter("macs_ratio")
+
+
+def leading(points: Sequence[ExitPoint]) -> list[ExitPoint]:
+    """Return the points that no other one beats in accuracy and time, or in accuracy and MACs."""
+    return [*dict.fromkeys([*frontier(points), *frontier(points, BY_MACS)])]
+
+
+def frontier(points: Iterable[ExitPoint], cost: Cost = BY_TIME) -> list[ExitPoint]:
+    """Return the points that no other one beats in both accuracy and a cost, the cheapest first."""
     best, front = -math.inf, []
-    for point in sorted(points, key=lambda p: (p.time_ratio, -p.accuracy, len(p.policy.depths))):
+    for point in sorted(points, key=lambda p: (cost(p), -p.accuracy, len(p.policy.depths))):
         if point.accuracy > best:
             best = point.accuracy
             front.append(point)
