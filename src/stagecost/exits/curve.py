@@ -68,8 +68,23 @@ def all_outputs(network: ResidualNetwork, loader: Loader) -> Outputs:
     if not targets:
         raise StageCostError("there are no images to choose exits on: give at least one")
     outputs, labels = torch.cat(logits, dim=1), torch.cat(targets)
-    if labels.dim() != 1 or labels.is_floating_point() or outputs.dim() != 3 or outputs.shape[2] < 2:
+    if not len(labels):
+        raise StageCostError("there are no images to choose exits on: give at least one")
+    whole = not (labels.is_floating_point() or labels.dtype is torch.bool)
+    fits = labels.dim() == 1 and outputs.dim() == 3 and outputs.shape[2] > 1
+    if not (whole and fits and outputs.shape[1] == len(labels)):
         raise StageCostError("exits are chosen by accuracy: the targets must be class labels")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < outputs.shape[2]:
+        raise StageCostError(
+            f"labels from {int(labels.min())} to {int(labels.max())}, and the network has "
+            f"{outputs.shape[2]} classes: leave out images that have no class of it"
+        )
+    if not bool(torch.isfinite(outputs).all()):
+        depth = int((~torch.isfinite(outputs)).flatten(1).any(dim=1).nonzero()[0])
+        raise StageCostError(
+            f"outputs at depth {depth} are no finite numbers, so nobody can leave by them: look at the "
+            "images, or train with a lower --lr"
+        )
     return Outputs(outputs, labels)
 
 
@@ -128,10 +143,12 @@ class ExitCurve:
             if p.macs_ratio <= (max_macs or math.inf) and p.time_ratio <= (max_time or math.inf)
         ]
         if not cheap:
-            least = min(known, key=lambda p: p.macs_ratio if max_macs else p.time_ratio)
+            asked = {"MACs": max_macs, "time": max_time}
+            limits = " and ".join(f"{part:g} of the {what}" for what, part in asked.items() if part)
+            macs, time = (min(map(cost, known)) for cost in (BY_MACS, BY_TIME))
             raise StageCostError(
-                f"no exits cost as little as {max_macs or max_time:g} of the whole; the least is "
-                f"{least.macs_ratio:.3f} of the MACs, {least.time_ratio:.3f} of the time: allow more"
+                f"no exits cost as little as {limits}; the least is {macs:.3f} of the MACs, and "
+                f"{time:.3f} of the time: allow more"
             )
         if max_drop is None:
             return max(cheap, key=lambda p: (p.accuracy, -p.time_ratio))

@@ -68,7 +68,7 @@ class EarlyExit:
             if threshold is None:
                 break
             if len(scores) == 1:  # which is soon told
-                if not scores.item() < threshold:
+                if not bool(scores < threshold):  # as below: in the precision of the scores
                     break
                 continue
             staying = scores < threshold

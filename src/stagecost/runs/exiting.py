@@ -10,8 +10,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from stagecost.cut import Cut
 from stagecost.data.batches import sample_batches
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, refusing
 from stagecost.exits.costs import Costs, Timing, mac_costs, measure_ratio, time_costs
 from stagecost.exits.curve import (
     ExitCurve,
@@ -24,12 +25,14 @@ from stagecost.exits.curve import (
 )
 from stagecost.exits.engine import EarlyExit, check_norms
 from stagecost.exits.policy import CRITERIA, Criterion, ExitPolicy
+from stagecost.network import ResidualNetwork
+from stagecost.records import read_record
 from stagecost.runs.certainty import Interval, check_points, paired_drop, warnings_on, wilson
 from stagecost.runs.folder import RunFolder
 from stagecost.runs.lock import locked
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Judged, Trained, open_trained
-from stagecost.storage import write_json
+from stagecost.storage import read_json, write_json
 
 TIMED_IMAGES = 256
 """Test images that are answered one by one, or four batches of them, to measure the time."""
@@ -95,6 +98,18 @@ class Exits(Result):
     cuts: tuple[ExitRow, ...]  #: all leave at depth 0, 1, …, N
     oracle: tuple[OracleRow, ...]  #: the bound that knows the labels
     warnings: tuple[str, ...]  #: what makes the choice doubtful
+    weights: str = ""  #: digest of the network's weights; empty in earlier versions
+
+    def check(self, trained: Trained) -> None:
+        """Refuse another network, or other weights of this one.
+
+        Raises:
+            ValueError: the exits were chosen for these.
+        """
+        if len(self.cuts) != trained.network.num_blocks + 1:
+            raise ValueError("they were chosen for another number of blocks")
+        if self.weights not in ("", trained.weights_digest):
+            raise ValueError("they were chosen for other weights")
 
 
 def exit_early(
@@ -147,17 +162,41 @@ def exit_early(
         doubts = warnings_on(curve.accuracy_full, curve.num_images, val.chance, max_drop)
         warnings = (*val.warnings, *judged.warnings, *doubts)
         result = _measured(trained, curve, chosen, macs, times, judged, timings, warnings)
-        chosen.policy.save(trained.path)
         write_json(RunFolder(trained.path).exits, result.to_json())
+        chosen.policy.save(trained.path)
     return result
 
 
 def trained_depths(trained: Trained) -> tuple[int, ...]:
     """Return the depths that a training was for; none if it was for all, or for other cuts."""
     cuts, indices = trained.settings.stage.cuts(), trained.network.block_indices
-    if not all(cut.is_prefix for cut in cuts) or indices != tuple(range(len(indices))):
+    if indices != tuple(range(len(indices))):
+        return ()
+    cuts = tuple(_resolved(trained.network, cut) for cut in cuts)
+    if not all(cut.is_prefix for cut in cuts):
         return ()
     return tuple(cut.depth for cut in cuts if cut.depth <= len(indices))
+
+
+def _resolved(network: ResidualNetwork, cut: Cut) -> Cut:
+    """Return a cut by its blocks, as stages can be a plain depth; as it is where blocks have left."""
+    try:
+        return network.resolve(cut)
+    except StageCostError:
+        return cut
+
+
+def check_exits(trained: Trained) -> None:
+    """Refuse saved exits that were chosen for another network.
+
+    Raises:
+        StageCostError: its record tells of other weights.
+    """
+    file = RunFolder(trained.path).exits
+    remedy = "run `stagecost exit` again, or name the --checkpoint that it was for"
+    if file.is_file():
+        with refusing(f"{file} does not tell of exits of this network", remedy, ValueError):
+            read_record(Exits, read_json(file)).check(trained)
 
 
 def _check(
@@ -259,6 +298,7 @@ def _measured(
             for depth, (ratio, accuracy) in enumerate(oracle_curve(outputs, macs))
         ),
         warnings=warnings,
+        weights=trained.weights_digest,
     )
 
 

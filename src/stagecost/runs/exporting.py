@@ -15,6 +15,7 @@ from stagecost.export.graphs import Format, open_graph
 from stagecost.export.int8 import INT8_FILE
 from stagecost.latency import measure_latency
 from stagecost.prediction import BATCH
+from stagecost.runs.exiting import check_exits
 from stagecost.runs.measuring import called
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Trained, open_trained
@@ -122,6 +123,7 @@ def _policy(trained: Trained, segments: str | None, threshold: float | None) -> 
     num_blocks = trained.network.num_blocks
     saved = ExitPolicy.load(trained.path) if (trained.path / POLICY_FILE).is_file() else None
     if segments == "exits" and threshold is None:
+        check_exits(trained)
         return saved or ExitPolicy.load(trained.path)
     if segments == "exits":
         raise StageCostError(

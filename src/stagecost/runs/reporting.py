@@ -270,4 +270,6 @@ def _record(file: Path, kind: type[Kind], trained: Trained) -> Kind | None:
         record = read_record(kind, read_json(file))
         if isinstance(record, Pruning):  # blocks may have left the network since
             cut_to(trained.network, record.kept_blocks)
+        if isinstance(record, Exits):
+            record.check(trained)
         return record

@@ -1,5 +1,6 @@
 """Opening what was trained: a run folder, or the folder of a saved network, with its images."""
 
+import hashlib
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,6 +156,15 @@ class Trained:
         """What it remembers of the images of its training."""
         path = self.path / FINGERPRINT_FILE
         return path.read_text(errors="replace") if path.is_file() else None
+
+    @property
+    def weights_digest(self) -> str:
+        """Sixteen letters and figures that follow from all its weights and statistics, bit for bit."""
+        digest = hashlib.sha256()
+        for name, tensor in self.network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
 
     def batches(self, split: Split, data: str | None = None) -> FixedBatches:
         """Load one split as batches, in order, without augmentation."""
