@@ -301,7 +301,7 @@ def test_the_caveat_stands_next_to_the_depth_plots() -> None:
         ({"pruning": PRUNING | {"accuracy_after": 97.0}}, "Trust the measurement"),
         ({"pruning": PRUNING | {"accuracy_before": 50.0}}, "when it was pruned, and has"),
         ({"exits": EXITS}, "when its exits were chosen, and has"),
-        ({"pruning": PRUNING | {"kept_blocks": [0, 1, 9]}}, "keeps blocks 0–1, 9, not the first 4"),
+        ({"pruning": PRUNING | {"kept_blocks": [0, 1, 9]}}, "keeps blocks 0–1, 9, not the first 3"),
     ],
 )
 def test_doubts_are_stated(changes: dict[str, Any], note: str) -> None:

@@ -13,9 +13,12 @@ import stagecost as sc
 from runs.conftest import TINY, Trained
 from stagecost.errors import StageCostError
 from stagecost.runs.evaluation import evaluate
-from stagecost.runs.exiting import Exits, exit_early
+from stagecost.runs.exiting import Exits, exit_early, trained_depths
+from stagecost.runs.exporting import export
+from stagecost.runs.reporting import report
 from stagecost.runs.trained import open_trained
 from stagecost.runs.training import train
+from stagecost.storage import read_tensors, write_tensors
 
 
 @pytest.mark.parametrize("which", ["three", "staged", "saved"])
@@ -73,6 +76,32 @@ def test_images_are_asked_at_the_targets_of_the_training(tmp_path: Path) -> None
     asked = {row.depths for row in done.curve if len(row.depths) > 1}
     assert asked <= {(2, 4)}
     assert [row.depths for row in done.cuts] == [(k,) for k in range(5)]
+
+
+def test_exits_of_other_weights_are_refused(trained: Trained, tmp_path: Path) -> None:
+    run = shutil.copytree(trained.three, tmp_path / "run")
+    exit_early(run, max_drop=20, batch=(20,), device="cpu")
+    export(run, output=tmp_path / "first", segments="exits")
+    report(run)
+    other = shutil.copytree(trained.staged, tmp_path / "other")
+    shutil.copy(run / "exit.json", other)
+    shutil.copy(run / "exit_policy.json", other)
+    tensors, details = read_tensors(run / "last.safetensors")
+    name = next(name for name in tensors if name.endswith("head.linear.bias"))
+    write_tensors(run / "last.safetensors", tensors | {name: tensors[name] + 1e-3}, details)
+    for folder, words in ((run, "other weights"), (other, "chosen for (other weights|another number)")):
+        with pytest.raises(StageCostError, match=f"does not tell of exits of this network.*{words}"):
+            export(folder, output=tmp_path / "second", segments="exits")
+        with pytest.raises(StageCostError, match=words):
+            report(folder)
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_staged_target_that_is_a_plain_depth_is_an_exit(tmp_path: Path) -> None:
+    run, shape = tmp_path / "run", {"model": "staged", "blocks_per_stage": [2, 2], "widths": [4, 4]}
+    plain = {key: value for key, value in TINY.items() if key not in ("num_blocks", "width", "model")}
+    train({**plain, **shape, "targets": ["2+1"], "epochs": 1}, run)
+    assert trained_depths(open_trained(run, device="cpu")) == (3,)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

@@ -215,7 +215,7 @@ def _describe(error: OSError) -> str:
         13: "check the permissions or choose another folder",
         17: "choose another folder",
         20: "a part of the path is a file: choose another folder",
-        28: "the disk is full: make room and go on with --resume",
+        28: "the disk is full: make room and give the command again, train with --resume",
         30: "the disk is read-only: choose another folder",
         36: "the name is too long: choose a shorter one",
     }.get(error.errno or 0, "check the path and the disk")

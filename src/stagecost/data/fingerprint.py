@@ -53,7 +53,8 @@ def check_fingerprint(
         allow_trained: whether to judge it all the same on images that it was trained on.
 
     Returns:
-        A line for each split that has changed; none if all is as it was.
+        A line for each split that has changed, and one if more than a hundredth of these images are
+        copies of trained ones; none if all is as it should be.
 
     Raises:
         StageCostError: the split holds images that were trained on and were not in it then, or the
@@ -80,6 +81,11 @@ def check_fingerprint(
             f"{counted(count, 'image')} of the {len(bundle.splits[split])} {split} images of "
             f"{shown(bundle.name)} were trained on: give images that the network has not seen, or allow "
             "these by --allow-trained"
+        )
+    if len(bundle.splits[split]) < 100 * count <= 100 * usual:  # from the start on
+        changes.append(
+            f"{count} of the {len(bundle.splits[split])} {split} images are copies of ones that were "
+            "trained on, which flatters"
         )
     return tuple(changes)
 

@@ -123,6 +123,7 @@ class Pruning:
     #: median milliseconds of one image; `latency_ms_after` of the small network
     latency_ms_before: float = math.nan
     latency_ms_after: float = math.nan
+    num_blocks_before: int = 0  #: of the whole network; 0 in earlier versions
 
 
 @dataclass(frozen=True)

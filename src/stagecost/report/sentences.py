@@ -137,18 +137,22 @@ def _age(analysis: Analysis, before: float, done: str, again: str) -> list[str]:
         return []
     return [
         f"The whole network had {percent_text(before)} when {done}, and has "
-        f"{percent_text(now)}: it was trained on, or other images judge it. {again} again."
+        f"{percent_text(now)}: it was trained on, it is another checkpoint, or other "
+        f"images judge it. {again} again."
     ]
 
 
 def _pruning_notes(analysis: Analysis, pruning: Pruning) -> list[str]:
     notes = _age(analysis, pruning.accuracy_before, "it was pruned", "Prune")
-    if pruning.kept_blocks != analysis.blocks[: analysis.needed_blocks]:
+    first = len(pruning.kept_blocks)
+    if pruning.kept_blocks != analysis.blocks[:first]:
         kept = f"blocks {ranges_text(pruning.kept_blocks)}" if pruning.kept_blocks else "no block"
         notes.append(
-            f"The pruned network keeps {kept}, not the first "
-            f"{analysis.needed_blocks:,}: the figures over depth do not show its accuracy."
+            f"The pruned network keeps {kept}, not the first {first:,}: the figures over depth do not "
+            "show its accuracy."
         )
+    elif pruning.finetune_epochs:
+        notes.append("It was trained on after the cut: the figures over depth show the cut before that.")
     # What was predicted is the accuracy of the cut; training after it changes that in any case.
     cut = pruning.accuracy_before_finetuning if pruning.finetune_epochs else pruning.accuracy_after
     if abs(pruning.accuracy_predicted - cut) >= 0.05:

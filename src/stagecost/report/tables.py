@@ -43,7 +43,12 @@ def pruning_rows(data: ReportData) -> list[tuple[str, ...]]:
     times = pruning.latency_ms_before / 1000, pruning.latency_ms_after / 1000
     known = math.isfinite(sum(times))
     return [
-        cost("Blocks", data.analysis.num_blocks, len(pruning.kept_blocks), count_text),
+        cost(
+            "Blocks",
+            pruning.num_blocks_before or data.analysis.num_blocks,
+            len(pruning.kept_blocks),
+            count_text,
+        ),
         *accuracies,
         cost("Parameters", pruning.parameters_before, pruning.parameters_after, count_text),
         cost("MACs an image", *macs, operations_text),

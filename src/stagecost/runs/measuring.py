@@ -25,6 +25,7 @@ from stagecost.latency import (
     this_machine,
 )
 from stagecost.macs import count_macs, count_parameters
+from stagecost.network import ResidualNetwork
 from stagecost.records import read_record
 from stagecost.runs.folder import RunFolder, keep_for_report
 from stagecost.runs.results import Result
@@ -154,7 +155,7 @@ def measure_opened(
     }
     for path, trained in opened.items() if depths else ():
         every = range(trained.network.num_blocks + ("eager" not in backends))
-        forwards |= {(path, "eager", k): partial(trained.network, cuts=Cut.first(k)) for k in every}
+        forwards |= {(path, "eager", k): _at_depth(trained.network, Cut.first(k)) for k in every}
     for size in batch:
         # How long images take does not depend on what is on them; each network gets some of its shape.
         images = {key: _images(opened[key[0]], size) for key in forwards}
@@ -173,6 +174,13 @@ def measure_opened(
     for path in opened:
         _keep(result, path)
     return result
+
+
+def _at_depth(network: ResidualNetwork, cut: Cut) -> Forward:
+    """Return what computes the output of a cut; one with norms of its own is timed as it is shipped."""
+    if network.resolve(cut) in network.targets:
+        return network.keep(cut)
+    return partial(network, cuts=cut)
 
 
 def _keep(result: Measurements, path: str) -> None:

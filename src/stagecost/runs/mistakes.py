@@ -16,7 +16,9 @@ from stagecost.errors import StageCostError
 from stagecost.models.catalogue import cut_to, load
 from stagecost.network import CONFIG_FILE, ResidualNetwork
 from stagecost.report.data import THUMBNAIL, Confusion, WrongImage
+from stagecost.runs.folder import RunFolder
 from stagecost.runs.trained import Trained
+from stagecost.storage import read_json
 from stagecost.trajectory import COLLAPSED, evaluation_mode
 
 MOST_SHOWN, MOST_CLASSES = 12, 100
@@ -44,7 +46,7 @@ def mistakes_of(
         kept_blocks: the paper's k of the blocks that stay.
         saved: folder of the small network, if there is one, which may have been trained on.
     """
-    network, small = trained.network, _saved(saved, trained, kept_blocks)
+    network, small = trained.network, saved_network(saved, trained, kept_blocks)
     cuts = [Cut.whole(), cut_to(network, kept_blocks)] if small is None else [Cut.whole()]
     answers = []
     with evaluation_mode(network):
@@ -64,7 +66,7 @@ def mistakes_of(
     return Mistakes(_confusion(right, after, names), wrong, len(rows))
 
 
-def _saved(folder: str, trained: Trained, kept_blocks: Sequence[int]) -> ResidualNetwork | None:
+def saved_network(folder: str, trained: Trained, kept_blocks: Sequence[int]) -> ResidualNetwork | None:
     """Load the small network, unless it is there no more, or another one is by now."""
     if not folder or not (Path(folder) / CONFIG_FILE).is_file():
         return None
@@ -74,6 +76,9 @@ def _saved(folder: str, trained: Trained, kept_blocks: Sequence[int]) -> Residua
     except StageCostError:
         return None
     alike = images == trained.image_format and small.block_indices == (*kept_blocks,)
+    told, latest = small.details.get("pruning"), RunFolder(trained.path).pruning
+    if told is not None and latest.is_file():  # the same folder may hold a cut of another run by now
+        alike = alike and told == read_json(latest)
     return small.to(trained.device) if alike else None
 
 

@@ -21,7 +21,7 @@ from stagecost.runs.evaluation import Evaluation
 from stagecost.runs.exiting import ExitRow, Exits, OracleRow
 from stagecost.runs.folder import RunFolder
 from stagecost.runs.measuring import Measurements, Timing, measure_opened
-from stagecost.runs.mistakes import mistakes_of
+from stagecost.runs.mistakes import mistakes_of, saved_network
 from stagecost.runs.pruning import Pruning
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Judged, Split, Trained, open_trained
@@ -241,6 +241,9 @@ def with_images(data: ReportData, trained: Trained, analysis: Analysis, images: 
     kept, saved = analysis.needed.kept_blocks, ""
     if data.pruning is not None:
         kept, saved = data.pruning.kept_blocks, data.pruning.network
+        exact = abs(data.pruning.accuracy_after - data.pruning.accuracy_predicted) < 1e-6
+        if not exact and saved_network(saved, trained, kept) is None:
+            return data  # only the small network itself could say, and it is not there
     return replace(data, **vars(mistakes_of(trained, images.batches, kept, saved)))
 
 

@@ -73,11 +73,20 @@ def remove_blocks(view: "AdaptedNetwork", kept: Cut) -> None:
         StageCostError: the model's own forward cannot do without them.
     """
     gone = [k for k in range(view.num_blocks) if not kept.acts(k)]
-    if twice := [path for path in view.paths if view.paths.count(path) > 1]:
+    if not gone:
+        return
+    if twice := called_again(view, kept):
         raise StageCostError(f"{twice[0]} is called several times and cannot leave for one: keep it")
     with torch.random.fork_rng(devices=[]):
         delete = _can_be_deleted(view, kept, gone)
     _take_out(view, gone, delete=delete)
+
+
+def called_again(view: "AdaptedNetwork", kept: Cut) -> list[str]:
+    """Return the modules that a cut both keeps and lets go, as they are called several times."""
+    calls = list(enumerate(view.paths))
+    stay = {path for k, path in calls if kept.acts(k)}
+    return [path for k, path in calls if not kept.acts(k) and path in stay]
 
 
 @torch.no_grad()
@@ -87,9 +96,10 @@ def _can_be_deleted(view: "AdaptedNetwork", kept: Cut, gone: Sequence[int]) -> b
     twin.take_norms_of(kept)
     shake(twin.model)
     inputs = tuple(resampled(tensor, BATCHES[0]) for tensor in twin.example)
+    # Copied before the twin is called, as a call may move buffers.
+    trials = {delete: copy.deepcopy(twin) for delete in (True, False)}
     expected = twin(inputs, kept)
-    for delete in (True, False):
-        trial = copy.deepcopy(twin)
+    for delete, trial in trials.items():
         with suppress(AttributeError, IndexError, KeyError, RuntimeError, TypeError):
             _take_out(trial, gone, delete=delete)
             if same(trial.model(*inputs), expected):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from stagecost.cut import Cut
 from stagecost.dynamics import is_identity
 from stagecost.errors import StageCostError
-from stagecost.models.adapters.cutting import remove_blocks
+from stagecost.models.adapters.cutting import called_again, remove_blocks
 from stagecost.models.adapters.parts import (
     BATCHES,
     MODES,
@@ -92,8 +92,12 @@ class AdaptedNetwork(ResidualNetwork):
         return inputs if len(inputs) > 1 else inputs[0]
 
     def can_keep(self, cut: Cut) -> bool:
-        """Tell whether blocks are left: of one that goes, a skip that is no identity stays."""
-        return bool(self.resolve(cut).blocks)
+        """Tell whether blocks are left, and no module is called again that goes.
+
+        Of a block that goes, a skip that is no identity stays.
+        """
+        resolved = self.resolve(cut)
+        return bool(resolved.blocks) and not called_again(self, resolved)
 
     def parts_of(self, cut: Cut) -> tuple[list[nn.Module], nn.Module]:
         """Return blocks and head as a cut uses them: on a twin of the model that has its own norms."""
