@@ -21,7 +21,8 @@ from stagecost.records import read_record
 from stagecost.report.words import duration_text
 from stagecost.runs.exiting import exit_early
 from stagecost.runs.measuring import Measurements, measure
-from stagecost.runs.mistakes import mistakes_of, thumbnail
+from stagecost.runs.mistakes import mistakes_of, saved_network, thumbnail
+from stagecost.runs.pruning import prune
 from stagecost.runs.reporting import compare, report
 from stagecost.runs.trained import open_trained
 from stagecost.runs.training import train
@@ -62,6 +63,20 @@ def test_another_network_in_the_place_of_the_small_one_is_passed_over(
     for folder, kept in ((other, [0, 1]), (trained.saved, [0])):
         found = [mistakes_of(run, run.batches("val"), kept, name) for name in (str(folder), "")]
         assert found[0] == found[1]
+
+
+def test_a_cut_of_another_run_in_the_same_folder_is_passed_over(
+    trained: Trained, tmp_path: Path
+) -> None:
+    run, small = shutil.copytree(trained.three, tmp_path / "run"), tmp_path / "small"
+    prune(run, small, keep=2, device="cpu")
+    opened = open_trained(run, device="cpu")
+    assert saved_network(str(small), opened, [0, 1]) is not None
+    config = json.loads((small / "config.json").read_text())
+    config["pruning"]["accuracy_after"] += 1
+    (small / "config.json").write_text(json.dumps(config))
+    assert saved_network(str(small), opened, [0, 1]) is None
+    assert saved_network(str(tmp_path / "moved"), opened, [0, 1]) is None
 
 
 def test_a_thumbnail_is_the_image() -> None:

@@ -76,7 +76,7 @@ def saved_network(folder: str, trained: Trained, kept_blocks: Sequence[int]) -> 
     except StageCostError:
         return None
     alike = images == trained.image_format and small.block_indices == (*kept_blocks,)
-    told, latest = small.details.get("pruning"), RunFolder(trained.path).pruning
+    told, latest = read_json(Path(folder) / CONFIG_FILE).get("pruning"), RunFolder(trained.path).pruning
     if told is not None and latest.is_file():  # the same folder may hold a cut of another run by now
         alike = alike and told == read_json(latest)
     return small.to(trained.device) if alike else None
