@@ -86,6 +86,30 @@ def record_name(tier: str, dataset: str) -> str:
     return f"{tier}-{dataset}.json" if dataset else f"{tier}.json"
 
 
+def grown(before: Mapping[str, Any], measured: Row) -> Row:
+    """Return a record with the rows that were measured now, and those of other arms from before.
+
+    `before` in it says of what was kept which arms these are, and the circumstances of each.
+    """
+    now = {row["arm"] for row in measured["rows"]}
+    kept = [row for row in before["rows"] if row["arm"] not in now]
+    parts = [*before.get("before", []), {"arms": [r["arm"] for r in before["rows"]]} | _about(before)]
+    arms = {row["arm"] for row in kept}
+    for part in parts:
+        part["arms"] = [arm for arm in dict.fromkeys(part["arms"]) if arm in arms]
+        arms -= set(part["arms"])
+    return {
+        **measured,
+        "settings": {**before["settings"], **measured["settings"]},
+        "rows": [*kept, *measured["rows"]],
+        "before": [part for part in parts if part["arms"]],
+    }
+
+
+def _about(content: Mapping[str, Any]) -> Row:
+    return {key: content[key] for key in ABOUT}
+
+
 def circumstances(command: str, seeds: Sequence[int], *, gpu: bool = False) -> Row:
     """Return what a record says beside what was measured."""
     git = ["git", "rev-parse", "--short", "HEAD"]

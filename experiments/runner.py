@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from experiments.records import ABOUT, RESULTS, ROOT, Record, Row, circumstances, record_name
+from experiments.records import ABOUT, RESULTS, ROOT, Record, Row, circumstances, grown, record_name
 from experiments.tables import page
 from stagecost.errors import StageCostError
 from stagecost.storage import write_atomically, write_json
@@ -196,7 +196,8 @@ def run(
         report: is told in a few words what is being done.
 
     Raises:
-        StageCostError: an impossible request, or a record that one of fewer seeds would replace.
+        StageCostError: an impossible request, or a record that one of fewer seeds would replace, or
+            that cannot grow by the arms.
     """
     experiment, options = find_experiment(name), options or {}
     _check(experiment, tier, dataset, data_root, options)
@@ -209,12 +210,14 @@ def run(
     folder = experiment.folder(results or (work / "results" if tier == "quick" else RESULTS))
     names = experiment.datasets[tier] if dataset is None else [dataset]
     files = {each: folder / record_name(tier, each) for each in names}
-    for file in files.values():
-        _check_replaceable(file, experiment.rows, chosen)
-    for each, file in files.items():
-        place = work / file.stem
-        context = Context(tier, each, chosen, place, data_root, report, options)
-        write_json(file, _content(experiment, context))
+    contexts = {
+        file: Context(tier, each, chosen, work / file.stem, data_root, report, options)
+        for each, file in files.items()
+    }
+    befores = {file: _before(experiment, context, file) for file, context in contexts.items()}
+    for file, context in contexts.items():
+        content, before = _content(experiment, context), befores[file]
+        write_json(file, content if before is None else grown(before.content, content))
         draw(experiment, Record.read(file, experiment.rows))
     return experiment, [Record.read(file, experiment.rows) for file in files.values()]
 
@@ -291,11 +294,29 @@ def _check(
         raise StageCostError(f"{data_root} is no folder: give one that holds local copies of data sets")
 
 
-def _check_replaceable(file: Path, rows: str, seeds: Sequence[int]) -> None:
-    """Refuse to put a record of fewer seeds in the place of one of more."""
-    before = [s for s in Record.read(file, rows)["seeds"] if s not in seeds] if file.is_file() else []
-    if before:
+def _before(experiment: Experiment, context: Context, file: Path) -> Record | None:
+    """Return the record that grows by the arms that are asked for, if there is one with others.
+
+    Raises:
+        StageCostError: seeds would be lost, or other arms have other seeds or settings than today's.
+    """
+    if not file.is_file():
+        return None
+    record, seeds = Record.read(file, experiment.rows), ",".join(map(str, context.seeds))
+    if lost := [seed for seed in record["seeds"] if seed not in context.seeds]:
         raise StageCostError(
-            f"{file} holds seed {before[0]}, which a record of the seeds {','.join(map(str, seeds))} "
-            "would lose: add it to --seeds, or give another --results"
+            f"{file} holds seed {lost[0]}, which a record of the seeds {seeds} would lose: add it to "
+            "--seeds, or give another --results"
         )
+    if "arms" not in context.options:
+        return None
+    asked = str(context.options["arms"]).split(",")
+    kept = {k: v for k, v in record["settings"].items() if k.partition("-")[0] not in asked}
+    today = {k: v.to_json() for k, v in experiment.trainings(context.tier, context.dataset).items()}
+    other = [f"settings of {kind}" for kind in kept if kept[kind] != today.get(kind)]
+    if kept and (other or record["seeds"] != list(context.seeds)):
+        raise StageCostError(
+            f"{file} cannot grow by --arms {','.join(asked)}, as it rests on other "
+            f"{[*other, 'seeds'][0]}: name all arms, or give another --results"
+        )
+    return record if kept else None

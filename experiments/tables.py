@@ -1,9 +1,9 @@
 """The one writer of tables: Markdown, for `show` and for results/README.md alike."""
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.records import Record, Row
 
@@ -47,10 +47,17 @@ def section(experiment: "Experiment", records: Sequence[Record], folder: Path) -
 
 
 def _about(record: Record, link: str) -> str:
-    seeds, torch = ", ".join(map(str, record["seeds"])), record["versions"]["torch"]
+    parts = [
+        f"; {', '.join(part['arms'])} by {_made(part)}" for part in record.content.get("before", [])
+    ]
+    return f"- [{link}]({link}): {_made(record.content)}{''.join(parts)}."
+
+
+def _made(about: Mapping[str, Any]) -> str:
+    seeds, torch = ", ".join(map(str, about["seeds"])), about["versions"]["torch"]
     return (
-        f"- [{link}]({link}): `{record['command']}`; seeds {seeds}; commit {record['commit']}, "
-        f"{record['machine']}, {record['threads']} thread(s), torch {torch}."
+        f"`{about['command']}`; seeds {seeds}; commit {about['commit']}, "
+        f"{about['machine']}, {about['threads']} thread(s), torch {torch}"
     )
 
 

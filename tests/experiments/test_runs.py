@@ -189,6 +189,35 @@ def test_targets(quick: Quick) -> None:
     assert "| quick, digits | joint | whole |" in shown("targets", records)
 
 
+def test_a_record_grows_by_arms(tmp_path: Path, work: Path, quick: Quick) -> None:
+    """Rows of other arms stay, with their circumstances, unless they rest on other settings or seeds."""
+    _, (record,) = quick("targets")
+
+    def grow(arms: str, *seeds: int) -> Record:
+        options = {"arms": arms}
+        _, (grown,) = run(
+            "targets", "quick", seeds=seeds or (0,), work=work, results=tmp_path, options=options
+        )
+        return grown
+
+    assert "before" not in grow("alone,plain_long").content
+    content = grow("cut_first,plain_long").content
+    assert [row["arm"] for row in content["rows"]] == ["alone", "alone", "plain_long", "cut_first"]
+    assert set(content["settings"]) == {"alone", "alone-2", "plain_long", "cut_first-2"}
+    (part,) = content["before"]
+    assert part["arms"] == ["alone"]
+    assert part["command"].endswith("--arms alone,plain_long")
+    rows = {(row["arm"], row["cut"]): row["mean"] for row in record["rows"]}
+    assert {(row["arm"], row["cut"]): row["mean"] for row in content["rows"]}.items() <= rows.items()
+    file = tmp_path / "targets" / "quick-digits.json"
+    assert "; alone by `python -m experiments run targets" in shown("targets", [Record.read(file)])
+    with pytest.raises(ValueError, match="rests on other seeds: name all arms"):
+        grow("joint", 0, 1)
+    file.write_text(file.read_text().replace('"epochs"', '"lr": 1.0, "epochs"', 1))
+    with pytest.raises(ValueError, match="rests on other settings of alone: name all arms"):
+        grow("joint")
+
+
 def test_exits(quick: Quick) -> None:
     found, records = quick("exits")
     rows = {row["arm"]: row for row in found["rows"]}
