@@ -37,8 +37,8 @@ def count_macs(
     network: ResidualNetwork, image_shape: Sequence[int], cut: Cut | Sequence[Cut] = WHOLE
 ) -> int:
     """Count the MACs of the output of a cut, or of several in one pass, for one image (C, H, W)."""
-    with counting(network) as (twin, count):
-        twin(twin.sample(image_shape), cut)
+    with counting(network, image_shape) as (twin, image, count):
+        twin(image, cut)
         return count()
 
 
@@ -48,13 +48,13 @@ def macs_by_part(network: ResidualNetwork, image_shape: Sequence[int]) -> list[i
     The network is left alone.
     """
     counts: list[int] = []
-    with counting(network) as (twin, count):
+    with counting(network, image_shape) as (twin, image, count):
 
         def note(k: int, state: Tensor, following: Tensor) -> None:
             counts.append(count())
 
         twin.stem.register_forward_hook(lambda *_: counts.append(count()))
-        twin(twin.sample(image_shape), observe=note)
+        twin(image, observe=note)
         counts.append(count())
     return [counts[0], *(after - before for before, after in pairwise(counts))]
 
@@ -65,7 +65,7 @@ def macs_by_branch(network: ResidualNetwork, image_shape: Sequence[int]) -> list
     A cut has the first, with every skip connection, and those of its acting blocks.
     """
     skips: list[int] = []
-    with counting(network) as (twin, count):
+    with counting(network, image_shape) as (twin, image, count):
         connections = twin.skips
 
         def note(k: int, state: Tensor, following: Tensor) -> None:
@@ -73,7 +73,7 @@ def macs_by_branch(network: ResidualNetwork, image_shape: Sequence[int]) -> list
             connections[k](state)
             skips.append(count() - before)
 
-        twin(twin.sample(image_shape), observe=note)
+        twin(image, observe=note)
     stem, *blocks, head = macs_by_part(network, image_shape)
     branches = (block - skip for block, skip in zip(blocks, skips, strict=True))
     return [stem + sum(skips) + head, *branches]
@@ -83,8 +83,10 @@ LAYERS = (nn.Conv2d, nn.Linear)
 
 
 @contextmanager
-def counting(network: ResidualNetwork) -> Iterator[tuple[ResidualNetwork, Callable[[], int]]]:
-    """Give a copy of a network, in eval mode, and what tells the MACs of its calls until now."""
+def counting(
+    network: ResidualNetwork, image_shape: Sequence[int]
+) -> Iterator[tuple[ResidualNetwork, Tensor, Callable[[], int]]]:
+    """Give a copy of a network in eval mode, an image for it, and what tells the MACs of its calls."""
     twin = copy.deepcopy(network).eval()
     with torch.no_grad():
         if _has_plain_layers(twin):
@@ -96,10 +98,21 @@ def counting(network: ResidualNetwork) -> Iterator[tuple[ResidualNetwork, Callab
             for module in twin.modules():
                 if isinstance(module, LAYERS):
                     module.register_forward_hook(note)
-            yield twin, lambda: sum(calls)
+            yield twin, twin.sample(image_shape), lambda: sum(calls)
             return
+        twin = _on_meta(twin, image_shape)
         with FlopCounterMode(display=False) as counter:
-            yield twin.to("meta"), lambda: int(counter.get_total_flops()) // 2
+            yield twin, twin.sample(image_shape), lambda: int(counter.get_total_flops()) // 2
+
+
+def _on_meta(network: ResidualNetwork, image_shape: Sequence[int]) -> ResidualNetwork:
+    """Return a copy that computes nothing, or the network itself where it makes tables on its device."""
+    twin = copy.deepcopy(network).to("meta")
+    try:
+        twin(twin.sample(image_shape))
+    except RuntimeError:
+        return network
+    return twin
 
 
 def _has_plain_layers(network: ResidualNetwork) -> bool:

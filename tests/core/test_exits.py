@@ -47,10 +47,39 @@ class Foreign(nn.Module):
         return self.linear(x.mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
 
+class Turning(nn.Module):
+    """Weighs its branch by a table, which its state holds beside the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        return x + self.linear(x) * table.mean(0)
+
+
+class Tabled(nn.Module):
+    """Makes a table on its device, of as many rows as the tests' batches have images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(3 * 16 * 16, 8), nn.Linear(8, 5)
+        self.blocks = nn.ModuleList(Turning() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, table = self.stem(x.flatten(1)), torch.linspace(0, 1, 24 * 8, device="cpu").view(24, 8)
+        for block in self.blocks:
+            x = block(x, table)
+        return self.head(x)  # type: ignore[no-any-return]
+
+
 def every_network() -> dict[str, ResidualNetwork]:
     torch.manual_seed(0)
-    foreign = sc.adapt(Foreign().eval(), torch.zeros(1, 3, 16, 16))
-    return {**{name: build(name).eval() for name in list(BUILDERS)[:3]}, "adapted": foreign.eval()}
+    example = torch.zeros(2, 3, 16, 16)
+    foreign = {"adapted": sc.adapt(Foreign(), example), "tabled": sc.adapt(Tabled(), example)}
+    return {name: each.eval() for name, each in foreign.items()} | {
+        name: build(name).eval() for name in list(BUILDERS)[:3]
+    }
 
 
 NETWORKS = every_network()
@@ -101,6 +130,14 @@ def test_every_image_leaves_where_a_literal_loop_says(
         assert torch.equal(torch.cat([each.labels for each in alone]), answers.labels[:4])
         assert torch.equal(torch.cat([each.depths for each in alone]), answers.depths[:4])
     assert set(sc.run_with_exits(network, x[:1], policy).depths.tolist()) == {n}
+
+
+def test_a_state_may_hold_a_table_beside_the_images() -> None:
+    network = NETWORKS["tabled"]
+    state = network.stem(images(24))
+    assert isinstance(state, tuple)
+    assert [len(part) for part in state] == [24, 24]
+    assert count_macs(network, (3, 16, 16)) == 3 * 16 * 16 * 8 + 3 * 8 * 8 + 8 * 5
 
 
 @pytest.mark.parametrize("statistics", ["per_output", "terminal"])

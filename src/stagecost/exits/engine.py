@@ -18,6 +18,8 @@ from stagecost.fast.reading import reader_of
 from stagecost.network import ResidualNetwork
 from stagecost.trajectory import COLLAPSED, device_of, evaluation_mode, to_device
 
+State = Tensor | tuple[Tensor, ...]
+
 
 class Answers(NamedTuple):
     """What images were called, and where they left."""
@@ -49,6 +51,7 @@ class EarlyExit:
             self.head = reader_of(network.head, self.rollout.tail)
         thresholds = (*policy.thresholds, None)
         self.stretches = list(zip(pairwise((0, *policy.depths)), thresholds, strict=True))
+        self._of_images: tuple[bool, ...] = ()
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Answers:
@@ -80,8 +83,36 @@ class EarlyExit:
                 left.leave(labels, ~staying, stop)
                 left.keep(rows)
                 votes.keep(rows)
-                state = rows_of(state, rows, len(labels))
+                state = self._rows_of(state, rows, images)
         return left.answers(labels, stop)
+
+    def _rows_of(self, state: State, rows: Tensor, images: Tensor) -> State:
+        """Return some rows of a state; of a tuple, of all tensors that have a row for each image."""
+        if not self._of_images:
+            one, two = (_parts(self.network.stem(images[:count])) for count in (1, 2))
+            self._of_images = tuple(_is_of_images(*sizes) for sizes in zip(one, two, strict=True))
+        parts = zip(_parts(state), self._of_images, strict=True)
+        chosen = tuple(part[rows] if of_images else part for part, of_images in parts)
+        return chosen[0] if isinstance(state, Tensor) else chosen
+
+
+def _parts(state: State) -> tuple[Tensor, ...]:
+    return (state,) if isinstance(state, Tensor) else state
+
+
+def _is_of_images(one: Tensor, two: Tensor) -> bool:
+    """Tell whether a part of a state has a row for each image, by what one image and two have.
+
+    The size alone does not tell: a table may be as long as a batch.
+    """
+    if one.shape == two.shape:
+        return False
+    if (len(one), len(two)) != (1, 2):
+        raise StageCostError(
+            f"states of shape {tuple(two.shape)} have no row for each of 2 images: exits need the batch "
+            "first"
+        )
+    return True
 
 
 def check_norms(network: ResidualNetwork, depths: Iterable[int]) -> None:
@@ -122,23 +153,6 @@ class Remaining:
             return Answers(labels, torch.full_like(labels, depth))
         self.labels[self.rows], self.depths[self.rows] = labels, depth
         return Answers(self.labels, self.depths)
-
-
-def rows_of(state: Tensor | tuple[Tensor, ...], rows: Tensor, count: int) -> Tensor:
-    """Return some rows of a state; of a tuple, of all tensors that have a row for each image.
-
-    Raises:
-        StageCostError: there is none.
-    """
-    parts = (state,) if isinstance(state, Tensor) else state
-    of_images = [part.dim() > 0 and len(part) == count for part in parts]
-    if not of_images[0]:
-        raise StageCostError(
-            f"states of shape {tuple(parts[0].shape)} have no row for each of {count} images: exits "
-            "need the batch first"
-        )
-    chosen = tuple(p[rows] if own else p for p, own in zip(parts, of_images, strict=True))
-    return chosen[0] if isinstance(state, Tensor) else chosen  # type: ignore[return-value]
 
 
 def run_with_exits(network: ResidualNetwork, images: Tensor, policy: ExitPolicy) -> Answers:

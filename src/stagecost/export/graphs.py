@@ -86,9 +86,11 @@ def segments_of(network: ResidualNetwork, policy: ExitPolicy) -> list[Segment]:
 
 
 def trace(segment: Segment, example: State) -> ExportedProgram:
-    """Trace a graph that takes batches of any size; what has no row for each image keeps its shape."""
-    rows = len(example[0])
-    shapes = tuple({0: Dim("batch")} if len(part) == rows else None for part in example)
+    """Trace a graph, with `EXAMPLE` images, that takes batches of any size.
+
+    What has no row for each image keeps its shape.
+    """
+    shapes = tuple({0: Dim("batch")} if len(part) == EXAMPLE else None for part in example)
     return torch.export.export(segment, example, dynamic_shapes=(shapes,))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
 from stagecost.exits.policy import ExitPolicy
-from stagecost.export.graphs import Run, open_graph, segments_of, trace, write
+from stagecost.export.graphs import EXAMPLE, Run, open_graph, segments_of, trace, write
 from stagecost.latency import (
     Forward,
     Inputs,
@@ -231,7 +231,7 @@ def _forward(trained: Trained, backend: str, threads: int) -> Forward:
     (segment,) = segments_of(network, ExitPolicy((network.num_blocks,)))
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "model.onnx"
-        write(trace(segment, (_images(trained, 2),)), path, {})
+        write(trace(segment, (_images(trained, EXAMPLE),)), path, {})
         return called(open_graph(path, threads))
 
 
