@@ -256,6 +256,15 @@ def test_the_list_of_classes_names_numbers(tmp_path: Path) -> None:
     refuse("files that name their classes and files that number them", folder)
 
 
+@pytest.mark.parametrize("unset", ["NaN", "null", "N/A", "<NA>", " "])
+def test_a_text_that_may_mean_no_label_is_no_class(tmp_path: Path, unset: str) -> None:
+    parquet(tmp_path / "train.parquet", [*["cat", "dog", "none"] * 4, unset, unset])
+    refuse(f"2 images with the label '{unset}' in its column label, which may mean none", tmp_path)
+    if unset == "NaN":
+        named = load(tmp_path, splits=["all"], classes="NaN,none,dog,cat")
+        assert named.splits["all"].targets.bincount().tolist() == [2, 4, 4, 4]
+
+
 def test_classes_without_images_stay_and_are_named(tmp_path: Path) -> None:
     folder = parquet(tmp_path / "a.parquet", [0, 2] * 10, names=ANIMALS).parent
     bundle = load(folder)

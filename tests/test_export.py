@@ -248,6 +248,10 @@ def test_a_saved_policy_comes_along(runs: Runs, tmp_path: Path) -> None:
         assert result.criterion == "margin"
         assert result.output == str(output or run / kind)
     assert not (run / "pt2" / "run.py").exists()
+    (run / POLICY_FILE).write_text("{")
+    with pytest.raises(sc.StageCostError, match=POLICY_FILE):
+        export(run, segments="0,2", output=tmp_path / "damaged")
+    assert export(run, output=tmp_path / "whole").depths == (2,)  # which asks for no policy
 
 
 def test_networks_are_measured_in_turns(runs: Runs) -> None:

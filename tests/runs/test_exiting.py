@@ -13,7 +13,7 @@ import stagecost as sc
 from runs.conftest import TINY, Trained
 from stagecost.errors import StageCostError
 from stagecost.runs.evaluation import evaluate
-from stagecost.runs.exiting import Exits, exit_early, trained_depths
+from stagecost.runs.exiting import Exits, exit_early, overspent, trained_depths
 from stagecost.runs.exporting import export
 from stagecost.runs.reporting import report
 from stagecost.runs.trained import open_trained
@@ -148,3 +148,12 @@ def test_the_command_line(cli: Any, trained: Trained, tmp_path: Path) -> None:
     assert "choosing exits on 60 validation images" in said.stderr
     assert cli("exit", run, "--max-drop", 1, "--criterion", "entropy").refusal
     assert "--batch is '0'" in cli("exit", run, "--max-drop", 1, "--batch", 0, "--json").refusal
+
+
+def test_what_test_images_take_above_a_limit_is_told() -> None:
+    spent = {"macs": 0.7, "time": 0.52}
+    assert overspent(spent, {"macs": 0.7, "time": None}) == []
+    (told,) = overspent(spent, {"macs": None, "time": 0.5})
+    assert told.startswith(
+        "test images took 0.520 of the whole network's time, more than --max-time 0.5"
+    )

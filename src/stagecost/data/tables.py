@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stagecost.data.class_names import class_name, counted, listed, number_name, shown
+from stagecost.data.class_names import (
+    class_name,
+    counted,
+    listed,
+    number_name,
+    parse_classes,
+    shown,
+)
 from stagecost.data.config import DataConfig
 from stagecost.data.encoded import WITHHELD, Images, Part
 from stagecost.errors import StageCostError, refusing
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
 
 _LABELS = ("label", "labels", "fine_label", "class", "classes", "category", "target")
 _IMAGES = ("image", "images", "img")
+_UNSET = ("", "nan", "<na>", "n/a", "null")
 _WORDS = {
     "class": "classes",
     "text": "text",
@@ -84,7 +92,7 @@ def _read(table: Table, config: DataConfig) -> Part:
             f"{table.origin} has {_WORDS[kinds[label]]} in its column {shown(label)}: name the column "
             f"of classes by --label-column, or this one if it is that ({_columns(table, labels=True)})"
         )
-    return _part(table, image, label, kinds[label])
+    return _part(table, image, label, kinds[label], parse_classes(config.classes))
 
 
 def _label_column(table: Table, config: DataConfig) -> str:
@@ -177,7 +185,18 @@ def _columns(table: Table, labels: bool = False) -> str:
     return listed([f"{name}: {_WORDS.get(kind, kind)}" for name, kind in kinds.items()], 12)
 
 
-def _part(table: Table, image: str, label: str, kind: str) -> Part:
+def _refuse_unset(table: Table, label: str, values: Sequence[str], classes: Sequence[str]) -> None:
+    """Refuse texts by which tables say that there is no value, unless --classes names them."""
+    unset = [v for v in values if v.strip().casefold() in _UNSET and class_name(v) not in classes]
+    if unset:
+        raise StageCostError(
+            f"{table.origin} has {counted(len(unset), 'image')} with the label {shown(unset[0])!r} in "
+            f"its column {shown(label)}, which may mean none: remove these rows, or name all classes by "
+            "--classes if it is one"
+        )
+
+
+def _part(table: Table, image: str, label: str, kind: str, classes: Sequence[str]) -> Part:
     values = table.column(label).to_pylist()
     missing = sum(
         value is None or value == "" or (kind == "float" and math.isnan(value)) for value in values
@@ -208,6 +227,7 @@ def _part(table: Table, image: str, label: str, kind: str) -> Part:
         texts = [number_name(int(value)) if value >= 0 else None for value in values]
         names = tuple(number_name(number) for number in sorted({int(value) for value in values} - {-1}))
     else:
+        _refuse_unset(table, label, [str(value) for value in values], classes)
         texts = [class_name(value) for value in values]
         names = tuple(sorted({*map(class_name, values)}))
     place_of: dict[str | None, int] = {name: place for place, name in enumerate(names)}

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -162,9 +162,22 @@ def exit_early(
         doubts = warnings_on(curve.accuracy_full, curve.num_images, val.chance, max_drop)
         warnings = (*val.warnings, *judged.warnings, *doubts)
         result = _measured(trained, curve, chosen, macs, times, judged, timings, warnings)
+        spent = {"macs": result.mean_macs_ratio, "time": result.measured_time_ratio}
+        over = overspent(spent, {"macs": max_macs, "time": max_time})
+        result = replace(result, warnings=(*warnings, *over))
         write_json(RunFolder(trained.path).exits, result.to_json())
         chosen.policy.save(trained.path)
     return result
+
+
+def overspent(spent: Mapping[str, float], budgets: Mapping[str, float | None]) -> list[str]:
+    """Say where test images took a larger part of the whole network's cost than was allowed."""
+    return [
+        f"test images took {spent[what]:.3f} of the whole network's {what}, more than --max-{what} "
+        f"{budget}: the limit was kept by what validation images let expect"
+        for what, budget in budgets.items()
+        if budget is not None and spent[what] > budget
+    ]
 
 
 def trained_depths(trained: Trained) -> tuple[int, ...]:

@@ -121,10 +121,9 @@ def export(
 def _policy(trained: Trained, segments: str | None, threshold: float | None) -> ExitPolicy:
     """Return where images may leave: the depths given, and the thresholds given or saved for these."""
     num_blocks = trained.network.num_blocks
-    saved = ExitPolicy.load(trained.path) if (trained.path / POLICY_FILE).is_file() else None
     if segments == "exits" and threshold is None:
         check_exits(trained)
-        return saved or ExitPolicy.load(trained.path)
+        return ExitPolicy.load(trained.path)
     if segments == "exits":
         raise StageCostError(
             f"--threshold {threshold} and --segments exits, which have thresholds: leave one of them out"
@@ -141,8 +140,10 @@ def _policy(trained: Trained, segments: str | None, threshold: float | None) -> 
             f"{num_blocks // 2},{num_blocks}"
         )
     every = (*depths, num_blocks) if num_blocks not in depths else depths
-    if saved is not None and threshold is None and saved.depths in (depths, every):
-        return saved
+    if depths and threshold is None and (trained.path / POLICY_FILE).is_file():
+        saved = ExitPolicy.load(trained.path)
+        if saved.depths in (depths, every):
+            return saved
     return ExitPolicy(every, (CERTAIN if threshold is None else threshold,) * (len(every) - 1))
 
 

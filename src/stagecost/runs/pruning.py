@@ -1,5 +1,6 @@
 """`stagecost prune`: from a run to a small saved network, with everything that lies between."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from stagecost.train.state import State, make_optimizer
 from stagecost.train.teacher import Taught
 from stagecost.trajectory import Score, device_of, evaluation_mode, terminal_score
 
+LOG = logging.getLogger("stagecost")
 RECALIBRATION_IMAGES = 8192
 FINETUNE_LR_FACTOR = 0.1
 LATENCY_SECONDS = 0.3  # for each network
@@ -153,7 +155,12 @@ def _recalibrated(
         score = terminal_score(network, val.batches, loss=trained.loss)
         return limits.allow(score), score.accuracy, -score.rank
 
-    return max(pruned, anew.eval(), key=goodness)
+    better = max(pruned, anew.eval(), key=goodness)
+    if better is anew:
+        LOG.info(
+            "statistics of norms are estimated anew on training images, which validation speaks for"
+        )
+    return better
 
 
 def _compare(
