@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,38 @@ def test_a_network_keeps_its_mode_and_an_engine_refuses_training() -> None:
         sc.EarlyExit(network, sc.ExitPolicy((4,)))
     with pytest.raises(StageCostError, match="depth 5 is impossible with 4 blocks"):
         sc.run_with_exits(network, images(), sc.ExitPolicy((5,)))
+
+
+def test_an_image_at_the_threshold_leaves_alone_and_among_others() -> None:
+    """A threshold is compared in the precision of the scores, whoever else is in the batch."""
+
+    class Itself(nn.Linear):
+        def forward(self, state: Tensor, depth: int) -> Tensor:  # type: ignore[override]
+            return state
+
+    blocks = [sc.ResidualBlock(nn.Identity()) for _ in range(2)]
+    network, x = sc.ResidualNetwork(nn.Identity(), blocks, Itself(5, 5)).eval(), torch.randn(24, 5)
+    _, scores = votes_at(torch.stack((2 * x, 4 * x)), (0, 1), "max-probability")
+    for i, score in enumerate(scores[0].tolist()):
+        for threshold, depth in ((score, 1), (score + 1e-12, 1), (score + 1e-6, 2)):
+            policy = sc.ExitPolicy((1, 2), (threshold,))
+            assert int(sc.run_with_exits(network, x, policy).depths[i]) == depth
+            assert int(sc.run_with_exits(network, x[i : i + 1], policy).depths) == depth
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda x, y: y.fill_(5), "labels from 5 to 5, and the network has 5 classes"),
+        (lambda x, y: y.fill_(-1), "labels from -1 to -1, and the network has 5 classes"),
+        (lambda x, y: x[3].fill_(torch.nan), "outputs at depth 0 are no finite numbers"),
+    ],
+)
+def test_images_that_choose_no_exits(spoil: Callable[[Tensor, Tensor], Tensor], words: str) -> None:
+    x, labels = images(8), torch.arange(8) % 5
+    spoil(x, labels)
+    with pytest.raises(StageCostError, match=words):
+        all_outputs(NETWORKS["homogeneous"], [(x, labels)])
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (4, 3)])
