@@ -122,7 +122,7 @@ class ResidualNetwork(nn.Module):
             StageCostError: a cut or depth that this network does not have, or images or scales of
                 another shape.
         """
-        self._check_images(images)
+        self.check_images(images)
         if cuts is not None and depths is not None:
             raise StageCostError("cuts and depths exclude each other: a depth k is the cut Cut.first(k)")
         if scales is not None and scales.shape[:1] != (self.num_blocks,):
@@ -408,7 +408,12 @@ class ResidualNetwork(nn.Module):
         collapsed = collapsed_tails(blocks) if how.collapsed else None
         return SkipChain(blocks, own=own) if collapsed is None else collapsed
 
-    def _check_images(self, images: Tensor) -> None:
+    def check_images(self, images: Tensor) -> None:
+        """Refuse what this network was not built for; `stem` does not look.
+
+        Raises:
+            StageCostError: images have another shape.
+        """
         arguments = self.description.arguments if self.description else {}
         if "in_channels" not in arguments:
             return

@@ -13,7 +13,7 @@ In a loop of your own, two lines change::
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
@@ -340,14 +340,34 @@ def losses_of(
 
 
 def counted_samples(targets: Tensor, loss: LossFunction) -> float:
-    """Return how many samples a mean loss is over: cross-entropy leaves out those of -100."""
-    if not _is_cross_entropy(loss) or targets.is_floating_point() or not len(targets):
+    """Return the samples that a mean loss is over, each by its weight.
+
+    Torch's cross-entropy leaves out those of a class, -100 if not told otherwise, and may weigh classes.
+    """
+    options = _options_of_cross_entropy(loss)
+    if options is None or targets.is_floating_point() or not len(targets):
         return len(targets)
-    return len(targets) * float(targets.ne(IGNORED_CLASS).double().mean())
+    weight, ignored = options.get("weight"), options.get("ignore_index", IGNORED_CLASS)
+    counts = targets.ne(ignored).double()
+    if weight is not None:
+        counts *= weight.to(targets.device).double()[targets.where(counts > 0, 0)]
+    return len(targets) * float(counts.mean())
+
+
+def _options_of_cross_entropy(loss: LossFunction) -> Mapping[str, Any] | None:
+    """Return what a cross-entropy of torch, a function or a module, is told; None for another loss."""
+    if type(loss) is nn.CrossEntropyLoss and loss.reduction == "mean":
+        return {"weight": loss.weight, "ignore_index": loss.ignore_index}
+    if loss is F.cross_entropy:
+        return {}
+    if isinstance(loss, partial) and loss.func is F.cross_entropy and not loss.args:
+        known = {"weight", "ignore_index", "label_smoothing"}
+        return loss.keywords if set(loss.keywords) <= known else None
+    return None
 
 
 def _is_cross_entropy(loss: LossFunction) -> bool:
-    """Tell whether a loss is torch's cross-entropy, at most with smoothed labels."""
+    """Tell whether a loss is torch's function cross-entropy, at most with smoothed labels."""
     if isinstance(loss, partial):
         return (
             loss.func is F.cross_entropy and not loss.args and set(loss.keywords) <= {"label_smoothing"}

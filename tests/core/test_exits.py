@@ -245,6 +245,20 @@ def test_images_that_choose_no_exits(spoil: Callable[[Tensor, Tensor], Tensor], 
         all_outputs(NETWORKS["homogeneous"], [(x, labels)])
 
 
+@pytest.mark.parametrize("name", ["adapted", "homogeneous"])
+def test_images_of_another_shape_are_refused(name: str) -> None:
+    """A view's sizes are those of its example, and stems do not look."""
+    network = NETWORKS[name]
+    x = torch.zeros(4, 3, 8, 8) if name == "adapted" else torch.zeros(4, 1, 8, 8)
+    for use in (
+        lambda: sc.run_with_exits(network, x, sc.ExitPolicy((1, network.num_blocks), (0.5,))),
+        lambda: all_outputs(network, [(x, torch.zeros(4, dtype=torch.long))]),
+        lambda: mac_costs(network, x.shape[1:]),
+    ):
+        with pytest.raises(StageCostError, match=r"samples of shapes|images have 1 channels"):
+            use()
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (4, 3)])
 def test_what_are_no_classes_lets_nobody_leave(shape: tuple[int, ...]) -> None:
     """Regression, and several answers a sample."""

@@ -93,6 +93,24 @@ def test_samples_that_a_loss_leaves_out_do_not_count_in_a_mean(measure: Any) -> 
         measure(network, [(x[:3], y[:3])])
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(),
+        nn.CrossEntropyLoss(torch.tensor([1.0, 3.0, 0.5, 0.0, 2.0]), label_smoothing=0.1),
+        nn.CrossEntropyLoss(ignore_index=2),
+        partial(F.cross_entropy, weight=torch.tensor([1.0, 3.0, 0.5, 1.0, 2.0])),
+    ],
+)
+def test_a_mean_loss_does_not_depend_on_the_batches(loss: Any) -> None:
+    network, x, y = build("homogeneous"), images(8), torch.tensor([0, 1, 2, 3, 4, 1, 2, 2])
+    whole = sc.loss_trajectory(network, [(x, y)], loss=loss).losses
+    parts = sc.loss_trajectory(network, [(x[:2], y[:2]), (x[2:], y[2:])], loss=loss).losses
+    assert parts == pytest.approx(whole)
+    with torch.no_grad():
+        assert whole[-1] == pytest.approx(float(loss(network.eval()(x), y)))
+
+
 def test_what_to_keep_is_a_number_or_a_cut() -> None:
     network, data = build("homogeneous"), loader()
     trajectory = sc.loss_trajectory(network, data)

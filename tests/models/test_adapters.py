@@ -5,6 +5,7 @@ import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -667,3 +668,16 @@ def test_what_cannot_be_copied_or_run_is_refused_in_a_line() -> None:
         sc.adapt(model, EXAMPLE)
     with pytest.raises(StageCostError, match=r"fails on inputs of \(2, 5\)"):
         sc.adapt(Loop(), torch.zeros(1, 5))
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "words"),
+    [
+        (lambda x: x, torch.zeros(2, 3), "a function is no network: give a torch.nn.Module"),
+        (nn.Linear(3, 3), torch.zeros(0, 3), "the example holds no numbers"),
+        (nn.Linear(3, 3), torch.zeros(2, 3, device="meta"), "the example holds no numbers"),
+    ],
+)
+def test_what_is_no_model_or_no_example(model: Any, example: Tensor, words: str) -> None:
+    with pytest.raises(sc.StageCostError, match=words):
+        sc.adapt(model, example)

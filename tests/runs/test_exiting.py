@@ -132,6 +132,21 @@ def test_thresholds_need_validation_images(tmp_path: Path) -> None:
         exit_early(tmp_path / "run", max_drop=1)
 
 
+def test_a_policy_that_the_record_does_not_tell_of_is_refused(trained: Trained, tmp_path: Path) -> None:
+    """As after a kill between the two files."""
+    run = shutil.copytree(trained.three, tmp_path / "run")
+    exit_early(run, max_drop=100, batch=(8,), device="cpu")
+    sc.ExitPolicy((1, 3), (0.5,)).save(run)
+    for use in (
+        lambda: export(run, tmp_path / "exits", segments="exits"),
+        lambda: export(run, tmp_path / "depths", segments="1,3"),
+        lambda: report(run, device="cpu"),
+    ):
+        with pytest.raises(StageCostError, match=r"exit_policy\.json holds other ones"):
+            use()
+    assert export(run, tmp_path / "others", segments="2,3").thresholds == (1.0,)
+
+
 def test_the_command_line(cli: Any, trained: Trained, tmp_path: Path) -> None:
     run = shutil.copytree(trained.three, tmp_path / "run")
     said = cli("exit", run, "--max-drop", 1, "--batch", "8,32", "--device", "cpu")

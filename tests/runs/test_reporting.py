@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from data_files import tree
-from runs.conftest import Trained
+from runs.conftest import TINY, Trained
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
 from stagecost.records import read_record
@@ -150,6 +150,15 @@ def test_validation_images_of_a_data_set_count_where_none_are_held_out(
     assert not any(note in text for text in found.warnings)
     assert any(note in text for text in other.warnings)
     assert note in page.read_text("utf-8")
+
+
+def test_other_images_of_the_same_data_are_told_of(trained: Trained, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train({**TINY, "limit_train": 200, "seed": 3, "num_blocks": 2, "epochs": 1}, run)
+    one, other, same = compare([trained.two, run, trained.three], tmp_path / "page.html").runs
+    note = f"these are val images of digits, not those of {trained.two}: accuracies on other images"
+    told = [any(note in text for text in row.warnings) for row in (one, other, same)]
+    assert told == [False, True, False]
 
 
 def test_what_cannot_be_compared(trained: Trained, tmp_path: Path) -> None:

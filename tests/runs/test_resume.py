@@ -283,5 +283,7 @@ def test_a_stop_between_write_and_rename_leaves_the_old_file(
             write_atomically(file, b"new")
     assert file.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / ".onnx.abc.tmp").mkdir()  # of an export that was killed
+    (tmp_path / ".onnx.abc.tmp" / "model.onnx").write_bytes(b"half")
     remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == [file]

@@ -92,7 +92,9 @@ def test_the_average_goes_along() -> None:
 
 
 @pytest.mark.parametrize("normalized", [False, True])
-@pytest.mark.parametrize("change", [{}, {"first_depth": 1}, {"targets": ["TARGET"]}])
+@pytest.mark.parametrize(
+    "change", [{}, {"first_depth": 1}, {"stage_loss": "distilled"}, {"targets": ["TARGET"]}]
+)
 @pytest.mark.parametrize(("base", "keep"), [(TINY, "2"), (STAGED, "1+2")], ids=["homogeneous", "staged"])
 def test_the_objective_stays_the_same(
     base: dict[str, Any], keep: str, change: dict[str, Any], normalized: bool

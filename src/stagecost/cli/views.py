@@ -202,7 +202,7 @@ def _predict(console: Console, result: Predictions) -> None:
 
 def _export(console: Console, result: Export) -> None:
     size = f"{result.file_bytes / 1e6:.2f} MB"
-    _line(console, f"{', '.join(result.files)}: {size}, {result.num_blocks} blocks, batches of any size")
+    _line(console, f"{', '.join(result.files)}: {size}, {result.depths[-1]} blocks, batches of any size")
     for depth, threshold in zip(result.depths, result.thresholds, strict=False):
         _line(
             console,

@@ -90,6 +90,11 @@ def check_fingerprint(
     return tuple(changes)
 
 
+def digest_of(bundle: DataBundle, split: str) -> str:
+    """Return a digest of the files, sizes and classes of the images of a split."""
+    return _digest(bundle.chosen[split], bundle.format.class_names)
+
+
 def trained_images(saved: str, bundle: DataBundle, split: str) -> int:
     """Return how many images of a loaded split are among those that a run was trained on.
 

@@ -180,12 +180,18 @@ def open_metadata(
     Raises:
         StageCostError: a table is damaged, or has no such column.
     """
-    tables, told = defaultdict[str, list[Table]](list), set[str]()
+    tables, told = defaultdict[str, list[Table]](list), Counter[str]()
     for name in names:
         place = name.rpartition("/")[0]
         table, files = _metadata(folder / name)
         tables[_split_of_file(folder, place) or "train"].append(table)
-        told.update(os.path.relpath(folder / place / file, folder) for file in files)
+        told.update(os.path.relpath(folder / place / file, folder) for file in files if file)
+    if twice := [file for file, count in told.items() if count > 1]:
+        which = shown(folder / names[0]) if len(names) == 1 else f"tables in {shown(folder)}"
+        verb = "has" if len(names) == 1 else "have"
+        raise StageCostError(
+            f"{which} {verb} several rows for {listed(twice, 3)}: keep one row for each image"
+        )
     left_out = [picture for picture in pictures if os.path.normpath(picture) not in told]
     text = f"left out {counted(len(left_out), 'picture')} that no table lists: {listed(left_out, 3)}"
     return dict(tables), (text,) if left_out else ()
@@ -206,10 +212,6 @@ def _metadata(path: Path) -> tuple[Table, list[str]]:
             "remove the file"
         )
     names = [name if isinstance(name, str) else "" for name in files]
-    if twice := [name for name, count in Counter(names).items() if count > 1 and name]:
-        raise StageCostError(
-            f"{shown(path)} has several rows for {listed(twice, 3)}: keep one row for each image"
-        )
     noted = b'{"info": {"features": {"file_name": {"_type": "Image"}}}}'
     opened = Table(
         shown(path),

@@ -51,6 +51,7 @@ def mac_costs(network: ResidualNetwork, image_shape: Sequence[int]) -> Costs:
     """Count the MACs of leaving for one image of shape (C, H, W); the network is left alone."""
     counts: list[int] = []
     with counting(network, image_shape) as (twin, image, count):
+        twin.check_images(image)
         rollout, state = twin.rollout(), twin.stem(image)
         for k in range(twin.num_blocks + 1):
             state = rollout.advance(state, max(k - 1, 0), k)

@@ -54,7 +54,8 @@ def all_outputs(network: ResidualNetwork, loader: Loader) -> Outputs:
     """Compute y_0 … y_N of a data set.
 
     Raises:
-        StageCostError: it is empty, its targets are no class labels, or a depth has norms of its own.
+        StageCostError: it is empty, its images have another shape, its targets are no class labels, or a
+            depth has norms of its own.
     """
     check_norms(network, range(network.num_blocks))
     logits, targets = [], []
@@ -62,6 +63,7 @@ def all_outputs(network: ResidualNetwork, loader: Loader) -> Outputs:
     with evaluation_mode(network):
         rollout = network.rollout(COLLAPSED)
         for images, labels in map(pair, loader):
+            network.check_images(images)
             x_0 = network.stem(to_device(images, device_of(network)))
             logits.append(torch.stack(rollout.outputs(x_0, cuts)).float().cpu())
             targets.append(labels.cpu())

@@ -61,8 +61,9 @@ class EarlyExit:
             images: (B, C, H, W), or what else the network takes.
 
         Raises:
-            StageCostError: the network's states do not have a row for each image.
+            StageCostError: images of another shape, or states without a row for each image.
         """
+        self.network.check_images(images)
         state = self.network.stem(images)
         votes, left = Votes(self.policy.criterion, combine=self.policy.combine), Remaining()
         for (k, stop), threshold in self.stretches:

@@ -24,7 +24,7 @@ from stagecost.exits.curve import (
     tried,
 )
 from stagecost.exits.engine import EarlyExit, check_norms
-from stagecost.exits.policy import CRITERIA, Criterion, ExitPolicy
+from stagecost.exits.policy import CRITERIA, POLICY_FILE, Criterion, ExitPolicy
 from stagecost.network import ResidualNetwork
 from stagecost.records import read_record
 from stagecost.runs.certainty import Interval, check_points, paired_drop, warnings_on, wilson
@@ -110,6 +110,9 @@ class Exits(Result):
             raise ValueError("they were chosen for another number of blocks")
         if self.weights not in ("", trained.weights_digest):
             raise ValueError("they were chosen for other weights")
+        policy = ExitPolicy(self.depths, self.thresholds, self.criterion, self.combine)
+        if (trained.path / POLICY_FILE).is_file() and ExitPolicy.load(trained.path) != policy:
+            raise ValueError(f"{POLICY_FILE} holds other ones")
 
 
 def exit_early(

@@ -143,6 +143,7 @@ def _policy(trained: Trained, segments: str | None, threshold: float | None) -> 
     if depths and threshold is None and (trained.path / POLICY_FILE).is_file():
         saved = ExitPolicy.load(trained.path)
         if saved.depths in (depths, every):
+            check_exits(trained)
             return saved
     return ExitPolicy(every, (CERTAIN if threshold is None else threshold,) * (len(every) - 1))
 

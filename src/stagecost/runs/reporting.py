@@ -130,15 +130,17 @@ def compare(
         raise StageCostError(f"{len(runs)} run is nothing to compare: give two runs or more")
     if Path(output).is_dir():
         raise StageCostError(f"{output} is a folder: give --output a file, such as comparison.html")
-    contents, rows, first = [], [], ""
+    contents, rows = [], []
+    first: tuple[str, str] | None = None
     for run in runs:
         trained = open_trained(run, checkpoint=checkpoint, device=device)
         trained.run_checkpoint()  # or say that this is no run
-        analysis, _ = _judged(trained, tolerance, data, allow_trained=allow_trained)
+        analysis, judged = _judged(trained, tolerance, data, allow_trained=allow_trained)
         images = f"{analysis.split} images of {trained.moved(data).settings.data.data}"
-        first = first or images
-        if images != first:
-            note = f"these are {images}, not {first}: accuracies on other images do not compare"
+        first = first or (images, judged.digest)
+        if (images, judged.digest) != first:
+            other = first[0] if images != first[0] else f"those of {runs[0]}"
+            note = f"these are {images}, not {other}: accuracies on other images do not compare"
             analysis = replace(analysis, warnings=(*analysis.warnings, note))
         contents.append(report_data(trained, analysis))
         rows.append(_compared(trained, analysis))
@@ -241,7 +243,9 @@ def with_images(data: ReportData, trained: Trained, analysis: Analysis, images: 
     kept, saved = analysis.needed.kept_blocks, ""
     if data.pruning is not None:
         kept, saved = data.pruning.kept_blocks, data.pruning.network
-        exact = abs(data.pruning.accuracy_after - data.pruning.accuracy_predicted) < 1e-6
+        # Elsewhere statistics may have been estimated anew.
+        first = tuple(kept) == tuple(range(len(kept))) and trained.network.is_homogeneous
+        exact = first and not data.pruning.finetune_epochs
         if not exact and saved_network(saved, trained, kept) is None:
             return data  # only the small network itself could say, and it is not there
     return replace(data, **vars(mistakes_of(trained, images.batches, kept, saved)))

@@ -10,7 +10,7 @@ import torch
 
 from stagecost.data.batches import FixedBatches, eval_batches, sample_batches
 from stagecost.data.config import DataConfig
-from stagecost.data.fingerprint import check_fingerprint, trained_images
+from stagecost.data.fingerprint import check_fingerprint, digest_of, trained_images
 from stagecost.data.images import ImageFormat
 from stagecost.data.loading import ALL, DataBundle, has_validation, load_data
 from stagecost.errors import StageCostError, refusing
@@ -39,6 +39,7 @@ class Judged:
     num_images: int  #: how many
     chance: float  #: accuracy of always guessing the most frequent class, percent
     warnings: tuple[str, ...] = ()  #: what has changed of the images, and which were trained on
+    digest: str = ""  #: of their files, sizes and classes; empty for those of all splits together
 
     def doubts(self, accuracy: float, tolerance: float | None) -> tuple[str, ...]:
         """Return these warnings, and what makes a choice by accuracies doubtful (`warnings_on`)."""
@@ -149,7 +150,8 @@ class Trained:
         if not targets:
             raise StageCostError(f"there are no images to judge {self.path} on: give some")
         batches = eval_batches(images, self.image_format, device=self.device)
-        return Judged(batches, len(targets), chance_of(targets), notes)
+        digest = digest_of(bundle, split) if split in bundle.chosen else ""
+        return Judged(batches, len(targets), chance_of(targets), notes, digest)
 
     @property
     def fingerprint(self) -> str | None:

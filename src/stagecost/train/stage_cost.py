@@ -58,8 +58,9 @@ def after_cuts(stage_cost: StageCost, stages: Stages, left: Sequence[int]) -> St
 
     A block that left counts as one that does nothing: this is the zero extension of Theorem 3.1. Then
     outputs coincide; they bear the sum of their weights, and the objective is what it was. So the
-    terminal loss takes the weights of all cuts that keep every block that is left. Blocks are told by
-    their positions in the network as it was, in `stages` all of them, in `left` those that are left.
+    terminal loss takes the weights of all cuts that keep every block that is left, unless the stage loss
+    is another one: then these stay a cut. Blocks are told by their positions in the network as it was,
+    in `stages` all of them, in `left` those that are left.
     """
     if len(left) == sum(map(len, stages)):
         resolved = all(cut.is_resolved for cut in stage_cost.cuts)
@@ -69,7 +70,9 @@ def after_cuts(stage_cost: StageCost, stages: Stages, left: Sequence[int]) -> St
     for cut, weight in zip(stage_cost.cuts, stage_cost.weights, strict=True):
         acting = Cut(tuple(new[k] for k in cut.among(stages).blocks if k in new))
         weights[acting] = weights.get(acting, 0.0) + weight
-    terminal = stage_cost.terminal_weight + weights.pop(Cut.first(len(left)), 0.0)
+    terminal = stage_cost.terminal_weight
+    if stage_cost.stage_loss is None:
+        terminal += weights.pop(Cut.first(len(left)), 0.0)
     return replace(
         stage_cost, cuts=tuple(weights), weights=tuple(weights.values()), terminal_weight=terminal
     )

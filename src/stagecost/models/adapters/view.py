@@ -86,8 +86,14 @@ class AdaptedNetwork(ResidualNetwork):
         return tuple(block.path for block in self.adapted)
 
     def sample(self, image_shape: Sequence[int]) -> Any:
-        """Return inputs of one sample, as the weights are and where; the shape is the example's."""
+        """Return inputs of one sample, as the weights are and where.
+
+        Raises:
+            StageCostError: the one input has a shape, and not the example's.
+        """
         like = next(self.parameters())
+        if len(self.example) == 1 and len(image_shape):  # there is none where samples are no images
+            self.check_images(like.new_empty((1, *image_shape), device="meta"))
         inputs = tuple(t.to(like if t.is_floating_point() else like.device) for t in self.example)
         return inputs if len(inputs) > 1 else inputs[0]
 
@@ -146,7 +152,8 @@ class AdaptedNetwork(ResidualNetwork):
         head.before = nn.Sequential(*before, *head.before)
         head.select_outputs(range(self.num_blocks + 1))
 
-    def _check_images(self, images: Any) -> None:
+    def check_images(self, images: Any) -> None:
+        """Refuse samples of other shapes than the example's: some sizes are part of the view."""
         shapes = [tuple(tensor.shape[1:]) for tensor in _tensors(images)]
         wanted = [tuple(tensor.shape[1:]) for tensor in self.example]
         if shapes != wanted:
@@ -198,8 +205,12 @@ def adapt(
         StageCostError: the model cannot be viewed; the message names the place and the reason.
     """
     model = getattr(model, "_orig_mod", model)
-    given = (example,) if isinstance(example, Tensor) else example
-    inputs = tuple(tensor.detach().cpu() for tensor in _tensors(tuple(given)))
+    if not isinstance(model, nn.Module):
+        raise StageCostError(f"a {type(model).__name__} is no network: give a torch.nn.Module")
+    given = _tensors((example,) if isinstance(example, Tensor) else tuple(example))
+    if any(tensor.is_meta or not tensor.numel() for tensor in given):
+        raise StageCostError("the example holds no numbers: give a batch of at least one sample")
+    inputs = tuple(tensor.detach().cpu() for tensor in given)
     name = f"{type(model).__name__} cannot be viewed as a residual network"
     scripted = [path for path, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
     if scripted:
