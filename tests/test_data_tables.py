@@ -426,5 +426,7 @@ def test_metadata_beside_class_directories(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "x", "kind": 2}\n')
     refuse("have several rows for x: keep one row", DataConfig(str(tmp_path), label_column="kind"))
     (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "metadata.csv").write_text("file_name,kind,split\nx,1,train\ny,1,test\n")
+    refuse("which rows are test, train: put each", DataConfig(str(tmp_path), label_column="kind"))
     (tmp_path / "metadata.csv").write_text("file_name,file_name\nx,y\n")
     refuse("two columns file_name: rename", DataConfig(str(tmp_path), label_column="kind"))

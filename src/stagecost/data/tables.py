@@ -22,6 +22,7 @@ from stagecost.data.class_names import (
 )
 from stagecost.data.config import DataConfig
 from stagecost.data.encoded import WITHHELD, Images, Part
+from stagecost.data.split_names import splits_in
 from stagecost.errors import StageCostError, refusing
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _LABELS = ("label", "labels", "fine_label", "class", "classes", "category", "target")
 _IMAGES = ("image", "images", "img")
+_SPLITS = ("split", "subset", "partition")
 _UNSET = ("", "nan", "<na>", "n/a", "null")
 _WORDS = {
     "class": "classes",
@@ -84,6 +86,7 @@ def read_tables(tables: Mapping[str, Sequence[Table]], config: DataConfig) -> di
 
 def _read(table: Table, config: DataConfig) -> Part:
     kinds = _kinds(table)
+    _refuse_splits(table, [name for name, kind in kinds.items() if kind == "text"])
     images = [name for name, kind in kinds.items() if kind == "image"]
     image = _choose(table, "image", config.image_column, images, _IMAGES, images)
     label = _label_column(table, config)
@@ -93,6 +96,18 @@ def _read(table: Table, config: DataConfig) -> Part:
             f"of classes by --label-column, or this one if it is that ({_columns(table, labels=True)})"
         )
     return _part(table, image, label, kinds[label], parse_classes(config.classes))
+
+
+def _refuse_splits(table: Table, columns: Sequence[str]) -> None:
+    """Refuse a column that parts the rows into splits: they would be mixed."""
+    for name in columns:
+        if name.casefold() in _SPLITS:
+            values = sorted({value for value in table.column(name).to_pylist() if value})
+            if len(values) > 1 and all(splits_in(value) for value in values):
+                raise StageCostError(
+                    f"{table.origin} says in its column {shown(name)} which rows are {listed(values)}: put "
+                    "each into a table in a directory of that name, or remove the column"
+                )
 
 
 def _label_column(table: Table, config: DataConfig) -> str:
