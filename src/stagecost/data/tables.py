@@ -105,8 +105,8 @@ def _refuse_splits(table: Table, columns: Sequence[str]) -> None:
             values = sorted({value for value in table.column(name).to_pylist() if value})
             if len(values) > 1 and all(splits_in(value) for value in values):
                 raise StageCostError(
-                    f"{table.origin} says in its column {shown(name)} which rows are {listed(values)}: put "
-                    "each into a table in a directory of that name, or remove the column"
+                    f"{table.origin} says in its column {shown(name)} which rows are {listed(values)}: "
+                    "put each into a table in a directory of that name, or remove the column"
                 )
 
 
