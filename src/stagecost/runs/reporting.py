@@ -272,7 +272,8 @@ def _record(file: Path, kind: type[Kind], trained: Trained) -> Kind | None:
         return None
     told = {Pruning: ("a pruning", "prune"), Exits: ("exits", "run `stagecost exit`")}
     words, verb = told.get(kind, ("times", "measure"))
-    what, remedy = f"{file} does not tell of {words} of this network", f"{verb} again, name the --checkpoint that it was for, or delete it"
+    what = f"{file} does not tell of {words} of this network"
+    remedy = f"{verb} again, name the --checkpoint that it was for, or delete it"
     with refusing(what, remedy, ValueError):
         record = read_record(kind, read_json(file))
         if isinstance(record, Pruning):  # blocks may have left the network since
