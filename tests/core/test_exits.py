@@ -141,6 +141,30 @@ def test_a_state_may_hold_a_table_beside_the_images() -> None:
     assert count_macs(network, (3, 16, 16)) == 3 * 16 * 16 * 8 + 3 * 8 * 8 + 8 * 5
 
 
+def test_images_of_a_network_with_two_inputs_leave() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.head = nn.Linear(6, 8), nn.Linear(3, 8), nn.Linear(8, 5)
+            self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            x = self.one(x) + self.two(y)
+            for block in self.blocks:
+                x = x + block(x).relu()
+            return self.head(x)  # type: ignore[no-any-return]
+
+    inputs = torch.randn(20, 6), torch.randn(20, 3)
+    network = sc.adapt(Two(), inputs).eval()
+    with torch.no_grad():
+        early, last = network(inputs, depths=[1, 3]).softmax(dim=-1)  # type: ignore[arg-type]
+    sure = early.amax(dim=1) >= early.amax(dim=1).median()
+    policy = sc.ExitPolicy((1, 3), (float(early.amax(dim=1).median()),))
+    answers = sc.run_with_exits(network, inputs, policy)  # type: ignore[arg-type]
+    assert torch.equal(answers.depths == 1, sure)
+    assert torch.equal(answers.labels, torch.where(sure, early.argmax(dim=1), last.argmax(dim=1)))
+
+
 @pytest.mark.parametrize("statistics", ["per_output", "terminal"])
 def test_a_folded_head_reads_what_the_head_reads(statistics: StatisticsPolicy) -> None:
     head = sc.OutputHead(6, 5, num_outputs=3, statistics=statistics)

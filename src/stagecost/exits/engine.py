@@ -87,14 +87,18 @@ class EarlyExit:
                 state = self._rows_of(state, rows, images)
         return left.answers(labels, stop)
 
-    def _rows_of(self, state: State, rows: Tensor, images: Tensor) -> State:
+    def _rows_of(self, state: State, rows: Tensor, images: State) -> State:
         """Return some rows of a state; of a tuple, of all tensors that have a row for each image."""
         if not self._of_images:
-            one, two = (_parts(self.network.stem(images[:count])) for count in (1, 2))
+            one, two = (_parts(self.network.stem(_first(images, count))) for count in (1, 2))
             self._of_images = tuple(_is_of_images(*sizes) for sizes in zip(one, two, strict=True))
         parts = zip(_parts(state), self._of_images, strict=True)
         chosen = tuple(part[rows] if of_images else part for part, of_images in parts)
         return chosen[0] if isinstance(state, Tensor) else chosen
+
+
+def _first(images: State, count: int) -> State:
+    return images[:count] if isinstance(images, Tensor) else tuple(part[:count] for part in images)
 
 
 def _parts(state: State) -> tuple[Tensor, ...]:
