@@ -157,9 +157,7 @@ def _recalibrated(
 
     better = max(pruned, anew.eval(), key=goodness)
     if better is anew:
-        LOG.info(
-            "statistics of norms are estimated anew on training images, which validation speaks for"
-        )
+        LOG.info("statistics of norms are estimated anew: validation images are better off with them")
     return better
 
 
