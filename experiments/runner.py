@@ -1,5 +1,6 @@
 """What an experiment is, and the one way to run it, to record it and to show it."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -229,7 +230,9 @@ def _content(experiment: Experiment, context: Context) -> Row:
     command = f"python -m experiments run {experiment.name} --tier {tier}"
     command += f" --dataset {dataset}" if dataset else ""
     command += f" --seeds {','.join(map(str, context.seeds))}"
-    command += f" --arms {context.options['arms']}" if "arms" in context.options else ""
+    for name, value in context.options.items():
+        several = value if isinstance(value, list) else ["DIR" if name == "weights" else value]
+        command += "".join(f" --{name} {shlex.quote(str(each))}" for each in several)
     settings = {kind: each.to_json() for kind, each in experiment.trainings(tier, dataset).items()}
     about = {"name": dataset or tier, "experiment": experiment.name, "tier": tier, "dataset": dataset}
     about |= circumstances(command, context.seeds, gpu=tier == "gpu")

@@ -23,6 +23,7 @@ from experiments.runner import Context, Experiment, Figures
 from experiments.tables import Columns, rows_of, table
 from experiments.trainings import Training, digest, trained_run
 from stagecost.errors import StageCostError
+from stagecost.train.parsing import parse_settings
 from stagecost.trajectory import needed_blocks
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def run(context: Context) -> dict[str, Any]:
     """Train until there are as many trials as asked for.
 
     Raises:
-        StageCostError: the settings leave nothing to vary, or nothing to judge by.
+        StageCostError: impossible settings, or ones that leave nothing to vary, or to judge by.
     """
     import optuna
     from optuna.storages.journal import JournalFileBackend, JournalStorage
@@ -68,6 +69,10 @@ def run(context: Context) -> dict[str, Any]:
     base = {**base_recipe(context.tier, context.dataset), "normalize_objective": True, **given}
     if "gamma" in given or base["model"] != "homogeneous" or not base["val_fraction"]:
         raise StageCostError("tuning varies gamma of a homogeneous network, judged on validation images")
+    parse_settings({**base, "data": context.images(context.dataset)}).check()  # before any trial
+    default = QUICK_TRIALS if context.tier == "quick" else TRIALS
+    if (wanted := context.options.get("trials", default)) < 1:
+        raise StageCostError(f"--trials is {wanted}: give at least 1")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     context.work.mkdir(parents=True, exist_ok=True)
     journal = context.work / f"tuning-{digest(base)}.log"
@@ -89,7 +94,6 @@ def run(context: Context) -> dict[str, Any]:
             trial.set_user_attr(name, value)
         return needed, accuracies[-1]
 
-    wanted = context.options.get("trials", QUICK_TRIALS if context.tier == "quick" else TRIALS)
     finished = [trial for trial in study.trials if trial.state.is_finished()]
     with contextlib.suppress(ValueError):  # nothing is left to do
         study.optimize(objective, max(0, wanted - len(finished)), catch=(StageCostError,))

@@ -114,15 +114,21 @@ def fit_classifier(network: ResidualNetwork, loader: Loader, num_classes: int) -
         num_classes: rows of its classifier.
 
     Raises:
-        StageCostError: it has no linear classifier of so many classes, or the loader gives no batch.
+        StageCostError: it has not one linear classifier of so many classes, or the loader gives no batch.
     """
     linear = [m for m in network.head.modules() if isinstance(m, nn.Linear)]
     linear = [m for m in linear if m.out_features == num_classes]
     if not linear:
         raise StageCostError(f"the network has no linear classifier of {num_classes} classes: train it")
+    if len(linear) > 1:
+        raise StageCostError(
+            f"the network has {len(linear)} linear classifiers of {num_classes} classes, and one is "
+            "fitted: train it"
+        )
+    (classifier,) = linear
     given: list[Tensor] = []
     targets: list[Tensor] = []
-    handle = linear[-1].register_forward_pre_hook(lambda _, args: given.append(args[0].float().cpu()))
+    handle = classifier.register_forward_pre_hook(lambda _, args: given.append(args[0].float().cpu()))
     try:
         with evaluation_mode(network):
             for images, classes in map(pair, loader):
@@ -132,7 +138,7 @@ def fit_classifier(network: ResidualNetwork, loader: Loader, num_classes: int) -
         handle.remove()
     if not targets:
         raise StageCostError("the data set is empty: give at least one image")
-    linear[-1].load_state_dict(
+    classifier.load_state_dict(
         fit_linear(torch.cat(given), torch.cat(targets), num_classes).state_dict()
     )
 

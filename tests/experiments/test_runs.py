@@ -292,6 +292,19 @@ def test_impossible_searches_are_refused(quick: Quick, given: list[str]) -> None
         quick("tuning", set=given)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"set": ["foo=1"]}, "foo"),
+        ({"set": ["lr=-1"]}, "lr"),
+        ({"trials": 0}, "--trials is 0: give at least 1"),
+    ],
+)
+def test_a_search_of_nothing_is_refused(quick: Quick, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        quick("tuning", **options)
+
+
 def test_the_whole_way(quick: Quick) -> None:
     found, records = quick("runs")
     (record,) = found["records"]

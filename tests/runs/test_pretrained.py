@@ -392,3 +392,38 @@ def test_half_of_a_taught_loss_is_the_divergence_from_the_teacher() -> None:
     divergence = (said.softmax(1) * (said.log_softmax(1) - output.log_softmax(1))).sum(1).mean()
     expected = 0.5 * F.cross_entropy(output, targets) + 0.5 * divergence
     assert torch.allclose(taught.loss(output, targets), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_classes", [10, 11])
+def test_a_norm_as_wide_as_there_are_classes_is_no_classifier(tmp_path: Path, num_classes: int) -> None:
+    shape = {"num_blocks": 2, "width": 10, "in_channels": 1}
+    source = sc.create_model("homogeneous", num_classes=7, **shape)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    write_tensors(tmp_path / "w.safetensors", source.state_dict(), {})
+    network = sc.create_model(
+        "homogeneous", num_classes=num_classes, weights=tmp_path / "w.safetensors", **shape
+    )
+    tensors = network.state_dict()
+    other = {name for name, tensor in source.state_dict().items() if tensors[name].shape != tensor.shape}
+    assert other == {"head.linear.weight", "head.linear.bias"}
+    same = {name: tensor for name, tensor in source.state_dict().items() if name not in other}
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in same.items())
+
+
+def test_one_classifier_of_two_is_not_fitted_alone() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+            self.one, self.two = nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                x = x + block(x).relu()
+            return (self.one(x) + self.two(x)) / 2
+
+    network = sc.adapt(Two(), torch.randn(2, 8))
+    with pytest.raises(sc.StageCostError, match="2 linear classifiers of 3 classes"):
+        fit_classifier(network, [(torch.randn(9, 8), torch.arange(9) % 3)], 3)

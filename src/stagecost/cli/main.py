@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        _fail("not enough memory: lower --batch-size, --width or the number of blocks", as_json)
+        _fail("not enough memory: lower the batch size, --width or the number of blocks", as_json)
 
 
 def _dispatch(given: list[str]) -> None:

@@ -208,6 +208,8 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return samples with mean 0 and spread 1, float32; the difference is taken before rounding."""
         if samples.ndim != self._mean.ndim:
             raise StageCostError(f"X has {samples.ndim} dimensions, not the {self._mean.ndim} of fit")
+        if not samples.size:
+            raise StageCostError(f"X of shape {samples.shape} holds no numbers: give samples")
         scaled = np.ascontiguousarray((samples - self._mean) / self._spread)
         if np.abs(scaled).max() > np.finfo(np.float32).max:
             raise StageCostError(

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stagecost.errors import StageCostError, refusing
 from stagecost.network import ResidualNetwork
@@ -40,7 +40,8 @@ def load_matching(
     Args:
         network: is changed.
         tensors: of the same network, maybe with a classifier for other classes, or without one.
-        num_classes: of the network: what in its head has so many rows is its classifier.
+        num_classes: of the network: a matrix of so many rows in its head, and its bias, are its
+            classifier.
 
     Returns:
         The names of the classifier's tensors, if it stays as it is.
@@ -49,8 +50,8 @@ def load_matching(
         StageCostError: the tensors are those of another network; the message names them.
     """
     wanted = network.state_dict(keep_vars=True)
-    head = {id(parameter) for parameter in network.head.parameters()}
-    classifier = {n for n, t in wanted.items() if id(t) in head and t.shape[:1] == (num_classes,)}
+    own = _classifier(network.head, num_classes)
+    classifier = {name for name, tensor in wanted.items() if id(tensor) in own}
     absent = wanted.keys() - tensors.keys()
     others = {n for n in wanted.keys() & tensors.keys() if tensors[n].shape != wanted[n].shape}
     resized = {n for n in others & classifier if tensors[n].shape[1:] == wanted[n].shape[1:]}
@@ -68,6 +69,16 @@ def load_matching(
     wanted.update({name: tensors[name] for name in wanted.keys() - stays})
     network.load_state_dict(wanted)  # which also says in what versions modules name their tensors
     return tuple(sorted(fresh))
+
+
+def _classifier(head: nn.Module, num_classes: int | None) -> set[int]:
+    """Return the ids of a classifier's parameters; a norm as wide as there are classes is none."""
+    found = set[int]()
+    for module in head.modules():
+        rows = [p for p in module.parameters(recurse=False) if p.shape[:1] == (num_classes,)]
+        if any(parameter.dim() > 1 for parameter in rows):
+            found.update(map(id, rows))
+    return found
 
 
 def _some(names: Collection[str]) -> str:
