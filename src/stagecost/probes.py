@@ -114,7 +114,7 @@ def fit_classifier(network: ResidualNetwork, loader: Loader, num_classes: int) -
         num_classes: rows of its classifier.
 
     Raises:
-        StageCostError: it has not one linear classifier of so many classes, or the loader gives no batch.
+        StageCostError: not one linear classifier has so many classes, or the loader gives no batch.
     """
     linear = [m for m in network.head.modules() if isinstance(m, nn.Linear)]
     linear = [m for m in linear if m.out_features == num_classes]
