@@ -233,7 +233,8 @@ def test_eight_bits_are_measured(runs: Runs, tmp_path: Path) -> None:
 def test_a_saved_policy_comes_along(runs: Runs, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(runs.two, run)
-    (run / POLICY_FILE).unlink(missing_ok=True)  # of another test
+    for file in (POLICY_FILE, "exit.json"):  # of another test
+        (run / file).unlink(missing_ok=True)
     with pytest.raises(sc.StageCostError, match="has no exit policy"):
         export(run, segments="exits")
     policy = ExitPolicy((0, 2), (0.25,), "margin")

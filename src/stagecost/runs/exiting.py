@@ -209,7 +209,7 @@ def check_exits(trained: Trained) -> None:
         StageCostError: its record tells of other weights.
     """
     file = RunFolder(trained.path).exits
-    remedy = "run `stagecost exit` again, or name the --checkpoint that it was for"
+    remedy = "run `stagecost exit` again, name the --checkpoint that it was for, or delete it"
     if file.is_file():
         with refusing(f"{file} does not tell of exits of this network", remedy, ValueError):
             read_record(Exits, read_json(file)).check(trained)
