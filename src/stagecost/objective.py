@@ -361,8 +361,8 @@ def _options_of_cross_entropy(loss: LossFunction) -> Mapping[str, Any] | None:
     if loss is F.cross_entropy:
         return {}
     if isinstance(loss, partial) and loss.func is F.cross_entropy and not loss.args:
-        known = {"weight", "ignore_index", "label_smoothing"}
-        return loss.keywords if set(loss.keywords) <= known else None
+        known, told = {"weight", "ignore_index", "label_smoothing", "reduction"}, loss.keywords
+        return told if set(told) <= known and told.get("reduction", "mean") == "mean" else None
     return None
 
 

@@ -99,6 +99,7 @@ def test_samples_that_a_loss_leaves_out_do_not_count_in_a_mean(measure: Any) -> 
         nn.CrossEntropyLoss(),
         nn.CrossEntropyLoss(torch.tensor([1.0, 3.0, 0.5, 0.0, 2.0]), label_smoothing=0.1),
         nn.CrossEntropyLoss(ignore_index=2),
+        partial(F.cross_entropy, reduction="mean", ignore_index=2),
         partial(F.cross_entropy, weight=torch.tensor([1.0, 3.0, 0.5, 1.0, 2.0])),
     ],
 )

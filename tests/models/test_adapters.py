@@ -675,6 +675,7 @@ def test_what_cannot_be_copied_or_run_is_refused_in_a_line() -> None:
     [
         (lambda x: x, torch.zeros(2, 3), "a function is no network: give a torch.nn.Module"),
         (nn.Linear(3, 3), torch.zeros(0, 3), "the example holds no numbers"),
+        (nn.Linear(3, 3), None, "inputs hold a NoneType: give a tensor"),
         (nn.Linear(3, 3), torch.zeros(2, 3, device="meta"), "the example holds no numbers"),
     ],
 )

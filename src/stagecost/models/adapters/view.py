@@ -8,7 +8,7 @@ dict is the live model's. What cannot be viewed is refused with a reason; nothin
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -207,7 +207,8 @@ def adapt(
     model = getattr(model, "_orig_mod", model)
     if not isinstance(model, nn.Module):
         raise StageCostError(f"a {type(model).__name__} is no network: give a torch.nn.Module")
-    given = _tensors((example,) if isinstance(example, Tensor) else tuple(example))
+    several = isinstance(example, Iterable) and not isinstance(example, Tensor)
+    given = _tensors(tuple(example) if several else example)
     if any(tensor.is_meta or not tensor.numel() for tensor in given):
         raise StageCostError("the example holds no numbers: give a batch of at least one sample")
     inputs = tuple(tensor.detach().cpu() for tensor in given)
