@@ -91,23 +91,17 @@ def grown(before: Mapping[str, Any], measured: Row) -> Row:
 
     `before` in it says of what was kept which arms these are, and the circumstances of each.
     """
-    now = {row["arm"] for row in measured["rows"]}
-    kept = [row for row in before["rows"] if row["arm"] not in now]
-    parts = [*before.get("before", []), {"arms": [r["arm"] for r in before["rows"]]} | _about(before)]
-    arms = {row["arm"] for row in kept}
-    for part in parts:
-        part["arms"] = [arm for arm in dict.fromkeys(part["arms"]) if arm in arms]
-        arms -= set(part["arms"])
+    now, older = {row["arm"] for row in measured["rows"]}, before.get("before", [])
+    inherited = {arm for part in older for arm in part["arms"]}
+    own = dict.fromkeys(row["arm"] for row in before["rows"] if row["arm"] not in inherited)
+    parts = [*older, {"arms": [*own], **{key: before[key] for key in ABOUT}}]
+    left = [{**part, "arms": [arm for arm in part["arms"] if arm not in now]} for part in parts]
     return {
         **measured,
         "settings": {**before["settings"], **measured["settings"]},
-        "rows": [*kept, *measured["rows"]],
-        "before": [part for part in parts if part["arms"]],
+        "rows": [*(row for row in before["rows"] if row["arm"] not in now), *measured["rows"]],
+        "before": [part for part in left if part["arms"]],
     }
-
-
-def _about(content: Mapping[str, Any]) -> Row:
-    return {key: content[key] for key in ABOUT}
 
 
 def circumstances(command: str, seeds: Sequence[int], *, gpu: bool = False) -> Row:

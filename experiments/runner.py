@@ -215,9 +215,9 @@ def run(
         file: Context(tier, each, chosen, work / file.stem, data_root, report, options)
         for each, file in files.items()
     }
-    befores = {file: _before(experiment, context, file) for file, context in contexts.items()}
+    growing = {file: _growing(experiment, context, file) for file, context in contexts.items()}
     for file, context in contexts.items():
-        content, before = _content(experiment, context), befores[file]
+        content, before = _content(experiment, context), growing[file]
         write_json(file, content if before is None else grown(before.content, content))
         draw(experiment, Record.read(file, experiment.rows))
     return experiment, [Record.read(file, experiment.rows) for file in files.values()]
@@ -297,20 +297,16 @@ def _check(
         raise StageCostError(f"{data_root} is no folder: give one that holds local copies of data sets")
 
 
-def _before(experiment: Experiment, context: Context, file: Path) -> Record | None:
-    """Return the record that grows by the arms that are asked for, if there is one with others.
+def _growing(experiment: Experiment, context: Context, file: Path) -> Record | None:
+    """Return the record that keeps its rows of other arms than are asked for, if there is one.
 
     Raises:
         StageCostError: seeds would be lost, or other arms have other seeds or settings than today's.
     """
     if not file.is_file():
         return None
-    record, seeds = Record.read(file, experiment.rows), ",".join(map(str, context.seeds))
-    if lost := [seed for seed in record["seeds"] if seed not in context.seeds]:
-        raise StageCostError(
-            f"{file} holds seed {lost[0]}, which a record of the seeds {seeds} would lose: add it to "
-            "--seeds, or give another --results"
-        )
+    record = Record.read(file, experiment.rows)
+    _refuse_fewer_seeds(record, context.seeds)
     if "arms" not in context.options:
         return None
     asked = str(context.options["arms"]).split(",")
@@ -323,3 +319,12 @@ def _before(experiment: Experiment, context: Context, file: Path) -> Record | No
             f"{[*other, 'seeds'][0]}: name all arms, or give another --results"
         )
     return record if kept else None
+
+
+def _refuse_fewer_seeds(record: Record, seeds: Sequence[int]) -> None:
+    """Refuse to put a record of fewer seeds in the place of one of more."""
+    if lost := [seed for seed in record["seeds"] if seed not in seeds]:
+        raise StageCostError(
+            f"{record.file} holds seed {lost[0]}, which a record of the seeds "
+            f"{','.join(map(str, seeds))} would lose: add it to --seeds, or give another --results"
+        )

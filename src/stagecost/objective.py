@@ -368,11 +368,8 @@ def _options_of_cross_entropy(loss: LossFunction) -> Mapping[str, Any] | None:
 
 def _is_cross_entropy(loss: LossFunction) -> bool:
     """Tell whether a loss is torch's function cross-entropy, at most with smoothed labels."""
-    if isinstance(loss, partial):
-        return (
-            loss.func is F.cross_entropy and not loss.args and set(loss.keywords) <= {"label_smoothing"}
-        )
-    return loss is F.cross_entropy
+    options = _options_of_cross_entropy(loss)
+    return options is not None and set(options) <= {"label_smoothing"}
 
 
 def residual_parameters(network: ResidualNetwork) -> list[list[nn.Parameter]]:

@@ -202,17 +202,20 @@ def _resolved(network: ResidualNetwork, cut: Cut) -> Cut:
         return cut
 
 
-def check_exits(trained: Trained) -> None:
-    """Refuse saved exits that were chosen for another network.
+def saved_exits(trained: Trained) -> Exits | None:
+    """Read what the verb last said of a network; None if it never did.
 
     Raises:
-        StageCostError: its record tells of other weights.
+        StageCostError: it was said of another network, of other weights, or of another policy.
     """
     file = RunFolder(trained.path).exits
+    if not file.is_file():
+        return None
     remedy = "run `stagecost exit` again, name the --checkpoint that it was for, or delete it"
-    if file.is_file():
-        with refusing(f"{file} does not tell of exits of this network", remedy, ValueError):
-            read_record(Exits, read_json(file)).check(trained)
+    with refusing(f"{file} does not tell of exits of this network", remedy, ValueError):
+        exits = read_record(Exits, read_json(file))
+        exits.check(trained)
+    return exits
 
 
 def _check(

@@ -15,7 +15,7 @@ from stagecost.export.graphs import Format, open_graph
 from stagecost.export.int8 import INT8_FILE
 from stagecost.latency import measure_latency
 from stagecost.prediction import BATCH
-from stagecost.runs.exiting import check_exits
+from stagecost.runs.exiting import saved_exits
 from stagecost.runs.measuring import called
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Trained, open_trained
@@ -122,7 +122,7 @@ def _policy(trained: Trained, segments: str | None, threshold: float | None) -> 
     """Return where images may leave: the depths given, and the thresholds given or saved for these."""
     num_blocks = trained.network.num_blocks
     if segments == "exits" and threshold is None:
-        check_exits(trained)
+        saved_exits(trained)
         return ExitPolicy.load(trained.path)
     if segments == "exits":
         raise StageCostError(
@@ -143,7 +143,7 @@ def _policy(trained: Trained, segments: str | None, threshold: float | None) -> 
     if depths and threshold is None and (trained.path / POLICY_FILE).is_file():
         saved = ExitPolicy.load(trained.path)
         if saved.depths in (depths, every):
-            check_exits(trained)
+            saved_exits(trained)
             return saved
     return ExitPolicy(every, (CERTAIN if threshold is None else threshold,) * (len(every) - 1))
 

@@ -18,7 +18,7 @@ from stagecost.report.page import write_comparison, write_report
 from stagecost.runs.analysis import Analysis, measure, summarise
 from stagecost.runs.certainty import Interval, check_points
 from stagecost.runs.evaluation import Evaluation
-from stagecost.runs.exiting import ExitRow, Exits, OracleRow
+from stagecost.runs.exiting import ExitRow, Exits, OracleRow, saved_exits
 from stagecost.runs.folder import RunFolder
 from stagecost.runs.measuring import Measurements, Timing, measure_opened
 from stagecost.runs.mistakes import mistakes_of, saved_network
@@ -201,7 +201,7 @@ def report_data(
     settings = {**trained.settings.to_flat(), "gamma": checkpoint.gamma}
     macs = mac_costs(trained.network, trained.image_shape)
     measured, times = _times(trained)
-    pruning, exits = _record(run.pruning, Pruning, trained), _record(run.exits, Exits, trained)
+    pruning, exits = _record(run.pruning, Pruning, trained), saved_exits(trained)
     content = {
         "run": str(run.path),
         "settings": {**settings, "num_blocks": analysis.num_blocks},
@@ -270,14 +270,11 @@ def _record(file: Path, kind: type[Kind], trained: Trained) -> Kind | None:
     """Read the outcome of the latest verb of a kind, if there is one, and if it is of this network."""
     if not file.is_file():
         return None
-    told = {Pruning: ("a pruning", "prune"), Exits: ("exits", "run `stagecost exit`")}
-    words, verb = told.get(kind, ("times", "measure"))
+    words, verb = ("a pruning", "prune") if kind is Pruning else ("times", "measure")
     what = f"{file} does not tell of {words} of this network"
     remedy = f"{verb} again, name the --checkpoint that it was for, or delete it"
     with refusing(what, remedy, ValueError):
         record = read_record(kind, read_json(file))
         if isinstance(record, Pruning):  # blocks may have left the network since
             cut_to(trained.network, record.kept_blocks)
-        if isinstance(record, Exits):
-            record.check(trained)
         return record
