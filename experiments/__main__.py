@@ -95,6 +95,8 @@ def _numbers(written: str) -> tuple[int, ...]:
 
 def _run(given: argparse.Namespace) -> None:
     torch.set_num_threads(given.threads)
+    if given.tier == "gpu":
+        torch.set_float32_matmul_precision("high")
     found = run(
         given.name,
         given.tier,

@@ -17,6 +17,7 @@ Arms, all of homogeneous networks of N = 54 blocks or the first M = 12:
                  are shared, and it trains for as many block passes as the three networks apart
     plain_mid    36 blocks, trained alone, gamma = 0
     plain_long   plain_full for as many MACs as joint
+    plain_longer plain_full for as many block passes as several
     cut_first    plain_sub for as many MACs as joint
 
 Speed: a whole step (crops, forward, backward, optimiser) is one CUDA graph; several jobs replay theirs
@@ -42,7 +43,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,9 @@ Line = Mapping[str, Any]
 """What is written of one job or measurement."""
 ARMS = (
     *("plain_full", "plain_sub", "stage", "joint", "joint_light", "plain_long", "cut_first"),
-    *("several", "plain_mid"),
+    *("several", "plain_mid", "plain_longer"),
 )
 TARGET_WEIGHTS = {"joint": 1.0, "joint_light": 0.3}
-# Epochs and arms of each data set: what fitted into a quarter of an hour of the device.
-PLAN: dict[str, tuple[int, tuple[str, ...]]] = {
-    "cifar10": (10, ARMS),
-    "cifar100": (5, ("plain_full", "plain_sub", "stage", "joint_light")),
-    "mnist": (1, ("plain_full", "plain_sub", "stage", "joint", "several", "plain_mid")),
-}
 SEEDS, PILOT_SEEDS, PILOT_EPOCHS = (0, 1, 2), (100, 101), 6
 LEARNING_RATES = (0.1, 0.2, 0.4)
 VARIANTS = tuple((distilled, beta) for beta in (1.0, 0.3) for distilled in (False, True))
@@ -112,7 +107,8 @@ class Recipe:
         """Return how many epochs an arm trains in one of plain_full's."""
         both, whole = self.num_blocks + self.kept, self.num_blocks
         longer = {"plain_long": both / whole, "cut_first": both / self.kept}
-        return {**longer, "several": (both + self.middle) / whole}.get(arm, 1.0)
+        three = (both + self.middle) / whole
+        return {**longer, "several": three, "plain_longer": three}.get(arm, 1.0)
 
     def blocks(self, arm: str) -> int:
         """Return how many blocks an arm trains."""
@@ -126,6 +122,40 @@ class Recipe:
             return StageCost.targets(cuts, normalized=True)
         gamma = self.gamma if arm == "stage" else 0.0
         return StageCost.uniform(self.blocks(arm), gamma, normalized=True)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained on a data set: what fitted into a quarter of an hour of the device.
+
+    Attributes:
+        epochs: of plain_full.
+        arms: in their order.
+        changes: of the recipe, by name.
+    """
+
+    epochs: int
+    arms: tuple[str, ...] = ARMS
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+_PLAIN = ("plain_full", "plain_sub")
+PLAN: dict[str, Plan] = {
+    "cifar10": Plan(10),
+    "cifar100": Plan(5, (*_PLAIN, "stage", "joint_light")),
+    "mnist": Plan(1, (*_PLAIN, "stage", "joint", "several", "plain_mid")),
+    "cifar10-long": Plan(
+        30,
+        (*_PLAIN, "plain_mid", "several", "plain_longer"),
+        {"num_blocks": 12, "kept": 4, "middle": 8, "at_once": 6},
+    ),
+}
+"""By name: of its images, and perhaps "-long" for 12 blocks and three times the epochs."""
+
+
+def images_of(dataset: str) -> str:
+    """Return the name of a plan's images."""
+    return dataset.partition("-")[0]
 
 
 # ---------------------------------------------------------------- networks and losses
@@ -478,14 +508,17 @@ def train(
 ) -> None:
     """Do the stages in the order given; what the pilot chooses holds for the data sets after it."""
     for stage in stages:
-        name = "cifar10" if stage == "pilot" else stage
-        splits = load_splits(name, images / f"{stage}.safetensors", session.device)
+        name, file = ("cifar10", stage) if stage == "pilot" else (stage, images_of(stage))
+        splits = load_splits(name, images / f"{file}.safetensors", session.device)
         if stage == "pilot":
             recipe = pilot(session, recipe, splits)
             continue
-        epochs, arms = PLAN[stage]
-        planned = [(arm, seed, epochs, recipe) for arm in arms if arm in only for seed in SEEDS]
-        session.train_all("main", planned, splits)
+        plan = PLAN[stage]
+        changed = replace(recipe, **plan.changes)
+        arms = [arm for arm in plan.arms if arm in only]
+        session.train_all(
+            "main", [(arm, seed, plan.epochs, changed) for arm in arms for seed in SEEDS], splits
+        )
 
 
 # ---------------------------------------------------------------- command line

@@ -119,8 +119,9 @@ class Splits:
 def load_splits(name: str, file: Path, device: torch.device) -> Splits:
     """Read decoded images and hold out a tenth, the same for all seeds, for validation."""
     tensors, _ = read_tensors(file)
-    colour = name != "mnist"
-    mean, std = (torch.tensor(values, device=device) * 255 for values in STATISTICS[name])
+    kind = name.partition("-")[0]
+    colour = kind != "mnist"
+    mean, std = (torch.tensor(values, device=device) * 255 for values in STATISTICS[kind])
 
     def images(pixels: Tensor, labels: Tensor) -> Images:
         pad = 4 if colour else 2
@@ -133,7 +134,7 @@ def load_splits(name: str, file: Path, device: torch.device) -> Splits:
     test = images(tensors["test_pixels"], tensors["test_labels"]) if "test_pixels" in tensors else None
     return Splits(
         name,
-        100 if name == "cifar100" else 10,
+        100 if kind == "cifar100" else 10,
         images(pixels[order[held:]], labels[order[held:]]),
         images(pixels[order[:held]], labels[order[:held]]),
         test,

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from experiments.gpu_speed import speed_table
-from experiments.gpu_tier import PLAN, SEEDS, TARGET_WEIGHTS, Line, Recipe
+from experiments.gpu_tier import PLAN, SEEDS, TARGET_WEIGHTS, Line, Recipe, images_of
 from experiments.trainings import PAPER
 from stagecost.macs import count_macs, count_parameters
 from stagecost.models.catalogue import create_model
@@ -44,6 +44,7 @@ TARGETS = (  # the row's arm, the job's arm, which of its networks
     ("joint_light", "joint_light", "whole"),
     ("joint_light", "joint_light", "cut"),
     ("plain_long", "plain_long", "whole"),
+    ("plain_longer", "plain_longer", "whole"),
     ("cut_first", "cut_first", "cut"),
 )
 
@@ -55,9 +56,9 @@ def write_records(file: Path, results: Path, commit: str) -> None:
         jobs = [line for line in lines if line["stage"] == "main" and line["dataset"] == dataset]
         if jobs:
             about = circumstances(lines, commit, dataset, COMMAND) | {"settings": settings(jobs)}
-            write_json(
-                results / "layer-pruning" / f"gpu-{dataset}.json", about | layer_pruning(jobs, dataset)
-            )
+            if "stage" in PLAN[dataset].arms:
+                file_of_table = results / "layer-pruning" / f"gpu-{dataset}.json"
+                write_json(file_of_table, about | layer_pruning(jobs, dataset))
             content = targets(jobs, dataset) | {"pilot": tried(lines) if dataset == "cifar10" else []}
             write_json(results / "targets" / f"gpu-{dataset}.json", about | content)
     if any(line["stage"] == "speed" for line in lines):
@@ -127,13 +128,14 @@ def row(jobs: Sequence[Line], dataset: str, arm: str, network: str) -> dict[str,
 @cache
 def size(recipe: Recipe, dataset: str, num_blocks: int) -> tuple[int, int]:
     """Return a network's parameters, and its MACs for one image."""
-    shape = (1, 28, 28) if dataset == "mnist" else (3, 32, 32)
+    images = images_of(dataset)
+    shape = (1, 28, 28) if images == "mnist" else (3, 32, 32)
     with torch.random.fork_rng():
         network = create_model(
             "homogeneous",
             num_blocks=num_blocks,
             width=recipe.width,
-            num_classes=100 if dataset == "cifar100" else 10,
+            num_classes=100 if images == "cifar100" else 10,
             in_channels=shape[0],
             stem_stride=recipe.stem_stride,
         )
@@ -172,7 +174,7 @@ def targets(jobs: Sequence[Line], dataset: str) -> dict[str, Any]:
     differences = [
         {"arm": arm, "other": other, "cut": cut, "points": mean - means[other, cut]}
         for (arm, cut), mean in means.items()
-        for other in ("alone", "plain_long", "cut_first")
+        for other in ("alone", "plain_long", "plain_longer", "cut_first")
         if arm in (*TARGET_WEIGHTS, "several") and (other, cut) in means
     ]
     return {"experiment": "targets", "dataset": dataset, "rows": rows, "differences": differences}

@@ -88,10 +88,19 @@ ON_DATA: dict[str, Settings] = {
     "trashnet-112-vit": {"limit_train": 1000},
 }
 """What differs on some images."""
-ON_GPU: Settings = {"device": "cuda", "data_on_device": True, "epochs": 10}
+ON_GPU: Settings = {"device": "cuda", "data_on_device": True}
 """What differs on the gpu tier, where all training images are used."""
-GPU_MODELS: dict[str, Settings] = {"resnet32": {"lr": 0.02}}
+GPU_MODELS: dict[str, Settings] = {
+    "resnet32": {"epochs": 10},
+    "vit": {"epochs": 30, "image_size": 112},
+    "lite0": {"epochs": 30, "image_size": 128},
+}
 """What differs there for some models."""
+GPU_ON_DATA: dict[str, Settings] = {
+    "trashnet-112-vit": {"image_size": 84},  # of 112×84
+    "trashnet-112-lite0": {"image_size": 80},
+}
+"""What differs there on some images."""
 
 
 def settings_of(name: str, tier: Tier = "cpu") -> Settings:
@@ -101,7 +110,7 @@ def settings_of(name: str, tier: Tier = "cpu") -> Settings:
     if tier != "gpu":
         return settings
     settings.pop("limit_train", None)
-    return {**settings, **ON_GPU, **GPU_MODELS.get(model, {})}
+    return {**settings, **ON_GPU, **GPU_MODELS.get(model, {}), **GPU_ON_DATA.get(name, {})}
 
 
 @dataclass(frozen=True)
@@ -152,9 +161,9 @@ class Case:
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """The arms that train: targets of a ResNet have norms of their own, of the 32 in both ways."""
+        """The arms that train: targets of a ResNet have norms of their own; on a CPU the 32 has both."""
         own = "joint_norms" if self.model.startswith("resnet") else "joint"
-        joint = ("joint", own) if self.model == "resnet32" else (own,)
+        joint = ("joint", own) if self.model == "resnet32" and self.context.tier == "cpu" else (own,)
         return ("whole", *joint, "cut_first")
 
     @property
@@ -178,7 +187,7 @@ class Case:
         self.context.report(f"{self.context.dataset}: head of {name}, seed {seed}")
         torch.manual_seed(seed)
         network = create_network(parse_settings({**self.settings, "data": self.data}), bundle).eval()
-        small = network if cut is None else network.keep(cut)
+        small = (network if cut is None else network.keep(cut)).to(self.settings["device"])
         batches = eval_batches(bundle.splits["train"], bundle.format, batch_size=64)
         if "cifar10" not in self.context.dataset:  # there the head is the author's
             fit_classifier(small, batches, bundle.num_classes)

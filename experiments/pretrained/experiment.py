@@ -1,7 +1,7 @@
 """Networks that others trained, made shallower on new images: one training for both, or two?
 
 Command     python -m experiments run pretrained --weights DIR [--dataset flowers-1500-lite0] …
-Machine     cpu: one core, one thread; gpu: one GPU, all training images, ten epochs
+Machine     cpu: one core, one thread; gpu: one GPU, all training images, 10 or 30 epochs
 Runtime     lite0: four minutes a run on an idle core; vit: ten; resnet32: five; the other ResNets: two
 Seeds       0, 1, 2
 
@@ -55,7 +55,10 @@ NAMES = {
         "trashnet-112-vit",
         *(f"cifar10-resnet{layers}" for layers in (20, 32, 44, 56)),
     ),
-    "gpu": ("cifar10-resnet32", "flowers-1500-vit", "trashnet-112-vit"),
+    "gpu": (
+        *("flowers-1500-lite0", "trashnet-112-lite0", "flowers-1500-vit", "trashnet-112-vit"),
+        "cifar10-resnet32",
+    ),
     "quick": ("digits-tiny",),
 }
 TEXT = """\

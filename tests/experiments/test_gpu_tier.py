@@ -173,6 +173,7 @@ def test_compute_of_the_long_arms_is_that_of_joint(splits: Splits) -> None:
     recipe = replace(TINY, num_blocks=54, kept=12)
     for arm, blocks in (("plain_long", 54), ("cut_first", 12)):
         assert recipe.epoch_factor(arm) * blocks == pytest.approx(54 + 12)
+    assert recipe.epoch_factor("plain_longer") == recipe.epoch_factor("several")
 
 
 def test_several_minimises_the_mean_loss_of_its_depths(splits: Splits) -> None:
@@ -212,18 +213,23 @@ def test_lines_of_a_whole_run_make_valid_records(
     monkeypatch.setattr(gpu_tier, "PILOT_SEEDS", (5, 6))
     monkeypatch.setattr(gpu_tier, "LEARNING_RATES", (0.1, 0.2))
     monkeypatch.setattr(gpu_tier, "VARIANTS", gpu_tier.VARIANTS[::3])
-    monkeypatch.setattr(gpu_tier, "PLAN", {name: (1, arms) for name, (_, arms) in gpu_tier.PLAN.items()})
+    plan = {name: replace(each, epochs=1, changes={}) for name, each in gpu_tier.PLAN.items()}
+    monkeypatch.setattr(gpu_tier, "PLAN", plan)
     monkeypatch.setattr(gpu_tier, "fastest", lambda session, recipe, splits: recipe)
     session = Session(tmp_path)
     gpu_tier.train(session, folder, ("pilot", *gpu_tier.PLAN), TINY)
     gpu_speed.speed(session, TINY, sizes=(2,), rounds=2)
     gpu_tier_records.write_records(session.lines, tmp_path / "results", "0123456")
-    for name in gpu_tier.PLAN:
+    for name in ("cifar10", "cifar100", "mnist"):
         table = read(tmp_path / "results" / "layer-pruning" / f"gpu-{name}.json")
         assert [row["arm"] for row in table["rows"]] == list(gpu_tier_records.TABLE)
+    arms = {}
+    for name in gpu_tier.PLAN:
         targets = read(tmp_path / "results" / "targets" / f"gpu-{name}.json")
         assert all(len(row["test_accuracies"]) == 2 for row in targets["rows"])
-    assert {row["arm"] for row in targets["rows"]} == {"alone", "joint", "several"}
+        arms[name] = {row["arm"] for row in targets["rows"]}
+    assert arms["mnist"] == {"alone", "joint", "several"}
+    assert arms["cifar10-long"] == {"alone", "several", "plain_longer"}
     assert read(tmp_path / "results" / "gpu-speed" / "gpu.json")["rows"]
 
 
