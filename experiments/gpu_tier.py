@@ -27,7 +27,7 @@ goes on without a graph.
     python -m experiments.gpu_tier decode --parquet DATA/cifar10 --file IMAGES/cifar10.safetensors
     python -m experiments.gpu_tier train pilot cifar10 cifar100 mnist --images IMAGES --out OUT
     python -m experiments.gpu_speed --out OUT
-    python -m experiments.gpu_tier_records --lines OUT/gpu-tier.jsonl --results results --commit ID
+    python -m experiments.gpu_tier_records --lines OUT/gpu-tier.jsonl --results results
 
 `IMAGES/pilot.safetensors` is decoded from the first three of CIFAR-10's five training files. `train`
 writes a line for each finished job at once. Test images are read once a job, at its end.
@@ -53,6 +53,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.gpu_tier_images import Images, Splits, decode, load_splits
+from experiments.records import commit
 from stagecost.cut import Cut
 from stagecost.models.catalogue import create_model
 from stagecost.network import ResidualNetwork
@@ -405,7 +406,7 @@ class Session:
             "numpy": np.__version__,
             "python": platform.python_version(),
         }
-        self.write("machine", machine=name, versions=versions)
+        self.write("machine", machine=name, versions=versions, commit=commit())
 
     def write(self, stage: str, **content: Any) -> None:
         """Append one line and show its beginning."""

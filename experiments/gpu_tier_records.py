@@ -3,7 +3,7 @@
 `layer-pruning/gpu-<data>.json` is the paper's table, `targets/gpu-<data>.json` one training for two
 depths beside each depth trained alone, `gpu-speed/gpu.json` the speed table.
 
-    python -m experiments.gpu_tier_records --lines OUT/gpu-tier.jsonl --results results --commit ID
+    python -m experiments.gpu_tier_records --lines OUT/gpu-tier.jsonl --results results
 """
 
 import argparse
@@ -24,7 +24,7 @@ from stagecost.macs import count_macs, count_parameters
 from stagecost.models.catalogue import create_model
 from stagecost.storage import write_json
 
-COMMAND = "python -m experiments.gpu_tier train pilot cifar10 cifar100 mnist --images IMAGES --out OUT"
+COMMAND = f"python -m experiments.gpu_tier train pilot {' '.join(PLAN)} --images IMAGES --out OUT"
 SPEED_COMMAND = "python -m experiments.gpu_speed --out OUT"
 TABLE = {  # the row's arm: the job's arm, which of its networks
     "plain_full": ("plain_full", "whole"),
@@ -49,49 +49,64 @@ TARGETS = (  # the row's arm, the job's arm, which of its networks
 )
 
 
-def write_records(file: Path, results: Path, commit: str) -> None:
+def write_records(file: Path, results: Path) -> None:
     """Write the records of all data sets whose jobs are in the lines, and of the speed table."""
-    lines = [json.loads(text) for text in file.read_text().splitlines()]
+    lines = with_machines([json.loads(text) for text in file.read_text().splitlines()])
     for dataset in PLAN:
         jobs = [line for line in lines if line["stage"] == "main" and line["dataset"] == dataset]
+        in_table = [job for job in jobs if job["arm"] in {arm for arm, _ in TABLE.values()}]
+        if "stage" in {job["arm"] for job in in_table}:
+            content = about(in_table, dataset, COMMAND) | layer_pruning(in_table, dataset)
+            write_json(results / "layer-pruning" / f"gpu-{dataset}.json", content)
         if jobs:
-            about = circumstances(lines, commit, dataset, COMMAND) | {"settings": settings(jobs)}
-            if "stage" in PLAN[dataset].arms:
-                file_of_table = results / "layer-pruning" / f"gpu-{dataset}.json"
-                write_json(file_of_table, about | layer_pruning(jobs, dataset))
-            content = targets(jobs, dataset) | {"pilot": tried(lines) if dataset == "cifar10" else []}
-            write_json(results / "targets" / f"gpu-{dataset}.json", about | content)
-    if any(line["stage"] == "speed" for line in lines):
-        about = circumstances(lines, commit, "gpu", SPEED_COMMAND) | {"seeds": [0]}
-        write_json(results / "gpu-speed" / "gpu.json", about | speed_table(lines, Recipe()))
+            content = about(jobs, dataset, COMMAND) | targets(jobs, dataset)
+            content |= {"pilot": tried(lines) if dataset == "cifar10" else []}
+            write_json(results / "targets" / f"gpu-{dataset}.json", content)
+    if measured := [line for line in lines if line["stage"] == "speed"]:
+        content = circumstances(measured, "gpu", SPEED_COMMAND) | {"seeds": [0]}
+        write_json(results / "gpu-speed" / "gpu.json", content | speed_table(lines, Recipe()))
 
 
-def circumstances(lines: Sequence[Line], commit: str, name: str, command: str) -> dict[str, Any]:
-    """Return what every record begins with."""
-    machine = next(line for line in lines if line["stage"] == "machine")
+def with_machines(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """Return the lines, each with the line of the machine that wrote it, the last one before."""
+    machine: Line = {}
+    known = []
+    for line in lines:
+        machine = line if line["stage"] == "machine" else machine
+        known.append({**line, "on": machine})
+    return known
+
+
+def circumstances(lines: Sequence[Line], name: str, command: str) -> dict[str, Any]:
+    """Return what every record begins with; lines of several sittings name all machines and commits."""
+
+    def all_of(key: str) -> str:
+        return ", ".join(dict.fromkeys(line["on"][key] for line in lines))
+
     return {
         "name": name,
         "tier": "gpu",
         "seeds": list(SEEDS),
         "command": command,
-        "commit": commit,
-        "machine": machine["machine"],
+        "commit": all_of("commit"),
+        "machine": all_of("machine"),
         "threads": 1,
-        "versions": {"stagecost": version("stagecost"), **machine["versions"]},
+        "versions": {"stagecost": version("stagecost"), **lines[0]["on"]["versions"]},
     }
 
 
-def settings(jobs: Sequence[Line]) -> dict[str, Any]:
-    """Return the recipe, and the epochs and steps of each arm."""
+def about(jobs: Sequence[Line], dataset: str, command: str) -> dict[str, Any]:
+    """Return the circumstances of jobs, their recipe, and the epochs and steps of each arm."""
     arms = {job["arm"]: job for job in jobs}
     recipe = Recipe(**jobs[0]["recipe"])
     recorded = jobs[0]["recipe"] | {"gamma": recipe.gamma, "precision": "bf16", "val_fraction": 0.1}
     weights = {arm: weight for arm, weight in TARGET_WEIGHTS.items() if arm in arms}
-    return {
+    settings = {
         "recipe": recorded | {"target_weights": weights},
         "epochs": {arm: round(job["epochs"] * recipe.epoch_factor(arm), 2) for arm, job in arms.items()},
         "steps": {arm: job["steps"] for arm, job in arms.items()},
     }
+    return circumstances(jobs, dataset, command) | {"settings": settings}
 
 
 def row(jobs: Sequence[Line], dataset: str, arm: str, network: str) -> dict[str, Any]:
@@ -99,7 +114,7 @@ def row(jobs: Sequence[Line], dataset: str, arm: str, network: str) -> dict[str,
 
     `macs` are for one image; `training_macs` count three forward passes for each image of the training
     that the network comes from, and no reading of validation or test images; `seconds` are those of the
-    device for one training, its share where several trained at once.
+    device for one training, its share where several trained at once, and None where it had other work.
     """
     chosen = sorted((job for job in jobs if job["arm"] == arm), key=lambda job: int(job["seed"]))
     recipe = Recipe(**chosen[0]["recipe"])
@@ -109,6 +124,8 @@ def row(jobs: Sequence[Line], dataset: str, arm: str, network: str) -> dict[str,
         passes.append(size(recipe, dataset, recipe.kept))
     parameters, macs = size(recipe, dataset, depth)
     tested = [job["networks"][network]["test"] for job in chosen]
+    seconds = statistics.median(job["shared_seconds"] for job in chosen) / recipe.at_once
+    shared = any(job["on"].get("other_work") for job in chosen)
     return {
         "dataset": dataset,
         "num_blocks": depth,
@@ -120,7 +137,7 @@ def row(jobs: Sequence[Line], dataset: str, arm: str, network: str) -> dict[str,
         "parameters": parameters,
         "macs": macs,
         "training_macs": 3 * sum(m for _, m in passes) * chosen[0]["steps"] * recipe.batch_size,
-        "seconds": round(statistics.median(job["shared_seconds"] for job in chosen) / recipe.at_once, 1),
+        "seconds": None if shared else round(seconds, 1),
         "num_test": 10000,
     }
 
@@ -182,7 +199,8 @@ def targets(jobs: Sequence[Line], dataset: str) -> dict[str, Any]:
 
 def tried(lines: Sequence[Line]) -> list[Line]:
     """Return what the pilot measured and chose, by validation images alone."""
-    return [line for line in lines if line["stage"] in ("fastest", "pilot", "choice")]
+    chosen = (line for line in lines if line["stage"] in ("fastest", "pilot", "choice"))
+    return [{key: value for key, value in line.items() if key != "on"} for line in chosen]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -190,9 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--lines", type=Path, required=True)
     parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--commit", required=True)
     given = parser.parse_args(arguments)
-    write_records(given.lines, given.results, given.commit)
+    write_records(given.lines, given.results)
 
 
 if __name__ == "__main__":

@@ -104,14 +104,19 @@ def grown(before: Mapping[str, Any], measured: Row) -> Row:
     }
 
 
-def circumstances(command: str, seeds: Sequence[int], *, gpu: bool = False) -> Row:
-    """Return what a record says beside what was measured."""
+def commit() -> str:
+    """Return the commit of the repository, "none" where there is no repository."""
     git = ["git", "rev-parse", "--short", "HEAD"]
     done = subprocess.run(git, cwd=ROOT, check=False, capture_output=True, text=True)
+    return done.stdout.strip() or "none"
+
+
+def circumstances(command: str, seeds: Sequence[int], *, gpu: bool = False) -> Row:
+    """Return what a record says beside what was measured."""
     return {
         "seeds": list(seeds),
         "command": command,
-        "commit": done.stdout.strip() or "none",
+        "commit": commit(),
         "machine": f"{torch.cuda.get_device_name()}, {machine()}" if gpu else machine(),
         "threads": torch.get_num_threads(),
         "versions": versions(),

@@ -219,7 +219,7 @@ def test_lines_of_a_whole_run_make_valid_records(
     session = Session(tmp_path)
     gpu_tier.train(session, folder, ("pilot", *gpu_tier.PLAN), TINY)
     gpu_speed.speed(session, TINY, sizes=(2,), rounds=2)
-    gpu_tier_records.write_records(session.lines, tmp_path / "results", "0123456")
+    gpu_tier_records.write_records(session.lines, tmp_path / "results")
     for name in ("cifar10", "cifar100", "mnist"):
         table = read(tmp_path / "results" / "layer-pruning" / f"gpu-{name}.json")
         assert [row["arm"] for row in table["rows"]] == list(gpu_tier_records.TABLE)
@@ -242,13 +242,11 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def test_committed_records_are_those_of_the_committed_lines(tmp_path: Path) -> None:
-    lines = RESULTS / "targets" / "gpu-lines.jsonl"
-    commit = read(RESULTS / "gpu-speed" / "gpu.json")["commit"]
-    gpu_tier_records.write_records(lines, tmp_path, str(commit))
+    gpu_tier_records.write_records(RESULTS / "targets" / "gpu-lines.jsonl", tmp_path)
     for path in sorted(tmp_path.rglob("*.json")):
         written, committed = read(path), read(RESULTS / path.relative_to(tmp_path))
         assert written == committed, path.name
-    assert len(list(tmp_path.rglob("*.json"))) == 7
+    assert len(list(tmp_path.rglob("*.json"))) == 8
 
 
 def test_images_are_decoded_to_their_pixels(tmp_path: Path) -> None:
