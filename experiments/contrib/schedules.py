@@ -15,7 +15,8 @@ from torch import Tensor
 
 from experiments.trainings import Training
 from stagecost.cut import Cut
-from stagecost.objective import StageCost, distilled
+from stagecost.losses import distilled
+from stagecost.objective import StageCost
 from stagecost.train.recipe import Moment
 from stagecost.train.settings import TrainingSettings
 

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stagecost.errors import StageCostError
+from stagecost.losses import LossFunction, counted_samples
 from stagecost.network import ResidualNetwork
-from stagecost.objective import LossFunction, StageCost, counted_samples
+from stagecost.objective import StageCost
 from stagecost.trajectory import (
     NOTHING,
     Loader,

@@ -13,9 +13,9 @@ In a loop of your own, two lines change::
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -26,15 +26,14 @@ from torch import Tensor, nn
 from stagecost.cut import Cut, Stages
 from stagecost.dynamics import Pass
 from stagecost.errors import StageCostError
+from stagecost.losses import LossFunction, StageLoss, distilled, losses_of
 from stagecost.network import LITERALLY, ResidualNetwork
 
-IGNORED_CLASS = -100  # torch's cross-entropy leaves out targets of this number
-
-LossFunction = Callable[[Tensor, Tensor], Tensor]
-"""(output (B, …), target (B, …)) → the mean loss, or one loss a sample (any shape: it is averaged)."""
-
-StageLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(output (B, …), target (B, …), terminal output without gradient (B, …)) → scalar."""
+__all__ = [
+    *("LossFunction", "ObjectiveTerms", "StageCost", "StageLoss", "distilled", "equilibrate"),
+    *("losses_of", "mean_log_probabilities", "parameter_groups", "residual_parameters"),
+    "squared_weight_norms",
+]
 
 
 @dataclass(frozen=True)
@@ -284,92 +283,6 @@ def _strata(numbers: Sequence[int], samples: int) -> list[Sequence[int]]:
     samples = min(samples, len(numbers))
     edges = [round(i * len(numbers) / samples) for i in range(samples + 1)] if samples else [0]
     return [numbers[a:b] for a, b in pairwise(edges)]
-
-
-def distilled(loss: LossFunction, share: float = 0.5, temperature: float = 1.0) -> StageLoss:
-    """Mix the loss with the Kullback-Leibler divergence from the detached terminal output.
-
-    (1 − share)·L(y_k, target) + share·T²·KL(softmax(y_N/T) ‖ softmax(y_k/T)), as in Hinton et al. 2015;
-    with share = 0.5 as in "Be Your Own Teacher" (Zhang et al. 2019). For classifiers.
-
-    Args:
-        loss: the training loss.
-        share: of the divergence, from 0 to 1.
-        temperature: T > 0.
-
-    Raises:
-        StageCostError: an impossible share or temperature.
-    """
-    if not 0 <= share <= 1:
-        raise StageCostError(f"share is {share}: give a number from 0 to 1")
-    if not temperature > 0:
-        raise StageCostError(f"temperature is {temperature}: give a number above 0")
-
-    def stage_loss(output: Tensor, target: Tensor, terminal: Tensor) -> Tensor:
-        student = F.log_softmax(output / temperature, dim=-1)
-        teacher = F.log_softmax(terminal / temperature, dim=-1)
-        divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-        return (1 - share) * loss(output, target).mean() + share * temperature**2 * divergence
-
-    return stage_loss
-
-
-def losses_of(
-    outputs: Tensor, targets: Tensor, loss: LossFunction, *, row_by_row: bool = False
-) -> Tensor:
-    """Compute the mean loss of each of several outputs.
-
-    Args:
-        outputs: (K, B, …).
-        targets: (B, …), the same for all.
-        loss: maps (output, target) to a mean loss or to one loss a sample.
-        row_by_row: so that no bit of one depends on how many others there are.
-
-    Returns:
-        (K,).
-    """
-    if not _is_cross_entropy(loss) or (len(outputs) == 1 and not row_by_row):
-        return torch.stack([loss(output, targets).mean() for output in outputs])
-    # All outputs in one call: dozens of small ones take as long as a block does.
-    repeated = targets.expand(len(outputs), *targets.shape).flatten(0, 1)
-    singles = loss(outputs.flatten(0, 1), repeated, reduction="none")  # type: ignore[call-arg]
-    singles = singles.reshape(len(outputs), -1)
-    sums = torch.stack([row.sum() for row in singles]) if row_by_row else singles.sum(dim=1)
-    of_classes = not targets.is_floating_point()
-    return sums / (targets.ne(IGNORED_CLASS).sum() if of_classes else singles.shape[1])
-
-
-def counted_samples(targets: Tensor, loss: LossFunction) -> float:
-    """Return the samples that a mean loss is over, each by its weight.
-
-    Torch's cross-entropy leaves out those of a class, -100 if not told otherwise, and may weigh classes.
-    """
-    options = _options_of_cross_entropy(loss)
-    if options is None or targets.is_floating_point() or not len(targets):
-        return len(targets)
-    weight, ignored = options.get("weight"), options.get("ignore_index", IGNORED_CLASS)
-    counts = targets.ne(ignored).double()
-    if weight is not None:
-        counts *= weight.to(targets.device).double()[targets.where(counts > 0, 0)]
-    return len(targets) * float(counts.mean())
-
-
-def _options_of_cross_entropy(loss: LossFunction) -> Mapping[str, Any] | None:
-    """Return what a cross-entropy of torch, a function or a module, is told; None for another loss."""
-    if type(loss) is nn.CrossEntropyLoss and loss.reduction == "mean":
-        return {"weight": loss.weight, "ignore_index": loss.ignore_index}
-    if loss is F.cross_entropy:
-        return {}
-    if isinstance(loss, partial) and loss.func is F.cross_entropy and not loss.args:
-        known, told = {"weight", "ignore_index", "label_smoothing", "reduction"}, loss.keywords
-        return told if set(told) <= known and told.get("reduction", "mean") == "mean" else None
-    return None
-
-
-def _is_cross_entropy(loss: LossFunction) -> bool:
-    """Tell whether a loss is torch's function cross-entropy, at most with smoothed labels."""
-    options = _options_of_cross_entropy(loss)
-    return options is not None and set(options) <= {"label_smoothing"}
 
 
 def residual_parameters(network: ResidualNetwork) -> list[list[nn.Parameter]]:

@@ -18,9 +18,10 @@ from torch.optim import Optimizer
 
 from stagecost.cut import Cut, stage_counts
 from stagecost.errors import StageCostError
+from stagecost.losses import LossFunction
 from stagecost.macs import count_macs, count_parameters, macs_by_branch
 from stagecost.network import ResidualNetwork
-from stagecost.objective import LossFunction, residual_parameters
+from stagecost.objective import residual_parameters
 from stagecost.records import JsonObject, writable
 from stagecost.text import format_indices, html_table
 from stagecost.trajectory import Loader, Score, Trajectory, evaluate_cuts

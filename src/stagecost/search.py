@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
+from stagecost.losses import LossFunction
 from stagecost.network import ResidualNetwork
-from stagecost.objective import LossFunction
 from stagecost.trajectory import Loader, Score, evaluate_cuts
 
 

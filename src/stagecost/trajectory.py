@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from stagecost.cut import Cut, resolve_cuts
 from stagecost.dynamics import Observer, Pass, ResidualBlock, is_identity, skip_of
 from stagecost.errors import StageCostError
+from stagecost.losses import LossFunction, counted_samples, losses_of
 from stagecost.network import ResidualNetwork
-from stagecost.objective import LossFunction, counted_samples, losses_of, squared_weight_norms
+from stagecost.objective import squared_weight_norms
 from stagecost.text import html_table, one_line
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from torch import Tensor
 import stagecost as sc
 from helpers import build, images, labels
 from stagecost.cut import Cut
+from stagecost.losses import losses_of
 from stagecost.network import ResidualNetwork
-from stagecost.objective import StageCost, equilibrate, losses_of, mean_log_probabilities
+from stagecost.objective import StageCost, equilibrate, mean_log_probabilities
 
 TARGETS = (Cut.first(1), Cut.first(3))
 COST = StageCost(TARGETS, (0.5, 2.0))

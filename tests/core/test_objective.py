@@ -14,7 +14,8 @@ import stagecost as sc
 from helpers import BUILDERS, build, images, labels, objective
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
-from stagecost.objective import StageCost, distilled, residual_parameters
+from stagecost.losses import distilled
+from stagecost.objective import StageCost, residual_parameters
 
 
 def smooth(output: Tensor, target: Tensor) -> Tensor:

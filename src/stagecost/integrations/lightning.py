@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from stagecost.objective import LossFunction
+from stagecost.losses import LossFunction
 from stagecost.prune import PruningPlan, plan_pruning
 from stagecost.trajectory import Trajectory, loss_trajectory
 

@@ -11,8 +11,9 @@ from stagecost.bound import (
     truncation_right_hand_sides,
 )
 from stagecost.errors import StageCostError
+from stagecost.losses import LossFunction
 from stagecost.network import ResidualNetwork
-from stagecost.objective import LossFunction, squared_weight_norms
+from stagecost.objective import squared_weight_norms
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Trained, open_trained
 from stagecost.train.settings import StageCostSettings

@@ -14,9 +14,9 @@ from stagecost.data.fingerprint import check_fingerprint, digest_of, trained_ima
 from stagecost.data.images import ImageFormat
 from stagecost.data.loading import ALL, DataBundle, has_validation, load_data
 from stagecost.errors import StageCostError, refusing
+from stagecost.losses import LossFunction
 from stagecost.models.catalogue import load
 from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, ResidualNetwork
-from stagecost.objective import LossFunction
 from stagecost.records import JsonObject
 from stagecost.runs.certainty import chance_of, warnings_on
 from stagecost.runs.folder import FINGERPRINT_FILE, RunFolder, refuse_moved

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 from stagecost.cut import Cut, Stages
 from stagecost.errors import StageCostError
+from stagecost.losses import LossFunction, distilled
 from stagecost.network import ResidualNetwork
-from stagecost.objective import LossFunction, StageCost, distilled
+from stagecost.objective import StageCost
 from stagecost.train.recipe import Moment
 from stagecost.train.settings import RunSettings
 

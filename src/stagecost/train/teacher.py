@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from stagecost.objective import LossFunction, distilled
+from stagecost.losses import LossFunction, distilled
 from stagecost.train.recipe import Batches
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from stagecost.calibration import calibrate_outputs
 from stagecost.cut import Cut
+from stagecost.losses import LossFunction
 from stagecost.network import ResidualNetwork
-from stagecost.objective import LossFunction
 from stagecost.train.history import EpochRecord
 from stagecost.train.loop import Epoch
 from stagecost.train.recipe import Recipe
