@@ -26,14 +26,8 @@ from torch import Tensor, nn
 from stagecost.cut import Cut, Stages
 from stagecost.dynamics import Pass
 from stagecost.errors import StageCostError
-from stagecost.losses import LossFunction, StageLoss, distilled, losses_of
+from stagecost.losses import LossFunction, StageLoss, distilled, losses_of  # noqa: F401 (was here)
 from stagecost.network import LITERALLY, ResidualNetwork
-
-__all__ = [
-    *("LossFunction", "ObjectiveTerms", "StageCost", "StageLoss", "distilled", "equilibrate"),
-    *("losses_of", "mean_log_probabilities", "parameter_groups", "residual_parameters"),
-    "squared_weight_norms",
-]
 
 
 @dataclass(frozen=True)
