@@ -119,6 +119,9 @@ def test_no_data_no_output_no_verb(cli: CommandLine, tmp_path: Path) -> None:
     assert "--data digits" in cli("train", "--epochs", 1, "--output", tmp_path / "run").refusal
     assert "output" in cli("train", "--data", "digits").refusal
     assert "--output is empty" in cli("train", *RECIPE, *MODEL, "--output", "").refusal
+    to = ("--output", tmp_path / "run")
+    assert "--config is empty" in cli("train", *RECIPE, *MODEL, *to, "--config", "").refusal
+    assert "--csv is empty" in cli("predict", tmp_path, tmp_path, "--csv", "").refusal
     for arguments in (["frobnicate"], ["analyze"], ["evaluate"], ["bound"], ["prune", tmp_path]):
         outcome = cli(*arguments)
         assert (outcome.status, outcome.stdout, len(outcome.stderr.splitlines())) == (2, "", 1)

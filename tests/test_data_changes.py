@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from data_files import fill, grey, load, parquet, png, tree
 from stagecost.cli.main import main
-from stagecost.data.fingerprint import check_fingerprint, fingerprint
+from stagecost.data.fingerprint import check_fingerprint, fingerprint, trained_images
 from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
 
@@ -178,6 +178,18 @@ def test_copies_that_were_there_from_the_start(tmp_path: Path) -> None:
     shutil.copy(folder / "train" / "dog" / "103.png", folder / "test" / "dog" / "newer.png")
     with pytest.raises(StageCostError, match="2 images of the 10 test images"):
         check_fingerprint(saved, load(folder, splits=("test",), like=run.format), "test")
+
+
+def test_a_copy_on_both_sides_of_held_out_images(tmp_path: Path) -> None:
+    """Nothing has changed since the training, so nothing that is judged was trained on as itself."""
+    folder = tree(tmp_path / "set", HELD_OUT)
+    for number in range(6):
+        shutil.copy(folder / "cat" / "000.png", folder / "cat" / f"copy {number}.png")
+    run = load(folder, splits=("train",))
+    now = load(folder, splits=("test",), like=run.format)
+    assert trained_images(fingerprint(run), now, "test")
+    (told,) = check_fingerprint(fingerprint(run), now, "test")
+    assert "are copies of ones that were trained on" in told
 
 
 def test_digits() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -404,6 +405,29 @@ def test_metadata_beside_pictures(tmp_path: Path, kind: str, splits: tuple[str, 
     fill(tmp_path / splits[0], 0, 2, first=90)
     warnings = load(tmp_path, splits=["all"]).warnings
     assert any(f"left out 2 pictures that no table lists: {splits[0]}090.png" in w for w in warnings)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["0", "1", "2"], ("class 0", "class 1", "class 2")),
+        (["1", "01", "2"], ("01", "1", "2")),
+        (["01", "02", "10"], ("01", "02", "10")),
+        (["0x1", "1", "2"], ("0x1", "1", "2")),
+        (["True", "true", "False"], ("False", "True", "true")),
+        (["12345678901234567890123", "1", "2"], ("1", "12345678901234567890123", "2")),
+        (["9007199254740993.0", "9007199254740992.0", "1.0"], None),
+    ],
+)
+def test_labels_of_a_csv_are_what_is_written(
+    tmp_path: Path, labels: list[str], names: tuple[str, ...] | None
+) -> None:
+    fill(tmp_path, 0, 12)
+    rows = [f"{index:03d}.png,{labels[index // 4]}" for index in range(12)]
+    (tmp_path / "metadata.csv").write_text("file_name,label\n" + "\n".join(rows) + "\n")
+    bundle = load(tmp_path, splits=["all"], label_column="label")
+    assert bundle.format.class_names == (names or tuple(sorted(labels)))
+    assert Counter(bundle.splits["all"].targets.tolist()) == {0: 4, 1: 4, 2: 4}
 
 
 def test_metadata_beside_class_directories(tmp_path: Path) -> None:

@@ -200,10 +200,14 @@ def test_it_runs_where_torch_is_not_installed(
     assert len({row[3] for row in rows}) > 1
     Image.fromarray(rng.integers(0, 60000, (8, 8), dtype=np.uint16)).save(tmp_path / "deep.png")
     (tmp_path / "text.png").write_text("no picture")
+    for name, side in (("huge", 14_000), ("large", 11_000)):
+        Image.new("1", (side, side)).save(tmp_path / f"{name}.png")
     for name, words in {
         "": "python run.py",
         "deep.png": "more than 8 bits",
         "text.png": "text.png cannot be read",
+        "huge.png": "huge.png cannot be read",
+        "large.png": "large.png cannot be read",
         "gone.png": "gone.png cannot be read",
     }.items():
         done = subprocess.run(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stagecost.cut import Cut
@@ -29,7 +30,7 @@ def calibrate_outputs(network: ResidualNetwork, loader: Loader, depths: Sequence
         depths: which outputs; the statistics of all others stay as they are.
 
     Raises:
-        StageCostError: the loader gives no batch.
+        StageCostError: the loader gives no batch, or one with a single value a channel.
     """
     norms = _output_norms(network)
     if not norms or not depths:
@@ -48,7 +49,7 @@ def recalibrate(network: ResidualNetwork, loader: Loader) -> None:
         loader: batches of (images, targets), a random sample of the training data, not augmented.
 
     Raises:
-        StageCostError: the loader gives no batch.
+        StageCostError: the loader gives no batch, or one with a single value a channel.
     """
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
@@ -71,25 +72,37 @@ def _estimate(
     network: ResidualNetwork, loader: Loader, norms: Sequence[_BatchNorm], cuts: Sequence[Cut]
 ) -> None:
     """Set the statistics that a pass visits to those of all images together."""
-    estimates = [_Estimate(norm) for norm in norms]
+    estimates = {norm: _Estimate(norm) for norm in norms}
     num_samples = 0
     with ExitStack() as undo:
         for norm in norms:
             undo.callback(setattr, norm, "momentum", norm.momentum)
             norm.momentum = 1.0  # each batch leaves its own statistics behind
+            undo.callback(norm.register_forward_pre_hook(estimates[norm].hear).remove)
         for images, targets in map(pair, loader):
-            network(to_device(images, device_of(network)), cuts)
-            for estimate in estimates:
+            try:
+                network(to_device(images, device_of(network)), cuts)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise StageCostError(
+                    f"a batch of {len(targets)} leaves one value a channel, which has no variance: give "
+                    "larger batches, and leave out a last one that is smaller (drop_last)"
+                ) from None
+            for estimate in estimates.values():
                 estimate.add(len(targets))
             num_samples += len(targets)
     if num_samples == 0:
         raise StageCostError("there are no images to estimate statistics from: give at least one")
-    for estimate in estimates:
+    for estimate in estimates.values():
         estimate.apply()
 
 
 class _Estimate:
-    """Mean and variance of what a norm saw, over batches of any size: V = E[v] + E[m²] − E[m]²."""
+    """Mean and variance of what a norm saw, over batches of any size: V = E[v] + E[m²] − E[m]².
+
+    v is a batch's variance over its n values of a channel; the norm keeps v·n/(n − 1), as torch does.
+    """
 
     def __init__(self, norm: _BatchNorm) -> None:
         assert norm.running_mean is not None
@@ -99,27 +112,35 @@ class _Estimate:
         self.before = self.mean.clone(), self.var.clone()
         self.seen, self.first = self.count.clone(), self.count.clone()
         self.sums = torch.zeros(3, *self.mean.shape, dtype=torch.float64, device=self.mean.device)
-        self.samples = torch.zeros_like(self.count)
+        self.samples, self.values = torch.zeros_like(self.count), torch.zeros_like(self.count)
+        self.size = 0  # n of the batch
+
+    def hear(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Note how many values a channel has."""
+        self.size = inputs[0].numel() // inputs[0].shape[1]
 
     def add(self, num_samples: int) -> None:
         """Take the statistics of the batch, where there are some."""
         visited = self.count > self.seen
         self.seen = self.count.clone()
         self.samples += visited * num_samples
+        self.values += visited * self.size
         mean = self.mean.double()
+        biased = self.var.double() * (self.size - 1) / max(self.size, 1)
         weights = _rows(visited) * num_samples
-        self.sums += weights * torch.stack([mean, self.var.double(), mean.square()])
+        self.sums += weights * torch.stack([mean, biased, mean.square()])
 
     def apply(self) -> None:
         """Give the norm its estimates where it was visited, and what it had elsewhere."""
         visited = _rows(self.samples > 0)
         mean, var, square = self.sums / _rows(self.samples).clamp_min(1)
-        estimates = mean, var + square - mean.square()
+        unbiased = _rows(self.values / (self.values - 1).clamp_min(1))
+        estimates = mean, (var + square - mean.square()) * unbiased
         for buffer, before, estimate in zip((self.mean, self.var), self.before, estimates, strict=True):
             buffer.copy_(torch.where(visited, estimate.to(buffer.dtype), before))
         self.count.copy_(torch.where(self.samples > 0, self.count - self.first, self.first))
 
 
-def _rows(values: torch.Tensor) -> torch.Tensor:
+def _rows(values: Tensor) -> Tensor:
     """View one value a row of statistics, (R,) or (), so that it broadcasts over (R, C) or (C,)."""
     return values.unsqueeze(-1) if values.dim() else values

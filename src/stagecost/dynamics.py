@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from stagecost.cut import Cut
@@ -359,16 +359,16 @@ class Rollout:
 
 
 class FrozenStatistics:
-    """A context in which BatchNorms do all that they do, but leave their running statistics as they are.
+    """A context in which norms do all that they do, but leave their running statistics as they are.
 
     What is computed a second time must not be counted a second time. (The norms still go through the
     motions, with a momentum of 0: a second computation has to save the same tensors as the first.)
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        """Take the BatchNorms among the modules and their parts."""
+        """Take the norms with statistics of batches among the modules and their parts."""
         parts = (part for module in modules for part in module.modules())
-        norms = (part for part in parts if isinstance(part, _BatchNorm))
+        norms = (part for part in parts if isinstance(part, _NormBase))
         self.norms = [(norm, norm.num_batches_tracked) for norm in norms if norm.track_running_stats]
 
     def __enter__(self) -> None:

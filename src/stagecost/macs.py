@@ -8,17 +8,17 @@ matrices belong to layers that torch and this package call, their calls are coun
 number.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from stagecost.cut import Cut
-from stagecost.network import ResidualNetwork
+from stagecost.network import ResidualNetwork, copied
 
 
 def count_parameters(network: torch.nn.Module) -> int:
@@ -87,7 +87,7 @@ def counting(
     network: ResidualNetwork, image_shape: Sequence[int]
 ) -> Iterator[tuple[ResidualNetwork, Tensor, Callable[[], int]]]:
     """Give a copy of a network in eval mode, an image for it, and what tells the MACs of its calls."""
-    twin = copy.deepcopy(network).eval()
+    twin = copied(network).eval()
     with torch.no_grad():
         if _has_plain_layers(twin):
             calls: list[int] = []
@@ -101,13 +101,14 @@ def counting(
             yield twin, twin.sample(image_shape), lambda: sum(calls)
             return
         twin = _on_meta(twin, image_shape)
-        with FlopCounterMode(display=False) as counter:
+        # The counter knows matrix products, and not what some devices fuse of them.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             yield twin, twin.sample(image_shape), lambda: int(counter.get_total_flops()) // 2
 
 
 def _on_meta(network: ResidualNetwork, image_shape: Sequence[int]) -> ResidualNetwork:
     """Return a copy that computes nothing, or the network itself where it makes tables on its device."""
-    twin = copy.deepcopy(network).to("meta")
+    twin = copied(network).to("meta")
     try:
         twin(twin.sample(image_shape))
     except RuntimeError:

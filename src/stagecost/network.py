@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -125,10 +125,13 @@ class ResidualNetwork(nn.Module):
         self.check_images(images)
         if cuts is not None and depths is not None:
             raise StageCostError("cuts and depths exclude each other: a depth k is the cut Cut.first(k)")
-        if scales is not None and scales.shape[:1] != (self.num_blocks,):
-            raise StageCostError(
-                f"scales of shape {tuple(scales.shape)} for {self.num_blocks} blocks: give one a block"
-            )
+        if scales is not None:
+            batch = len(images if isinstance(images, Tensor) else images[0])
+            if tuple(scales.shape) not in ((self.num_blocks,), (self.num_blocks, batch)):
+                raise StageCostError(
+                    f"scales of shape {tuple(scales.shape)} for {self.num_blocks} blocks and {batch} "
+                    "images: give one a block, or one a block and image"
+                )
         if cuts is None:
             wanted = tuple(Cut.first(k) for k in resolve_depths(depths, self.num_blocks))
         else:
@@ -331,7 +334,7 @@ class ResidualNetwork(nn.Module):
         Raises:
             StageCostError: no block acts, or a projection would be lost.
         """
-        smaller = copy.deepcopy(self)
+        smaller = cast("Self", copied(self))
         smaller.remove_all_but(cut)
         return smaller
 
@@ -428,3 +431,20 @@ class ResidualNetwork(nn.Module):
                 f"images have {images.shape[1]} channels, but the network was built with "
                 f"in_channels={channels}: convert the images or build another network"
             )
+
+
+def copied(network: ResidualNetwork) -> ResidualNetwork:
+    """Return a deep copy of a network.
+
+    Raises:
+        StageCostError: modules of it hold tensors of a pass with gradients, which cannot be copied.
+    """
+    try:
+        return copy.deepcopy(network)
+    except RuntimeError as error:
+        if "graph leaves" not in str(error):
+            raise
+        raise StageCostError(
+            "the network cannot be copied, as a module holds a tensor of its last pass with gradients: "
+            "call it once under torch.no_grad() before"
+        ) from None

@@ -18,6 +18,7 @@ from stagecost.trajectory import (
     count_correct,
     device_of,
     evaluation_mode,
+    moving,
     pair,
     to_device,
 )
@@ -64,8 +65,8 @@ def state_features(network: ResidualNetwork, loader: Loader) -> tuple[list[Tenso
 
     def note(k: int, state: Tensor, following: Tensor) -> None:
         if k == 0:
-            states[0].append(pooled(state, inputs))
-        states[k + 1].append(pooled(following, inputs))
+            states[0].append(pooled(moving(state, following)[0], inputs))
+        states[k + 1].append(pooled(moving(following, state)[0], inputs))
 
     with evaluation_mode(network):
         for inputs, classes in map(pair, loader):
@@ -78,18 +79,18 @@ def state_features(network: ResidualNetwork, loader: Loader) -> tuple[list[Tenso
     return [torch.cat(each) for each in states], torch.cat(targets)
 
 
-def pooled(state: Tensor | tuple[Tensor, ...], inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+def pooled(state: Tensor, inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
     """Return the mean of a state over its places, (B, channels), on the CPU.
 
     Args:
-        state: (B, C, H, W), (B, H, W, C) or (B, tokens, C); of a tuple the first counts. Where all
-            sides are equal, channels come first.
+        state: (B, C, H, W), (B, H, W, C) or (B, tokens, C). Where all sides are equal, channels come
+            first.
         inputs: of the network; only square ones tell which sides of a state are places.
 
     Raises:
         StageCostError: channels cannot be told from places.
     """
-    first, given = (each if isinstance(each, Tensor) else each[0] for each in (state, inputs))
+    first, given = state, inputs if isinstance(inputs, Tensor) else inputs[0]
     if first.dim() == 4 and not (_is_square(first) and (given.dim() != 4 or _is_square(given))):
         raise StageCostError(
             f"states {tuple(first.shape)} of inputs {tuple(given.shape)} do not tell channels from "
@@ -114,7 +115,8 @@ def fit_classifier(network: ResidualNetwork, loader: Loader, num_classes: int) -
         num_classes: rows of its classifier.
 
     Raises:
-        StageCostError: not one linear classifier has so many classes, or the loader gives no batch.
+        StageCostError: not one linear classifier, with a bias, has so many classes, or the loader gives
+            no batch, or no classes.
     """
     linear = [m for m in network.head.modules() if isinstance(m, nn.Linear)]
     linear = [m for m in linear if m.out_features == num_classes]
@@ -126,6 +128,10 @@ def fit_classifier(network: ResidualNetwork, loader: Loader, num_classes: int) -
             "fitted: train it"
         )
     (classifier,) = linear
+    if classifier.bias is None:
+        raise StageCostError(
+            "the network's linear classifier has no bias, as a fitted one has: train it"
+        )
     given: list[Tensor] = []
     targets: list[Tensor] = []
     handle = classifier.register_forward_pre_hook(lambda _, args: given.append(args[0].float().cpu()))
@@ -138,9 +144,22 @@ def fit_classifier(network: ResidualNetwork, loader: Loader, num_classes: int) -
         handle.remove()
     if not targets:
         raise StageCostError("the data set is empty: give at least one image")
-    classifier.load_state_dict(
-        fit_linear(torch.cat(given), torch.cat(targets), num_classes).state_dict()
-    )
+    features, classes = torch.cat(given), torch.cat(targets)
+    if features.dim() != 2:
+        raise StageCostError(
+            f"the classifier reads {tuple(features.shape[1:])} of each sample, where one row is fitted: "
+            "train it"
+        )
+    if (
+        classes.dim() != 1
+        or classes.is_floating_point()
+        or not 0 <= classes.min() <= classes.max() < num_classes
+    ):
+        raise StageCostError(
+            f"a linear classifier of {num_classes} classes is fitted to labels: give whole numbers from "
+            f"0 to {num_classes - 1}"
+        )
+    classifier.load_state_dict(fit_linear(features, classes, num_classes).state_dict())
 
 
 def fit_linear(features: Tensor, targets: Tensor, num_classes: int | None = None) -> nn.Linear:

@@ -7,6 +7,7 @@ blocks are bypassed.
 """
 
 import copy
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from itertools import product
 from numbers import Integral
 
 import torch.nn.functional as F
+from torch import Tensor
 from torch.optim import Optimizer
 
 from stagecost.cut import Cut, stage_counts
@@ -27,6 +29,8 @@ from stagecost.text import format_indices, html_table
 from stagecost.trajectory import Loader, Score, Trajectory, evaluate_cuts
 
 MAX_CUTS = 4096
+
+LOG = logging.getLogger("stagecost")
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ def plan_pruning(
     if limits.are_none and keep is None:
         raise StageCostError("say how much to prune: give max_drop, or the blocks to keep")
     candidates = _candidates(network, trajectory, keep, loader, loss)
-    chosen = choose(candidates, macs_by_branch(network, trajectory.image_shape), limits)
+    chosen = _chosen(network, candidates, macs_by_branch(network, trajectory.image_shape), limits)
     if not limits.allow(chosen):
         counts = stage_counts(chosen.cut, network.stage_positions)
         raise StageCostError(
@@ -262,6 +266,22 @@ def choose(candidates: Sequence[Score], macs: Sequence[int], limits: Limits) -> 
     return max(candidates, key=goodness)
 
 
+def _chosen(
+    network: ResidualNetwork, candidates: Sequence[Score], macs: Sequence[int], limits: Limits
+) -> Score:
+    """Choose a cut that can be made: that a model's own forward needs a block shows when it is tried."""
+    chosen = choose(candidates, macs, limits)
+    try:
+        network.keep(chosen.cut)
+    except StageCostError as error:
+        others = [score for score in candidates if score is not chosen]
+        if not others:
+            raise
+        LOG.warning("cut %s cannot be made: %s", chosen.cut, error)
+        return _chosen(network, others, macs, limits)
+    return chosen
+
+
 def _plan(
     network: ResidualNetwork, image_shape: Sequence[int], before: Score, chosen: Score
 ) -> PruningPlan:
@@ -295,7 +315,8 @@ def carry_optimizer(
     """Return an optimiser of the pruned network that goes on where the given one stopped.
 
     Hyper-parameters and groups stay as they are, and every parameter that survives keeps its state
-    (momentum, moments, step count); what belonged to removed blocks is gone.
+    (momentum, moments, step count); what belonged to removed blocks is gone. Parameters that are not the
+    network's stay as they are.
 
     Args:
         optimizer: of the whole network.
@@ -311,13 +332,17 @@ def carry_optimizer(
             own = {f"norms.{i}.{name}": name for name in survivors}
             replaced = {own[name] for name in names.values() if name in own}
             names = {key: own.get(n, "") if n in own or n in replaced else n for key, n in names.items()}
+
+    def left(parameter: Tensor) -> Tensor | None:
+        name = names.get(id(parameter))
+        return parameter if name is None else survivors.get(name)
+
     groups = [
-        {**group, "params": [survivors[n] for p in group["params"] if (n := names[id(p)]) in survivors]}
+        {**group, "params": [p for p in map(left, group["params"]) if p is not None]}
         for group in optimizer.param_groups
     ]
     carried = type(optimizer)(groups)  # type: ignore[call-arg]
     for parameter, state in optimizer.state.items():
-        name = names[id(parameter)]
-        if name in survivors:
-            carried.state[survivors[name]] = copy.deepcopy(state)
+        if (survivor := left(parameter)) is not None:
+            carried.state[survivor] = copy.deepcopy(state)
     return carried

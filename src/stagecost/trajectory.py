@@ -210,12 +210,22 @@ def sample_norms(values: Tensor) -> Tensor:
     return norms
 
 
-def flat(state: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """Return a state as one tensor, (B, …): of a tuple, the numbers that belong to the samples."""
+def moving(state: Tensor | tuple[Tensor, ...], other: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the parts of a state, (B, …) each, that another one does not hold as they are.
+
+    What blocks hand on in a tuple, such as masks, tables and positions, is no part of the state. Where
+    all is handed on, that is its first floating part.
+    """
     if isinstance(state, Tensor):
-        return state
-    parts = [part for part in state if part.is_floating_point() and len(part) == len(state[0])]
-    return torch.cat([part.flatten(1) for part in parts], dim=1)
+        return (state,)
+    held = {id(part) for part in (other if isinstance(other, tuple) else (other,))}
+    floating = [part for part in state if part.is_floating_point()]
+    return tuple(part for part in floating if id(part) not in held) or tuple(floating[:1])
+
+
+def flat(parts: Sequence[Tensor]) -> Tensor:
+    """Return parts of a state as one tensor, (B, …)."""
+    return parts[0] if len(parts) == 1 else torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
 class ControlSizes:
@@ -235,17 +245,20 @@ class ControlSizes:
     def __call__(self, k: int, state: Tensor, following: Tensor) -> None:
         """Take the norms of a step; behind the last one, add the samples of the batch."""
         if k == 0:
-            self.states, self.controls = [sample_norms(flat(state))], []
+            self.states, self.controls = [], []
+        if len(self.states) == k:
+            self.states.append(sample_norms(flat(moving(state, following))))
         block, heard = self.blocks[k], self.heard
         if heard is not None and type(block) is ResidualBlock and heard[0] is block.residual:
             control = heard[1]
         else:  # this branch is not apart
             skip = skip_of(block)
             skipped = state if is_identity(skip) else skip(state)
-            control = sample_norms(flat(following) - flat(skipped))
+            control = sample_norms(flat(moving(following, skipped)) - flat(moving(skipped, following)))
         self.controls.append(control)
         if k + 1 < len(self.blocks):
-            self.states.append(sample_norms(flat(following)))
+            if isinstance(following, Tensor):
+                self.states.append(sample_norms(following))
             return
         before = torch.stack(self.states)
         ratios = torch.stack(self.controls) / before.clamp_min(torch.finfo(before.dtype).tiny)

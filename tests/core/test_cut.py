@@ -118,6 +118,9 @@ def test_what_is_no_cut_is_refused_where_one_is_meant() -> None:
 def test_scales_are_one_a_block() -> None:
     with pytest.raises(StageCostError, match=r"scales of shape \(5,\) for 4 blocks"):
         build("homogeneous")(images(), scales=torch.ones(5))
+    for shape, count in (((4, 7), 3), ((4, 7), 1), ((4, 3, 1), 3)):
+        with pytest.raises(StageCostError, match=f"4 blocks and {count} images: give one a block, or"):
+            build("homogeneous")(images(count), scales=torch.ones(shape))
 
 
 def test_counts_of_stages() -> None:

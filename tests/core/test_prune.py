@@ -325,6 +325,20 @@ def test_the_optimizer_outlives_the_cut(kind: str) -> None:
         assert torch.equal(parameter, survivors[name]), name
 
 
+def test_an_optimizer_keeps_parameters_that_are_not_the_networks() -> None:
+    whole, temperature = build("homogeneous").train(), nn.Parameter(torch.ones(()))
+    optimizer = torch.optim.SGD([*whole.parameters(), temperature], lr=0.1, momentum=0.9)
+    (temperature * F.cross_entropy(whole(images()), labels())).backward()
+    optimizer.step()
+    small = whole.keep(Cut.first(1))
+    carried = sc.carry_optimizer(optimizer, whole, small)
+    held = [p for group in carried.param_groups for p in group["params"]]
+    assert {*map(id, held)} == {*map(id, [*small.parameters(), temperature])}
+    assert torch.equal(
+        carried.state[temperature]["momentum_buffer"], optimizer.state[temperature]["momentum_buffer"]
+    )
+
+
 def test_what_blocks_share_outlives_a_cut_of_the_first() -> None:
     whole = build("homogeneous").train()
     whole.blocks["1"].residual = whole.blocks["0"].residual

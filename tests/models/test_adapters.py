@@ -20,6 +20,7 @@ from processes import CONTEXT, PRELOAD
 from stagecost.calibration import recalibrate
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
+from stagecost.probes import state_features
 
 WIDTH, BLOCKS = 6, 4
 EXAMPLE = torch.zeros(1, WIDTH)
@@ -286,6 +287,171 @@ def test_statistics_after_a_cut_are_those_of_the_images() -> None:
     norm = small.model.stage_1[0].branch[1]
     seen = small.model.stage_1[0].branch[0](small.model.stem(everything))
     torch.testing.assert_close(norm.running_mean, seen.mean(0))
+
+
+@pytest.mark.parametrize("sizes", [(2,) * 32, (4,) * 16, (30, 34), (64,)])
+def test_variances_do_not_depend_on_the_batches(sizes: tuple[int, ...]) -> None:
+    view, everything = sc.adapt(Staged(), EXAMPLE), rows(64)
+    recalibrate(view, [(x, torch.zeros(len(x))) for x in everything.split(sizes)])
+    norm = view.model.stage_1[0].branch[1]
+    seen = view.model.stage_1[0].branch[0](view.model.stem(everything))
+    torch.testing.assert_close(norm.running_var, seen.var(0))
+
+
+def test_a_batch_without_a_variance_is_refused() -> None:
+    with pytest.raises(StageCostError, match="a batch of 1 leaves one value a channel"):
+        recalibrate(sc.adapt(Staged(), EXAMPLE), [(rows(1), torch.zeros(1))])
+
+
+class Masked(nn.Module):
+    """Attention written out, with a mask that stands before the state in what blocks are given."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.first, self.last = kind, nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+        self.layers = nn.ModuleList(branch() for _ in range(3))
+
+    def mask(self, state: Tensor) -> Tensor:
+        ones = torch.ones(state.shape[1], state.shape[1], dtype=torch.bool).triu(1)
+        far = {"infinite": -torch.inf, "large": -1e9}
+        return ones if self.kind == "bool" else torch.zeros(ones.shape).masked_fill(ones, far[self.kind])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mask, state = self.mask(tokens), self.first(tokens)
+        for layer in self.layers:
+            state = state + F.scaled_dot_product_attention(state, layer(state), state, attn_mask=mask)
+        return self.last(state).mean(1)
+
+
+@pytest.mark.parametrize("kind", ["bool", "infinite", "large"])
+@pytest.mark.parametrize("batch_size", [1, 4, 6])
+def test_what_blocks_hand_on_is_no_part_of_the_state(kind: str, batch_size: int) -> None:
+    """Neither in how large controls are, nor in what linear probes read."""
+    model, tokens = Masked(kind), torch.randn(12, 4, WIDTH, generator=torch.Generator().manual_seed(3))
+    view = sc.adapt(model, tokens[:2])
+    data = [(x, torch.arange(len(x)) % 3) for x in tokens.split(batch_size)]
+    found = sc.loss_trajectory(view, data).residual_ratios
+    mask, state, expected = model.mask(tokens), model.first(tokens), []
+    for layer in model.layers:
+        control = F.scaled_dot_product_attention(state, layer(state), state, attn_mask=mask)
+        ratio = control.flatten(1).norm(dim=1) / state.flatten(1).norm(dim=1)
+        expected.append(ratio.mean().item())
+        state = state + control
+    assert found == pytest.approx(expected, rel=1e-4)
+    features, _ = state_features(view, data)
+    torch.testing.assert_close(features[-1], state.detach().mean(1))
+
+
+def test_macs_of_attention_count_where_meta_tensors_do_not_work() -> None:
+    class Tabled(Masked):
+        def __init__(self) -> None:
+            super().__init__("large")
+            self.table = torch.zeros(4, 4)  # not a buffer, so it stays where it is
+
+        def mask(self, state: Tensor) -> Tensor:
+            return self.table
+
+    example = torch.zeros(1, 4, WIDTH)
+    by_hand = 4 * WIDTH * WIDTH + 3 * (2 * 4 * WIDTH * WIDTH + 2 * 4 * 4 * WIDTH) + 4 * WIDTH * 3
+    for model in (Masked("large"), Tabled()):
+        assert sc.count_macs(sc.adapt(model, example), (4, WIDTH)) == by_hand
+
+
+class Encoder(nn.Module):
+    """Code of its own that goes by its own mode, or by a number that it holds."""
+
+    def __init__(self, share: float, *, by_mode: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(branch() for _ in range(2))
+        self.share, self.by_mode = share, by_mode
+
+    def forward(self, state: Tensor) -> Tensor:
+        for layer in self.layers:
+            change = F.dropout(layer(state), 0.5, self.training) if self.by_mode else layer(state)
+            state = state + self.share * change
+        return state
+
+
+def test_a_view_refuses_a_model_that_has_changed_in_its_own_code() -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Encoder(1.0, by_mode=True), nn.Linear(WIDTH, 3))
+    view, x = sc.adapt(model, EXAMPLE), rows()
+    for mode in (True, False):
+        view.train(mode)
+        torch.manual_seed(0)
+        expected = model(x)
+        torch.manual_seed(0)
+        assert torch.equal(view(x), expected)
+    view.train()
+    model[1].eval()
+    with pytest.raises(StageCostError, match="1 is in eval mode and the model is not"):
+        view(x)
+    model.eval()
+    model[1].share = 0.5
+    with pytest.raises(
+        StageCostError, match=r"share of 1 was 1.0 when the view was made, and is 0.5 now"
+    ):
+        view.keep(Cut.first(1))(x)
+    torch.testing.assert_close(sc.adapt(model, EXAMPLE)(x), model(x))
+
+
+def test_a_frozen_part_that_knows_no_mode_of_its_own_may_be_in_another() -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Encoder(0.5, by_mode=False), nn.Linear(WIDTH, 3))
+    view = sc.adapt(model, EXAMPLE).train()
+    model[1].eval()
+    assert torch.equal(view(rows()), model(rows()))
+
+
+def test_a_plan_is_one_that_can_be_applied() -> None:
+    class Two(nn.Module):
+        """Layers in two lists, with a shape between them that zeros do not fit."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.ModuleList(nn.Linear(WIDTH, 2 * WIDTH) for _ in range(3))
+            self.down = nn.ModuleList(nn.Linear(2 * WIDTH, WIDTH) for _ in range(3))
+            self.last = nn.Linear(WIDTH, 3)
+
+        def forward(self, state: Tensor) -> Tensor:
+            state = state * 2
+            for up, down in zip(self.up, self.down, strict=True):
+                state = state + down(torch.relu(up(state)).view(-1, 2 * WIDTH))
+            return self.last(state)
+
+    view, data = sc.adapt(Two(), EXAMPLE), [(rows(20), torch.arange(20) % 3)]
+    plan = sc.plan_pruning(view, sc.loss_trajectory(view, data), max_drop=100)
+    assert plan.apply(view).num_blocks == len(plan.cut.blocks)
+
+
+def test_what_a_module_holds_of_its_last_pass_is_said() -> None:
+    class Holds(Loop):
+        def forward(self, state: Tensor) -> Tensor:
+            self.held = super().forward(state)
+            return self.held
+
+    view = sc.adapt(Holds(), EXAMPLE)
+    view.model(rows())
+    for use in (lambda: view.keep(Cut.first(1)), lambda: sc.count_macs(view, (WIDTH,))):
+        with pytest.raises(StageCostError, match=r"call it once under torch.no_grad\(\) before"):
+            use()
+
+
+def test_instance_norms_count_the_whole_network_alone() -> None:
+    norm = nn.InstanceNorm1d(WIDTH, track_running_stats=True)
+    model = nn.Sequential(*(Residual() for _ in range(2)), norm, nn.AdaptiveAvgPool1d(1), nn.Flatten())
+    twin, x = copy.deepcopy(model), torch.randn(3, WIDTH, 5)
+    sc.adapt(model, x).train()(x, depths="all")
+    sc.adapt(twin, x).train()(x)
+    torch.testing.assert_close(norm.running_mean, twin[2].running_mean)
+    torch.testing.assert_close(norm.running_var, twin[2].running_var)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(WIDTH, WIDTH, 3, padding=1)
+
+    def forward(self, state: Tensor) -> Tensor:
+        return state + torch.relu(self.conv(state))
 
 
 def test_scaled_branches_lie_between_with_and_without() -> None:

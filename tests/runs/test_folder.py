@@ -239,6 +239,10 @@ def test_images_that_moved_are_found_where_they_are_now(tmp_path: Path) -> None:
     assert evaluate(tmp_path / "small", split="val").num_images == before.num_images
     assert train({"data": str(moved)}, run, resume=True).epochs == 2
     assert analyze(run) == before
+    moved.rename(images)  # and back, to where the checkpoint knows them
+    assert analyze(run, data=str(images)) == before
+    assert train({"data": str(images)}, run, resume=True).epochs == 2
+    assert analyze(run) == before
     with pytest.raises(StageCostError, match="--data is"):
         train({"data": "digits"}, run, resume=True)
 

@@ -298,6 +298,28 @@ def test_a_fitted_head_reads_what_is_there_and_nothing_else() -> None:
     assert changed == {"fc.weight", "fc.bias"}
 
 
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (torch.full((9,), 7), "give whole numbers from 0 to 2"),
+        (torch.full((9,), -1), "give whole numbers from 0 to 2"),
+        (torch.rand(9), "give whole numbers from 0 to 2"),
+        (torch.zeros(9, 1, dtype=torch.long), "give whole numbers from 0 to 2"),
+    ],
+)
+def test_a_classifier_is_fitted_to_labels_alone(labels: torch.Tensor, words: str) -> None:
+    network = sc.create_model("homogeneous", num_blocks=1, width=4, num_classes=3)
+    with pytest.raises(StageCostError, match=words):
+        fit_classifier(network, [(torch.randn(9, 3, 8, 8), labels)], 3)
+
+
+def test_a_classifier_without_a_bias_is_not_fitted() -> None:
+    network = sc.create_model("homogeneous", num_blocks=1, width=4, num_classes=3)
+    network.head.linear = nn.Linear(4, 3, bias=False)
+    with pytest.raises(StageCostError, match="has no bias"):
+        fit_classifier(network, [(torch.randn(9, 3, 8, 8), torch.arange(9) % 3)], 3)
+
+
 def test_linear_probes_refuse_what_they_cannot_read() -> None:
     network, y = build("homogeneous"), labels(8)
     square, wide, state = images(8, 6), torch.randn(8, 3, 6, 16), torch.get_rng_state()

@@ -69,8 +69,10 @@ def _run(name: str, rest: list[str]) -> None:
     if everything or "--help" in rest or "-h" in rest:
         return _say(parser.format_help().rstrip())
     options = read_flags(parser, verb.flags, rest)
-    if options.get("output") == "":
-        raise StageCostError("--output is empty: give a folder")
+    for place in ("output", "csv", "config"):
+        if options.get(place) == "":
+            what = "folder" if place == "output" else "file"
+            raise StageCostError(f"--{place} is empty: give a {what}")
     as_json = options.pop("json", False)
     _quieten()
     result = verb.run(options)

@@ -73,7 +73,9 @@ def check_fingerprint(
     if split == "train" or split not in bundle.splits:
         return tuple(changes)
     count = _trained(bundle.splits[split], trained)
-    images, _, usual = then.get(split, (0, "", None))
+    images, digest, usual = then.get(split, (0, "", None))
+    if usual is None and digest == _digest(bundle.chosen[split], bundle.format.class_names):
+        usual = count  # it has the files that it had, and none of them was trained on
     if usual is None:  # copies within the data as they were cannot be told from trained images
         usual = len(bundle.splits[split]) // 100 if images else 0
     if count > usual and not allow_trained:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -199,10 +199,10 @@ def open_metadata(
 
 def _metadata(path: Path) -> tuple[Table, list[str]]:
     """Return a table, and the names of its pictures, from its folder on; "" where there is none."""
-    from pyarrow import csv, json
+    from pyarrow import json
 
     with reading(shown(path)), path.open("rb") as file:
-        table = csv.read_csv(file) if path.suffix == ".csv" else json.read_json(file)
+        table = _read_csv(file) if path.suffix == ".csv" else json.read_json(file)
         columns = table.column_names
         refuse_doubled(shown(path), columns)
         files = table["file_name"].to_pylist() if "file_name" in columns else None
@@ -220,3 +220,26 @@ def _metadata(path: Path) -> tuple[Table, list[str]]:
         lambda _: file_images(path.parent, names),
     )
     return opened, names
+
+
+def _read_csv(file: BinaryIO) -> "pa.Table":
+    """Read a table; a column stays text where numbers would not say what is written, as 01 beside 1."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    table = csv.read_csv(file)
+    file.seek(0)
+    as_text = csv.ConvertOptions(column_types=dict.fromkeys(table.column_names, pa.string()))
+    texts = csv.read_csv(file, convert_options=as_text)
+    for place, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):
+        if not _as_written(column.to_pylist(), texts.column(place).to_pylist()):
+            table = table.set_column(place, name, texts.column(place))
+    return table
+
+
+def _as_written(values: Sequence[Any], texts: Sequence[str]) -> bool:
+    """Tell whether values are what a CSV has written: no two texts are one, and no figure is lost."""
+    pairs = {pair for pair in zip(values, texts, strict=True) if pair[0] is not None}
+    whole = all(str(value) == text for value, text in pairs if type(value) is int)
+    exact = not any(text.isdigit() for value, text in pairs if type(value) is float)
+    return whole and exact and len({value for value, _ in pairs}) == len(pairs)

@@ -1,6 +1,7 @@
 """Read pictures as in training: beside an exported network, for its runner. Needs Pillow and numpy."""
 
 import sys
+import warnings
 from typing import Any, cast
 
 import numpy as np
@@ -9,10 +10,14 @@ from PIL import Image, ImageOps
 
 def read(spec: dict[str, Any], path: str) -> Any:
     """Read a picture, or say in one line what is wrong with it."""
-    try:
-        return decode(spec, path)
-    except OSError as error:
-        sys.exit(f"{path} cannot be read as a picture: {error}")
+    broken = OSError, SyntaxError, ValueError, Image.DecompressionBombError
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            return decode(spec, path)
+        except (*broken, Image.DecompressionBombWarning) as error:
+            sys.exit(f"{path} cannot be read as a picture: {error}")
 
 
 def decode(spec: dict[str, Any], path: str) -> Any:

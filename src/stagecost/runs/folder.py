@@ -10,6 +10,7 @@ import csv
 import io
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,17 @@ class RunFolder:
     def settings_beside(self, checkpoint: Checkpoint) -> RunSettings:
         """Return the settings of the run, which its checkpoint knows, too.
 
+        A folder of images may be another one, as where they moved since: `images.json` tells them.
+
         Raises:
             StageCostError: they are not the same.
         """
         if not self.config.is_file():
             return checkpoint.settings
-        settings = self.settings()
-        check_same(checkpoint.settings, settings, self.path)
+        settings, known = self.settings(), checkpoint.settings
+        if all(Path(each.data.data or "").is_absolute() for each in (settings, known)):
+            known = replace(known, data=replace(known.data, data=settings.data.data))
+        check_same(known, settings, self.path)
         return settings
 
 

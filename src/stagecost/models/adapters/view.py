@@ -19,6 +19,7 @@ from stagecost.cut import Cut
 from stagecost.dynamics import is_identity
 from stagecost.errors import StageCostError
 from stagecost.models.adapters.cutting import called_again, remove_blocks
+from stagecost.models.adapters.opened import Opened
 from stagecost.models.adapters.parts import (
     BATCHES,
     MODES,
@@ -45,8 +46,10 @@ class AdaptedNetwork(ResidualNetwork):
         example: inputs of one sample, which tell the shape that the view is for.
     """
 
-    def __init__(self, model: nn.Module, parts: Parts, example: Inputs) -> None:
-        """Put the parts together; see `adapt`."""
+    def __init__(
+        self, model: nn.Module, parts: Parts, example: Inputs, *, asks_mode: bool = False
+    ) -> None:
+        """Put the parts together; see `adapt`, and `opened` for modes."""
         nn.Module.__init__(self)
         self.model, self.example = model, example
         self.description: NetworkDescription | None = None
@@ -57,9 +60,10 @@ class AdaptedNetwork(ResidualNetwork):
         self.norms = nn.ModuleList()
         emptied = [block.emptied for block in parts.blocks]
         modules = [m for part in (parts.stem, blocks, parts.head) for m in part.modules()]
-        for program in (*modules, *emptied):
-            if isinstance(program, Program):
-                program.bind(model)
+        programs = [part for part in (*modules, *emptied) if isinstance(part, Program)]
+        for program in programs:
+            program.bind(model)
+        self.opened = Opened(model, (use for each in programs for use in each.uses), asks_mode)
         self.register_state_dict_post_hook(_model_names)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_registered_names)  # type: ignore[no-untyped-call]
 
@@ -153,7 +157,11 @@ class AdaptedNetwork(ResidualNetwork):
         head.select_outputs(range(self.num_blocks + 1))
 
     def check_images(self, images: Any) -> None:
-        """Refuse samples of other shapes than the example's: some sizes are part of the view."""
+        """Refuse samples of other shapes than the example's: some sizes are part of the view.
+
+        And a model that has changed since in what the view does in its place.
+        """
+        self.opened.check(self.model)
         shapes = [tuple(tensor.shape[1:]) for tensor in _tensors(images)]
         wanted = [tuple(tensor.shape[1:]) for tensor in self.example]
         if shapes != wanted:
@@ -222,10 +230,13 @@ def adapt(
         raise StageCostError(f"{name}: it cannot be copied ({one_line(error)})") from error
     try:
         parts = take_apart(twin, inputs, split_branches=split_branches)
-        check(AdaptedNetwork(twin, parts, inputs))
+        view = AdaptedNetwork(twin, parts, inputs)
+        check(view)
     except StageCostError as error:
         raise StageCostError(f"{name}: {error}") from None
-    return AdaptedNetwork(model, parts, tuple(tensor[:1].clone() for tensor in inputs))
+    asks_mode = view.opened.asks(twin, tuple(resampled(tensor, BATCHES[0]) for tensor in inputs))
+    one = tuple(tensor[:1].clone() for tensor in inputs)
+    return AdaptedNetwork(model, parts, one, asks_mode=asks_mode)
 
 
 def cut_model(model: nn.Module, example: Tensor | Sequence[Tensor], cut: Cut) -> nn.Module:
