@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from data_files import parquet, png, refuse
+from data_files import fill, load, parquet, png, refuse
 from stagecost.data import hub, idx, known, sources
 from stagecost.data.augmentation import Augmentation
 from stagecost.data.batches import ImageBatches, eval_batches, num_batches, sample_batches
@@ -428,6 +428,34 @@ def test_incomplete_idx(tmp_path: Path) -> None:
     refuse("no label file beside it", DataConfig(str(tmp_path)))
     write_idx(tmp_path / "letters-train-images-idx3-ubyte", np.zeros((1, 2, 2)))
     refuse("two sets of train images", DataConfig(str(tmp_path)))
+
+
+def test_idx_files_whose_names_tell_no_split_are_no_test_images(tmp_path: Path) -> None:
+    write_idx_folder(tmp_path, "")
+    for name in ("extra", "devset", "train-test"):
+        write_idx(tmp_path / f"{name}-images-idx3-ubyte", np.zeros((2, 2, 2)))
+        words = "several splits" if name == "train-test" else "no split"
+        refuse(f"{name}-images-idx3-ubyte tells {words} by its name: rename it to train-", tmp_path)
+        (tmp_path / f"{name}-images-idx3-ubyte").unlink()
+    for path in sorted(tmp_path.iterdir()):
+        path.rename(path.with_name(path.name.replace("train", "Train")))
+    assert len(load(tmp_path).splits["train"])
+
+
+def test_colour_in_idx_files_is_said(tmp_path: Path) -> None:
+    write_idx(tmp_path / "train-images-idx3-ubyte", np.zeros((2, 4, 4, 3)))
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(2))
+    refuse(r"has 4 dimension\(s\), where 3 are read \(grey images", tmp_path)
+
+
+@pytest.mark.parametrize("flag", ["label_column", "image_column"])
+def test_columns_of_what_is_no_table_are_refused(tmp_path: Path, flag: str) -> None:
+    write_idx_folder(tmp_path / "idx", "")
+    for name in ("cat", "dog"):
+        fill(tmp_path / "pictures" / name, 0, 4)
+    for data in ("digits", str(tmp_path / "idx"), str(tmp_path / "pictures")):
+        with pytest.raises(StageCostError, match=f"no table: leave --{flag.replace('_', '-')} out"):
+            load_data(DataConfig(data, **{flag: "x"}), seed=0)
 
 
 def test_idx_files_beside_pictures(tmp_path: Path) -> None:

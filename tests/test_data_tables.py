@@ -309,7 +309,12 @@ def test_names_that_tell_the_split(tmp_path: Path, names: tuple[str, ...]) -> No
             ["train-00001-of-00005"],
             r"lacks 4 of the 5 files .* train-00000-of-00005, train-00002-of-00005",
         ),
-        (["a-00000-of-00002", "a-00002-of-00002"], None),
+        (["a-00001-of-00002", "a-00002-of-00002"], None),  # counted from 1 on
+        (["train-00000-of-00002", "train-00002-of-00002"], "lacks 1 of the 2 files .* train-00001-of-"),
+        (
+            ["train-00000-of-00001", "train-00001-of-00001"],
+            "has train-00001-of-00001 beyond the 1 files",
+        ),
         (["train-0-of-999999999"], "lacks 999999998 of the 999999999 files"),
         (["train-0-of-1", "train-00000-of-00001"], r"several sets .*\(train-…-of-00001, train-…-of-1\)"),
         (["a/train", "b/train"], r"several sets of files for its train images \(a/\*, b/\*\)"),

@@ -309,6 +309,7 @@ def test_refusals_are_one_line_and_leave_nothing(
     for segments in ("1,9", "2,1", "-1,2", "1,1"):
         refuse("give ascending depths from 0 to 2", segments=segments)
     refuse("--segments is 'x'", segments="x")
+    refuse("--segments is empty", segments="")
     refuse("--threshold is 2", segments="1", threshold=2.0)
     refuse(r"--threshold is 0\.5", threshold=0.5)
     refuse(r"--threshold 0\.5 and --segments exits", segments="exits", threshold=0.5)

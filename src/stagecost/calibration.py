@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stagecost.cut import Cut
@@ -78,7 +78,8 @@ def _estimate(
         for norm in norms:
             undo.callback(setattr, norm, "momentum", norm.momentum)
             norm.momentum = 1.0  # each batch leaves its own statistics behind
-            undo.callback(norm.register_forward_pre_hook(estimates[norm].hear).remove)
+            undo.callback(norm.register_forward_hook(estimates[norm].hear).remove)
+            undo.callback(estimates[norm].apply)  # or give back what it had
         for images, targets in map(pair, loader):
             try:
                 network(to_device(images, device_of(network)), cuts)
@@ -89,13 +90,11 @@ def _estimate(
                     f"a batch of {len(targets)} leaves one value a channel, which has no variance: give "
                     "larger batches, and leave out a last one that is smaller (drop_last)"
                 ) from None
-            for estimate in estimates.values():
-                estimate.add(len(targets))
             num_samples += len(targets)
-    if num_samples == 0:
-        raise StageCostError("there are no images to estimate statistics from: give at least one")
-    for estimate in estimates.values():
-        estimate.apply()
+        if num_samples == 0:
+            raise StageCostError("there are no images to estimate statistics from: give at least one")
+        for estimate in estimates.values():
+            estimate.is_complete = True
 
 
 class _Estimate:
@@ -113,25 +112,29 @@ class _Estimate:
         self.seen, self.first = self.count.clone(), self.count.clone()
         self.sums = torch.zeros(3, *self.mean.shape, dtype=torch.float64, device=self.mean.device)
         self.samples, self.values = torch.zeros_like(self.count), torch.zeros_like(self.count)
-        self.size = 0  # n of the batch
+        self.is_complete = False
 
-    def hear(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Note how many values a channel has."""
-        self.size = inputs[0].numel() // inputs[0].shape[1]
-
-    def add(self, num_samples: int) -> None:
-        """Take the statistics of the batch, where there are some."""
+    def hear(self, norm: _BatchNorm, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        """Take the statistics that a call has left, where there are some."""
+        if norm.momentum == 0:  # a second pass
+            return
+        num_samples, size = len(inputs[0]), inputs[0].numel() // inputs[0].shape[1]
         visited = self.count > self.seen
         self.seen = self.count.clone()
         self.samples += visited * num_samples
-        self.values += visited * self.size
+        self.values += visited * size
         mean = self.mean.double()
-        biased = self.var.double() * (self.size - 1) / max(self.size, 1)
+        biased = self.var.double() * (size - 1) / size
         weights = _rows(visited) * num_samples
         self.sums += weights * torch.stack([mean, biased, mean.square()])
 
     def apply(self) -> None:
-        """Give the norm its estimates where it was visited, and what it had elsewhere."""
+        """Give the norm its estimates where it was visited, and what it had elsewhere.
+
+        What it had all over if the pass over the images was not completed.
+        """
+        if not self.is_complete:
+            self.samples.zero_()
         visited = _rows(self.samples > 0)
         mean, var, square = self.sums / _rows(self.samples).clamp_min(1)
         unbiased = _rows(self.values / (self.values - 1).clamp_min(1))

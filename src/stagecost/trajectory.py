@@ -214,13 +214,24 @@ def moving(state: Tensor | tuple[Tensor, ...], other: Tensor | tuple[Tensor, ...
     """Return the parts of a state, (B, …) each, that another one does not hold as they are.
 
     What blocks hand on in a tuple, such as masks, tables and positions, is no part of the state. Where
-    all is handed on, that is its first floating part.
+    all is handed on, these are the parts in whose places others are, or its first floating part.
     """
     if isinstance(state, Tensor):
         return (state,)
-    held = {id(part) for part in (other if isinstance(other, tuple) else (other,))}
-    floating = [part for part in state if part.is_floating_point()]
-    return tuple(part for part in floating if id(part) not in held) or tuple(floating[:1])
+    others = other if isinstance(other, tuple) else (other,)
+    held = {id(part) for part in others}
+    floating = tuple(part for part in state if part.is_floating_point())
+    left = tuple(part for part in floating if id(part) not in held)
+    return left or tuple(part for part, _ in replaced(state, others)) or floating[:1]
+
+
+def replaced(
+    state: Tensor | tuple[Tensor, ...], other: Tensor | tuple[Tensor, ...]
+) -> list[tuple[Tensor, Tensor]]:
+    """Return the floating parts of two states, side by side, that are not one tensor."""
+    parts, others = (each if isinstance(each, tuple) else (each,) for each in (state, other))
+    pairs = zip(parts, others, strict=False)
+    return [(one, two) for one, two in pairs if one is not two and one.is_floating_point()]
 
 
 def flat(parts: Sequence[Tensor]) -> Tensor:
@@ -254,7 +265,10 @@ class ControlSizes:
         else:  # this branch is not apart
             skip = skip_of(block)
             skipped = state if is_identity(skip) else skip(state)
-            control = sample_norms(flat(moving(following, skipped)) - flat(moving(skipped, following)))
+            pairs = replaced(skipped, following) or [(part, part) for part in moving(state, following)]
+            control = sample_norms(flat([two - one for one, two in pairs]))
+            if not isinstance(state, Tensor) and not replaced(state, following):
+                self.states[k] = sample_norms(flat([one for one, _ in pairs]))
         self.controls.append(control)
         if k + 1 < len(self.blocks):
             if isinstance(following, Tensor):

@@ -382,6 +382,38 @@ def test_recalibration_reaches_the_norms_of_targets() -> None:
     )
 
 
+def test_what_is_refused_leaves_the_statistics_as_they_were() -> None:
+    network = build("staged")
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    for estimate in (sc.recalibrate, lambda net, data: sc.calibrate_outputs(net, data, [0])):
+        with pytest.raises(StageCostError):
+            estimate(network, [(images(16), labels(16)), "broken"])
+        assert all(torch.equal(buffer, before[name]) for name, buffer in network.named_buffers())
+
+
+def test_a_norm_that_several_blocks_share_knows_all_of_its_calls() -> None:
+    network, data = build("homogeneous"), [(images(16, seed=n), labels(16)) for n in range(3)]
+    shared = network.blocks["0"].residual[0]
+    for block in network.blocks.values():
+        block.residual[0] = shared
+    sc.recalibrate(network, data)
+    seen: list[torch.Tensor] = []
+    handle = shared.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():  # as there: this norm by batches, all others as they were
+        for norm in network.modules():
+            norm.training = norm is shared or isinstance(norm, type(shared))
+        before = shared.momentum
+        shared.momentum = 0.0
+        for x, _ in data:
+            network(x)
+        shared.momentum = before
+    handle.remove()
+    assert len(seen) == 3 * network.num_blocks
+    everything = torch.cat(seen)
+    torch.testing.assert_close(shared.running_mean, everything.mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(shared.running_var, everything.var((0, 2, 3)), rtol=1e-3, atol=1e-3)
+
+
 def test_without_images_nothing_is_estimated() -> None:
     for estimate in (sc.recalibrate, lambda net, data: sc.calibrate_outputs(net, data, [0])):
         with pytest.raises(StageCostError, match="no images"):

@@ -146,6 +146,35 @@ def test_bound(trained: Trained, tmp_path: Path) -> None:
         assert words in refusal(lambda run=run, sub=sub: bound(run, [sub]))
 
 
+@pytest.mark.parametrize(
+    ("full", "sub", "words"),
+    [
+        ({}, {"stem_stride": 2}, "another kind of network"),
+        ({}, {"targets": ["1"], "target_norms": "own"}, "norms of its own for .*--target-norms shared"),
+        (
+            {"model": "staged", "blocks_per_stage": [2, 3], "widths": [4, 6]},
+            {
+                "model": "staged",
+                "blocks_per_stage": [1, 1],
+                "widths": [4, 6],
+                "projection": "average",
+            },
+            "another kind of network",
+        ),
+    ],
+)
+def test_what_is_no_sub_resnet(
+    tmp_path: Path, full: dict[str, Any], sub: dict[str, Any], words: str
+) -> None:
+    """Weights of the same shapes do not make the same kind of network."""
+    base = {"data": "digits", "limit_train": 60, "epochs": 1, "batch_size": 30, "device": "cpu"}
+    for name, given, blocks in (("full", full, 4), ("sub", sub, 2)):
+        shape = {} if "model" in given else {"num_blocks": blocks, "width": 4}
+        train({**base, **shape, **given}, tmp_path / name)
+    with pytest.raises(StageCostError, match=words):
+        bound(tmp_path / "full", [tmp_path / "sub"])
+
+
 def test_demo(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises((StageCostError, OSError)):

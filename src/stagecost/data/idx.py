@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import re
 import zlib
 from pathlib import Path
 from typing import IO
@@ -19,12 +20,17 @@ FIRST_LABELS = {
     "mnist": (5, 0, 4, 1, 9, 2, 1, 3, 1, 4),
     "fashion-mnist": (9, 0, 0, 3, 0, 2, 7, 2, 5, 5),
 }
+_TEN_THOUSAND = re.compile(r"t\d+k-")  # as in t10k-images, the original test images
 LARGEST_FILE = 2**33  # bytes that are read at most
 CLASS_NAMES = {"mnist": DIGIT_NAMES, "fashion-mnist": FASHION_NAMES}
 
 
 def idx_files(folder: Path) -> dict[str, Path]:
-    """Return the image file of each split in a folder of IDX files, unpacked ones first."""
+    """Return the image file of each split in a folder of IDX files, unpacked ones first.
+
+    Raises:
+        StageCostError: a file tells no split by its name, or two tell the same.
+    """
     files: dict[str, Path] = {}
     try:
         names = sorted(path.name for path in folder.iterdir() if "images" in path.name)
@@ -33,7 +39,14 @@ def idx_files(folder: Path) -> dict[str, Path]:
     for name in names:
         if not name.endswith(("-ubyte", "-ubyte.gz")):
             continue
-        split = "train" if "train" in name else "val" if "val" in splits_in(name) else "test"
+        told = splits_in(name) | ({"test"} if _TEN_THOUSAND.match(name) else set())
+        if len(told) != 1:
+            file, what = shown(name), "several splits" if told else "no split"
+            raise StageCostError(
+                f"{shown(folder / name)} tells {what} by its name: rename it to train-{file}, "
+                f"val-{file} or test-{file}, and its labels alike"
+            )
+        (split,) = told
         known = files.get(split)
         if known is not None and name != known.name + ".gz":
             raise StageCostError(
@@ -92,6 +105,12 @@ def _read_idx(path: Path, ndim: int) -> ByteArray:
         gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file,
     ):
         head = file.read(start)
+        if head[:3] == bytes((0, 0, 8)) and len(head) > 3 and head[3] != ndim:
+            what = "grey images, one after the other" if ndim == 3 else "labels, one after the other"
+            raise StageCostError(
+                f"{shown(path)} has {head[3]} dimension(s), where {ndim} are read ({what}): give "
+                "pictures in class directories, or parquet files"
+            )
         if len(head) < start or head[:4] != bytes((0, 0, 8, ndim)):
             raise StageCostError(
                 f"{shown(path)} is not an IDX file of bytes with {ndim} dimension(s): fetch it again"

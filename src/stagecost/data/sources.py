@@ -58,8 +58,10 @@ _Opened = tuple[str, Mapping[str, Sequence[Part]], tuple[str, ...]]
 
 def _open(data: str, config: DataConfig, expected: Sequence[str]) -> _Opened:
     if data == "digits":
+        _refuse_columns("digits is no table", config)
         return _digits()
     if data == "fashion-mnist" and idx_files(FASHION_FOLDER):
+        _refuse_columns("fashion-mnist is no table", config)
         return _from_idx(FASHION_FOLDER, data)
     if data in HUB_IDS:
         return _from_hub(HUB_IDS[data], config)
@@ -100,6 +102,12 @@ def _digits() -> _Opened:
     return "digits", {"train": [part]}, ()
 
 
+def _refuse_columns(what: str, config: DataConfig) -> None:
+    for column in ("label_column", "image_column"):
+        if getattr(config, column):
+            raise StageCostError(f"{what}: leave --{column.replace('_', '-')} out")
+
+
 def _from_idx(folder: Path, name: str) -> _Opened:
     parts = read_idx_folder(folder)
     return name, {split: [parts[split]] for split in parts}, ()
@@ -122,6 +130,7 @@ def _from_folder(folder: Path, config: DataConfig, expected: Sequence[str]) -> _
             "give a folder that holds one kind of them, or say by --label-column that a table is meant"
         )
     if kinds["IDX files"]:
+        _refuse_columns(f"data folder {shown(folder)} holds IDX files and no table", config)
         return _from_idx(folder, name)
     if tables:
         opened, warnings = open_tables(folder, tables)
@@ -150,10 +159,8 @@ def _from_pictures(listing: Listing, name: str, config: DataConfig, expected: Se
     if beside and (config.label_column or (flat and not config.classes)):
         tables, warnings = open_metadata(listing.folder, beside, pictures)
         return name, read_tables(tables, config), warnings
-    if config.label_column:
-        raise StageCostError(
-            f"data folder {shown(listing.folder)} holds pictures and no table: leave --label-column out"
-        )
+    if config.label_column or not beside:
+        _refuse_columns(f"data folder {shown(listing.folder)} holds pictures and no table", config)
     parts, warnings = read_tree(listing, expected)
     text = "the classes are the directories, not what metadata tables say (--label-column takes these)"
     return name, {k: [part] for k, part in parts.items()}, warnings + ((text,) if beside else ())

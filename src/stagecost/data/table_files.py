@@ -68,18 +68,26 @@ def _split_of_file(folder: Path, name: str) -> str:
 
 
 def _check_series(folder: Path, names: Sequence[str]) -> None:
-    """Refuse a series such as a-00000-of-00002.parquet that is incomplete."""
+    """Refuse a series such as a-00000-of-00002.parquet that is not whole, or more than that."""
     series = defaultdict[tuple[str, str], set[int]](set)
     for name in names:
         if match := _SERIES.fullmatch(name):
             series[match[1], match[3]].add(int(match[2]))
     for (start, total), numbers in series.items():
-        if len(numbers) < int(total):
-            lost = (number for number in range(int(total)) if number not in numbers)
-            first = listed([f"{start}-{number:05d}-of-{total}" for number in islice(lost, 3)])
+        count = int(total)
+        if (min(numbers), max(numbers), len(numbers)) == (1, count, count):  # counted from 1 on
+            continue
+        lost = (number for number in range(count) if number not in numbers)
+        if first := [f"{start}-{number:05d}-of-{total}" for number in islice(lost, 3)]:
+            missing = count - sum(number < count for number in numbers)
             raise StageCostError(
-                f"data folder {shown(folder)} lacks {int(total) - len(numbers)} of the {int(total)} "
-                f"files of a series (the first: {first}): fetch them, too"
+                f"data folder {shown(folder)} lacks {missing} of the {count} files of a series (the "
+                f"first: {listed(first)}): fetch them, too"
+            )
+        if beyond := sorted(number for number in numbers if number >= count):
+            raise StageCostError(
+                f"data folder {shown(folder)} has {start}-{beyond[0]:05d}-of-{total} beyond the "
+                f"{count} files of a series: keep the files of one version"
             )
 
 

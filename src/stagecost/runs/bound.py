@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from stagecost.bound import (
     objective,
     predicted_blocks,
@@ -140,6 +142,11 @@ def check_sub_network(sub: Trained, full: Trained) -> None:
         raise StageCostError(
             f"{sub.path} was trained on other images than {full.path}: use the same data settings"
         )
+    if sub.network.targets:
+        raise StageCostError(
+            f"{sub.path} has norms of its own for {sub.network.targets[0]}, which no ResNet-N of the "
+            "theorem has: train it with --target-norms shared"
+        )
     if _signature(sub.network) != _signature(full.network):
         raise StageCostError(f"{sub.path} is another kind of network than {full.path}: change only N")
     sizes = zip(sub.network.stages, full.network.stages, strict=True)
@@ -150,12 +157,17 @@ def check_sub_network(sub: Trained, full: Trained) -> None:
         )
 
 
+GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "output_size")
+"""Of convolutions and pooling, by the names that torch has for it."""
+
+
 def _signature(network: ResidualNetwork) -> tuple[object, ...]:
     """Return what two networks of a family share: shapes of stem and head, and of each stage's start."""
-    stem = tuple(tuple(p.shape) for p in network.stem.parameters())
-    head = tuple(tuple(p.shape) for p in network.head.parameters())
-    firsts = tuple(
-        tuple(tuple(p.shape) for p in network.blocks[str(stage[0])].parameters())
-        for stage in network.stages
-    )
-    return (stem, firsts, head)
+    firsts = [network.blocks[str(stage[0])] for stage in network.stages]
+    return tuple(_shapes(part) for part in (network.stem, *firsts, network.head))
+
+
+def _shapes(part: nn.Module) -> tuple[object, ...]:
+    """Return the shapes of its weights, and how it goes over places."""
+    layers = [[str(getattr(m, name, "")) for name in GEOMETRY] for m in part.modules()]
+    return ([tuple(p.shape) for p in part.parameters()], [layer for layer in layers if any(layer)])

@@ -132,6 +132,8 @@ def _policy(trained: Trained, segments: str | None, threshold: float | None) -> 
         raise StageCostError(
             f"--threshold is {threshold}: give a probability above 0 and up to 1, beside --segments"
         )
+    if segments == "":
+        raise StageCostError("--segments is empty: give depths, such as 4,8, or leave it out")
     depths = read_value("--segments", tuple[int, ...], segments or ())
     wrong = [k for k in depths if not 0 <= k <= num_blocks]
     if wrong or list(depths) != sorted(set(depths)):

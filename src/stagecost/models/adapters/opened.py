@@ -1,12 +1,13 @@
 """Modules whose own code a view does in their place: the model, containers of blocks, blocks with sums.
 
 Their parts are called, so these may change as they like. Of the code itself a view knows what it did
-when it was recorded: with the fractions that the modules held, such as a drop rate, in the model's mode.
+when it was recorded: with the values that the modules held, such as a drop rate, in the model's mode.
 """
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from numbers import Integral, Real
+from typing import Self
 
 import torch
 from torch import nn
@@ -16,50 +17,35 @@ from stagecost.models.adapters.parts import Inputs, same
 
 
 class Opened:
-    """What must stay as it was when a view was made."""
+    """What must stay as it was when a view was made: numbers, words, and modes if code goes by them.
 
-    def __init__(self, model: nn.Module, uses: Iterable[str], asks_mode: bool = False) -> None:
-        """Note the fractions of modules.
+    Whole numbers may become other ones, as passes count in them.
+    """
+
+    def __init__(self, model: nn.Module, holders: Iterable[str]) -> None:
+        """Note what modules of a model hold.
 
         Args:
             model: that is viewed.
-            uses: paths of the modules that the view calls, and of the tensors that it reads.
-            asks_mode: the code of a module within the model goes by the module's own mode.
+            holders: paths of the modules whose code is done in their place; those around them are, too.
         """
-        holders = {use.rpartition(".")[0] for use in uses}
         self.paths = sorted({path for holder in holders for path in _beginnings(holder)})
-        self.asks_mode = asks_mode
-        self.fractions: dict[str, dict[str, float]] = {}
+        self.asks_mode = False  #: the code of a module within the model goes by the module's own mode
+        self.held: dict[str, dict[str, Real | str]] = {}
         for path, module in _there(model, self.paths):
-            held = {name: value for name, value in vars(module).items() if type(value) is float}
-            if held:
-                self.fractions[path] = held
+            self.held[path] = {k: v for k, v in vars(module).items() if _is_noted(v)}
 
-    def check(self, model: nn.Module) -> None:
-        """Refuse to go on with what is no longer the model's.
-
-        Raises:
-            StageCostError: a fraction is another one, or a module is in another mode than the model.
-        """
-        for path, module in _there(model, self.paths if self.asks_mode else ()):
-            if module.training != model.training:
-                mode = "training" if module.training else "eval"
-                raise StageCostError(
-                    f"{path} is in {mode} mode and the model is not, which its own code would go by: "
-                    "give all of it one mode, or freeze parameters alone"
-                )
-        for path, module in _there(model, self.fractions):
-            for name, then in self.fractions[path].items():
-                now = vars(module).get(name, then)
-                if now != then and not math.isnan(then):
-                    raise StageCostError(
-                        f"{name} of {path or 'the model'} was {then} when the view was made, and is "
-                        f"{now} now: adapt the model once more"
-                    )
+    def of(self, model: nn.Module) -> Self:
+        """Return the same with what another model holds."""
+        twin = type(self)(model, self.paths)
+        twin.asks_mode = self.asks_mode
+        for path, held in twin.held.items():
+            twin.held[path] = {name: held[name] for name in held if name in self.held[path]}
+        return twin
 
     @torch.no_grad()
-    def asks(self, model: nn.Module, inputs: Inputs) -> bool:
-        """Tell whether modules within a model, which this moves, go by modes of their own."""
+    def settle(self, model: nn.Module, inputs: Inputs) -> None:
+        """Find out by passes of a model, which move it, what changes by itself, and if modes count."""
         inner = [module for path, module in _there(model, self.paths) if path]
         buffers, outputs = [(b, b.clone()) for b in model.buffers()], []
         for mode in (True, False):
@@ -70,7 +56,47 @@ class Opened:
                 outputs.append(model(*inputs))
             for buffer, before in buffers:
                 buffer.copy_(before)
-        return not same(*outputs)
+        model.train()
+        self.asks_mode = not same(*outputs)
+        for path, name, _, _ in list(self._changes(model)):
+            del self.held[path][name]
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse to go on with what is no longer the model's.
+
+        Raises:
+            StageCostError: a value is another one, or a module is in another mode than the model.
+        """
+        for path, module in _there(model, self.paths if self.asks_mode else ()):
+            if module.training != model.training:
+                mode = "training" if module.training else "eval"
+                raise StageCostError(
+                    f"{path} is in {mode} mode and the model is not, which its own code would go by: "
+                    "give all of it one mode, or freeze parameters alone"
+                )
+        for path, name, then, now in self._changes(model):
+            raise StageCostError(
+                f"{name} of {path or 'the model'} was {then} when the view was made, and is {now} now: "
+                "adapt the model once more"
+            )
+
+    def _changes(self, model: nn.Module) -> Iterator[tuple[str, str, object, object]]:
+        """Go through what has changed: path and name, what it was and what it is."""
+        for path, module in _there(model, self.held):
+            values = vars(module)
+            for name, then in self.held[path].items():
+                now = values.get(name, then)
+                if now is not then and not _is_same(then, now):
+                    yield path, name, then, now
+
+
+def _is_noted(value: object) -> bool:
+    return isinstance(value, Real | str) and not isinstance(value, bool)
+
+
+def _is_same(then: object, now: object) -> bool:
+    counts = isinstance(then, Integral) and isinstance(now, Integral)
+    return counts or (_is_noted(now) and (now == then or str(now) == str(then)))  # nan is nan
 
 
 def _there(model: nn.Module, paths: Iterable[str]) -> Iterator[tuple[str, nn.Module]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -88,6 +89,7 @@ class _Writer:
         self.first, self.second, self.graph = first, second, fx.Graph()
         self.kept = first.kept, second.kept
         self.uses: dict[str, None] = {}  # paths of modules and tensors of the model
+        self.holders: dict[str, None] = {}  # paths of modules whose own code is done in their place
         self.nodes: dict[Value, fx.Node] = {}
         self.partner: dict[Value, Value] = {}  # a value of the first pass → the same one of the second
         self.batch: fx.Node | None = None
@@ -121,6 +123,8 @@ class _Writer:
 
     def _call(self, one: Operation, other: Operation) -> None:
         target = self._both(one.target, other.target)
+        if one.parent is not None and isinstance(one.parent.target, str):
+            self.holders[one.parent.target] = None
         args, kwargs = self._both((one.args, one.kwargs), (other.args, other.kwargs))
         if target is None:  # a sum of which the skip terms are left
             node = args[0]
@@ -166,8 +170,8 @@ class _Writer:
                 return slice(*(self._both(*pair) for pair in ends))
             if isinstance(one, torch.device):
                 return self.graph.call_function(getattr, (self.inputs[0], "device"))
-            if one is other or one == other:
-                return one
+            if one is other or one == other:  # NumPy's numbers are not written as they are read
+                return one.item() if isinstance(one, np.generic) else one
             factor, rest = divmod(one, self.first.batch) if type(one) is int else (0, 1)
             if rest == 0 and factor * self.second.batch == other:
                 return self.graph.call_function(operator.mul, (self._batch_size(), factor))
@@ -221,6 +225,7 @@ class Program(nn.Module):
         writers = _Writer(*evaluation), _Writer(*training)
         self.functions = tuple(writer.write() for writer in writers)
         self.uses = tuple(writers[0].uses | writers[1].uses)
+        self.holders = tuple(writers[0].holders | writers[1].holders)
         self.bind(model)
 
     def bind(self, model: nn.Module) -> None:

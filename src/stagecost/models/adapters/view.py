@@ -46,10 +46,8 @@ class AdaptedNetwork(ResidualNetwork):
         example: inputs of one sample, which tell the shape that the view is for.
     """
 
-    def __init__(
-        self, model: nn.Module, parts: Parts, example: Inputs, *, asks_mode: bool = False
-    ) -> None:
-        """Put the parts together; see `adapt`, and `opened` for modes."""
+    def __init__(self, model: nn.Module, parts: Parts, example: Inputs) -> None:
+        """Put the parts together; see `adapt`."""
         nn.Module.__init__(self)
         self.model, self.example = model, example
         self.description: NetworkDescription | None = None
@@ -63,7 +61,7 @@ class AdaptedNetwork(ResidualNetwork):
         programs = [part for part in (*modules, *emptied) if isinstance(part, Program)]
         for program in programs:
             program.bind(model)
-        self.opened = Opened(model, (use for each in programs for use in each.uses), asks_mode)
+        self.opened = Opened(model, (path for each in programs for path in each.holders))
         self.register_state_dict_post_hook(_model_names)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_registered_names)  # type: ignore[no-untyped-call]
 
@@ -230,13 +228,14 @@ def adapt(
         raise StageCostError(f"{name}: it cannot be copied ({one_line(error)})") from error
     try:
         parts = take_apart(twin, inputs, split_branches=split_branches)
-        view = AdaptedNetwork(twin, parts, inputs)
-        check(view)
+        trial = AdaptedNetwork(twin, parts, inputs)
+        trial.opened.settle(twin, tuple(resampled(tensor, BATCHES[0]) for tensor in inputs))
+        check(trial)
     except StageCostError as error:
         raise StageCostError(f"{name}: {error}") from None
-    asks_mode = view.opened.asks(twin, tuple(resampled(tensor, BATCHES[0]) for tensor in inputs))
-    one = tuple(tensor[:1].clone() for tensor in inputs)
-    return AdaptedNetwork(model, parts, one, asks_mode=asks_mode)
+    view = AdaptedNetwork(model, parts, tuple(tensor[:1].clone() for tensor in inputs))
+    view.opened = trial.opened.of(model)
+    return view
 
 
 def cut_model(model: nn.Module, example: Tensor | Sequence[Tensor], cut: Cut) -> nn.Module:
