@@ -33,7 +33,12 @@ class Opened:
         self.asks_mode = False  #: the code of a module within the model goes by the module's own mode
         self.held: dict[str, dict[str, Real | str]] = {}
         for path, module in _there(model, self.paths):
-            self.held[path] = {k: v for k, v in vars(module).items() if _is_noted(v)}
+            self.held[path] = {
+                name: value
+                for name, value in vars(module).items()
+                # Words of frameworks change, as the name of the hook that is called now.
+                if _is_noted(value) and not (isinstance(value, str) and name.startswith("_"))
+            }
 
     def of(self, model: nn.Module) -> Self:
         """Return the same with what another model holds."""
