@@ -496,6 +496,7 @@ def test_the_readme_is_short_and_its_number_is_recorded() -> None:
     assert f"**{means['joint', '4']} %** of CIFAR-10's" in text
     assert f"one network that has {means['joint', 'whole']} % with all 12" in text
     assert f"4 blocks have {means['alone', '4']} % and 12 have {means['alone', 'whole']} %" in text
-    assert f"with all of that compute have {means['plain_long', 'whole']} %" in text
+    long, first = means["plain_long", "whole"], means["cut_first", "4"]
+    assert f"with all of that compute have {long} % (12 blocks) and {first} % (4)" in text
     gpu = json.loads((ROOT / "results" / "layer-pruning" / "gpu-cifar10.json").read_text())
     assert f"by {-gpu['differences'][0]['full_depth']:.2f} points for 54 blocks" in text
