@@ -438,7 +438,8 @@ def test_idx_files_whose_names_tell_no_split_are_no_test_images(tmp_path: Path) 
         refuse(f"{name}-images-idx3-ubyte tells {words} by its name: rename it to train-", tmp_path)
         (tmp_path / f"{name}-images-idx3-ubyte").unlink()
     for path in sorted(tmp_path.iterdir()):
-        path.rename(path.with_name(path.name.replace("train", "Train")))
+        name = path.name.replace("train", "Train").replace("t10k", "letters-T10k")
+        path.rename(path.with_name(name))
     assert len(load(tmp_path).splits["train"])
 
 

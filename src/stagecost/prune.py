@@ -103,6 +103,8 @@ def plan_pruning(
 ) -> PruningPlan:
     """Plan which blocks stay: the cheapest cut within what may be lost, or the one asked for.
 
+    Cuts with which a live model's own forward does not work are passed over, and named in the log.
+
     Args:
         network: the whole network.
         trajectory: its `loss_trajectory` on validation data; its rows are the cuts to choose from.
@@ -270,16 +272,18 @@ def _chosen(
     network: ResidualNetwork, candidates: Sequence[Score], macs: Sequence[int], limits: Limits
 ) -> Score:
     """Choose a cut that can be made: that a model's own forward needs a block shows when it is tried."""
-    chosen = choose(candidates, macs, limits)
-    try:
-        network.keep(chosen.cut)
-    except StageCostError as error:
-        others = [score for score in candidates if score is not chosen]
-        if not others:
-            raise
-        LOG.warning("cut %s cannot be made: %s", chosen.cut, error)
-        return _chosen(network, others, macs, limits)
-    return chosen
+    left = list(candidates)
+    while True:
+        chosen = choose(left, macs, limits)
+        try:
+            network.keep(chosen.cut)
+        except StageCostError as error:
+            left.remove(chosen)
+            if not left:
+                raise
+            LOG.warning("cut %s cannot be made: %s", chosen.cut, error)
+        else:
+            return chosen
 
 
 def _plan(

@@ -20,7 +20,7 @@ FIRST_LABELS = {
     "mnist": (5, 0, 4, 1, 9, 2, 1, 3, 1, 4),
     "fashion-mnist": (9, 0, 0, 3, 0, 2, 7, 2, 5, 5),
 }
-_TEN_THOUSAND = re.compile(r"t\d+k-")  # as in t10k-images, the original test images
+_THOUSANDS = re.compile(r"(.*-)?t\d+k-")  # as in t10k-images, the original test images
 LARGEST_FILE = 2**33  # bytes that are read at most
 CLASS_NAMES = {"mnist": DIGIT_NAMES, "fashion-mnist": FASHION_NAMES}
 
@@ -39,7 +39,7 @@ def idx_files(folder: Path) -> dict[str, Path]:
     for name in names:
         if not name.endswith(("-ubyte", "-ubyte.gz")):
             continue
-        told = splits_in(name) | ({"test"} if _TEN_THOUSAND.match(name) else set())
+        told = splits_in(name) | ({"test"} if _THOUSANDS.match(name.casefold()) else set())
         if len(told) != 1:
             file, what = shown(name), "several splits" if told else "no split"
             raise StageCostError(

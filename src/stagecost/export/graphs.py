@@ -1,6 +1,5 @@
 """Graphs of a network: traced by torch.export with any batch size, written for ONNX Runtime or torch."""
 
-import copy
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from stagecost.dynamics import ResidualBlock, Rollout, SkipChain
 from stagecost.exits.policy import ExitPolicy, Votes
-from stagecost.network import ResidualNetwork
+from stagecost.network import ResidualNetwork, copied
 
 Format = Literal["onnx", "pt2"]
 State = tuple[Tensor, ...]
@@ -43,7 +42,7 @@ class Segment(nn.Module):
         super().__init__()
         self.k, self.stop = (0, *policy.depths)[place], policy.depths[place]
         # In the plain order of memory: files of torch do not hold another one.
-        twin = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+        twin = copied(network).to(memory_format=torch.contiguous_format)
         for position, block in enumerate(twin.blocks.values()):
             if not self.k <= position < self.stop and isinstance(block, ResidualBlock):
                 block.residual = nn.Identity()

@@ -21,6 +21,9 @@ from stagecost.runs.trained import CheckpointName, Trained, open_trained
 from stagecost.train.settings import StageCostSettings
 from stagecost.trajectory import Loader, loss_trajectory
 
+GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "output_size")
+"""Of convolutions and pooling, by the names that torch has for it."""
+
 
 @dataclass(frozen=True)
 class BoundRow:
@@ -155,10 +158,6 @@ def check_sub_network(sub: Trained, full: Trained) -> None:
             f"{sub.path} has {sub.network.num_blocks} blocks, {full.path} has "
             f"{full.network.num_blocks}: a SubResNet needs fewer"
         )
-
-
-GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "output_size")
-"""Of convolutions and pooling, by the names that torch has for it."""
 
 
 def _signature(network: ResidualNetwork) -> tuple[object, ...]:
