@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stagecost.controls import moving
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
 from stagecost.network import ResidualNetwork
@@ -18,7 +19,6 @@ from stagecost.trajectory import (
     count_correct,
     device_of,
     evaluation_mode,
-    moving,
     pair,
     to_device,
 )

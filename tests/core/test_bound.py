@@ -20,10 +20,10 @@ from stagecost.bound import (
     truncation_right_hand_sides,
     zero_extend,
 )
+from stagecost.controls import weight_norms
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
 from stagecost.objective import StageCost, squared_weight_norms
-from stagecost.trajectory import weight_norms
 
 LOSSES = st.lists(st.floats(0, 10), min_size=2, max_size=8)
 
