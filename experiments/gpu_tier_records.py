@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from experiments.gpu_speed import speed_table
-from experiments.gpu_tier import PLAN, SEEDS, TARGET_WEIGHTS, Line, Recipe, images_of
+from experiments.gpu_tier import Line
+from experiments.gpu_tier_plan import PLAN, SEEDS, TARGET_WEIGHTS, Recipe, images_of
 from experiments.trainings import PAPER
 from stagecost.macs import count_macs, count_parameters
 from stagecost.models.catalogue import create_model

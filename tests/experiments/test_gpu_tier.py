@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from experiments.gpu_tier import Job, Recipe, Session
+from experiments.gpu_tier import Job, Session
 from experiments.gpu_tier_images import Images, Splits
+from experiments.gpu_tier_plan import Recipe
 from experiments.records import RESULTS
 from torch import Tensor, nn
 
