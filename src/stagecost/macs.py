@@ -15,7 +15,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from stagecost.cut import Cut
 from stagecost.network import ResidualNetwork, copied
@@ -100,6 +99,8 @@ def counting(
                     module.register_forward_hook(note)
             yield twin, twin.sample(image_shape), lambda: sum(calls)
             return
+        from torch.utils.flop_counter import FlopCounterMode
+
         twin = _on_meta(twin, image_shape)
         # The counter knows matrix products, and not what some devices fuse of them.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
