@@ -18,6 +18,8 @@ joint_norms        targets with norms of their own, each with a pass of its own,
 joint_equilibrium  each block gets the mean of the losses behind it
 joint_gate         half of what comes back from beyond a target
 joint_distilled    targets learn half from the detached whole network
+joint_sampled      joint_norms, and one of the targets is drawn for each step, so more epochs
+joint_sampled_light  the same with weight 1 for the drawn target, not for each
 
 joint gets as many block passes as all trainings of `alone` together, so its epochs are more than theirs.
 Its answers, `joint_answers`, are mean log-probabilities of its last target and the whole network.
@@ -44,6 +46,8 @@ from stagecost.errors import StageCostError
 
 ARMS = ("joint", "alone", "plain_long", "cut_first")
 """Those of a record, if none are asked for."""
+SHAPE, WIDTHS, SHAPES = (9, 9, 9), [8, 16, 32], ("3+3+4", "5+5+6")
+"""Of the data sets "…-staged": blocks of each stage, their widths (cpu tier), targets."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "joint": {},
     "joint_short": {},
@@ -51,9 +55,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "joint_equilibrium": {"equilibrium": True},
     "joint_gate": {"gate": 0.5},
     "joint_distilled": {"stage_loss": "distilled"},
+    "joint_sampled": {"target_norms": "own", "sampled_depths": 1},
+    "joint_sampled_light": {"target_norms": "own", "sampled_depths": 1, "gamma": 1 / len(SHAPES)},
 }
-SHAPE, WIDTHS, SHAPES = (9, 9, 9), [8, 16, 32], ("3+3+4", "5+5+6")
-"""Of the data sets "…-staged": blocks of each stage, their widths (cpu tier), targets."""
 LONGER = 30
 """Epochs of alone in the data sets "…-long"."""
 ON_GPU: Settings = {"epochs": 10, "compile": False}
@@ -76,7 +80,8 @@ def variants(*, staged: bool) -> dict[str, dict[str, Any]]:
     """
     if not staged:
         return VARIANTS
-    others = {arm: VARIANTS[arm] for arm in ("joint_short", "joint_equilibrium", "joint_distilled")}
+    left_out = {"joint", "joint_norms", "joint_gate"}
+    others = {arm: variant for arm, variant in VARIANTS.items() if arm not in left_out}
     return {"joint": VARIANTS["joint_norms"], "joint_shared": VARIANTS["joint"], **others}
 
 
@@ -114,7 +119,9 @@ def trainings(tier: Tier, dataset: str) -> dict[str, Training]:
 
     def joint(arm: str, variant: Mapping[str, Any]) -> Training:
         own = variant.get("target_norms") == "own"
-        epochs = passes // (sum(blocks) if own else macs_of_cuts(one_each, cuts))
+        drawn = (variant.get("sampled_depths") or len(targets)) / len(targets)
+        step = blocks[0] + drawn * sum(blocks[1:]) if own else macs_of_cuts(one_each, cuts)
+        epochs = int(passes // step)
         epochs = plain["epochs"] if arm == "joint_short" else epochs
         settings = {**plain, "epochs": epochs, "targets": list(targets), "gamma": 1.0, **variant}
         return Training({k: v for k, v in settings.items() if not (own and k == "compile")})

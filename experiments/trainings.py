@@ -158,9 +158,11 @@ def training_macs(run: Run) -> int:
     own = settings.stage.target_norms == "own"  # and passes of their own from x_0 on
     for entry in run.result.history:
         cuts = [left, *(Cut(tuple(k for k in cut.blocks if left.acts(k))) for cut in targets)]
-        together = [[cut] for cut in cuts] if own else [cuts]
-        step = sum(macs_of_cuts(parts, each) for each in together)
-        step -= (len(together) - 1) * (parts[0] + parts[-1])
+        step = macs_of_cuts(parts, cuts)
+        if own:
+            bodies = [macs_of_cuts(parts, [cut]) - parts[0] - parts[-1] for cut in cuts]
+            drawn = (settings.sampled_depths or len(targets)) / max(len(targets), 1)
+            step = parts[0] + parts[-1] + bodies[0] + round(drawn * sum(bodies[1:]))
         total += 3 * images * step + validated * macs_of_cuts(parts, [left])
         left = left if entry.cut is None else Cut(tuple(entry.cut.kept_blocks))
     return total

@@ -167,6 +167,19 @@ def test_every_verb_that_judges_can_be_told_to_go_on(tmp_path: Path) -> None:
         main([*verb, "--allow-trained"])
 
 
+def test_a_run_that_has_forgotten_its_images_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    tiny = ("--num-blocks", "2", "--width", "4", "--epochs", "1", "--device", "cpu")
+    main(["train", "--data", str(tree(tmp_path / "set", HELD_OUT)), "--output", str(run), *tiny])
+    (run / "images.json").unlink()
+    capsys.readouterr()
+    main(["evaluate", str(run), "--json"])
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert warning == f"{run} has no images.json: nothing tells what it was trained on"
+
+
 def test_copies_that_were_there_from_the_start(tmp_path: Path) -> None:
     folder = tree(tmp_path / "set", OWN)
     copy_to_test(folder)

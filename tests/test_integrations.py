@@ -134,6 +134,16 @@ def test_rows_are_learned_in_a_pipeline_and_blocks_go(tmp_path: Path) -> None:
             StageCostClassifier.from_pretrained(tmp_path / folder)
 
 
+def test_images_have_the_size_of_fit(tmp_path: Path) -> None:
+    pictures, classes = np.random.default_rng(0).random((20, 1, 8, 8)), np.arange(20) % 2
+    fitted = StageCostClassifier(**SMALL | {"epochs": 1}).fit(pictures, classes)
+    fitted.save_pretrained(tmp_path)
+    for classifier in (fitted, StageCostClassifier.from_pretrained(tmp_path)):
+        assert classifier.predict(pictures).shape == (20,)
+        with pytest.raises(StageCostError, match=r"samples of \(1, 9, 8\), not \(1, 8, 8\) as in fit"):
+            classifier.predict(np.ones((3, 1, 9, 8)))
+
+
 @pytest.mark.parametrize(("unit", "offset"), [(1e-9, 0.0), (1.0, 1.7e9)])
 def test_the_unit_of_a_feature_does_not_matter(unit: float, offset: float) -> None:
     rows, classes = load_iris(return_X_y=True)

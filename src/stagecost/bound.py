@@ -22,7 +22,7 @@ import torch
 
 from stagecost.errors import StageCostError
 from stagecost.models.catalogue import create_model
-from stagecost.network import ResidualNetwork
+from stagecost.network import ResidualNetwork, first_tensor
 from stagecost.objective import StageCost
 
 
@@ -182,7 +182,7 @@ def zero_extend(sub: ResidualNetwork, **arguments: object) -> ResidualNetwork:
         raise StageCostError("this network has no description to extend it from: use create_model")
     with torch.random.fork_rng(devices=[]):  # every number that is drawn gives way to another
         full = create_model(sub.description.name, **{**sub.description.arguments, **arguments})
-    full.to(next(sub.parameters()))
+    full.to(first_tensor(sub))
     pairs = _corresponding_blocks(sub, full)
     with torch.no_grad():
         for block in full.blocks.values():

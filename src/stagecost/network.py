@@ -7,6 +7,7 @@ Training", arXiv 2506.21453; the states are the trajectory, the weights of F_k t
 """
 
 import copy
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -265,7 +266,7 @@ class ResidualNetwork(nn.Module):
 
     def sample(self, image_shape: Sequence[int]) -> Tensor:
         """Return a batch of one image (C, H, W), as the weights are and where; without values."""
-        return next(self.parameters()).new_empty(1, *image_shape)
+        return first_tensor(self).new_empty(1, *image_shape)
 
     def can_keep(self, cut: Cut) -> bool:
         """Tell whether a network of the acting blocks alone exists: no projection is lost."""
@@ -431,6 +432,12 @@ class ResidualNetwork(nn.Module):
                 f"images have {images.shape[1]} channels, but the network was built with "
                 f"in_channels={channels}: convert the images or build another network"
             )
+
+
+def first_tensor(network: nn.Module) -> Tensor:
+    """Return a tensor as the weights are and where: the first parameter, or an empty one without any."""
+    tensors = itertools.chain(network.parameters(), network.buffers())
+    return next(filter(Tensor.is_floating_point, tensors), torch.empty(0))
 
 
 def copied(network: ResidualNetwork) -> ResidualNetwork:

@@ -19,7 +19,7 @@ from stagecost.data.encoded import ByteArray, Images, image_suffixes
 from stagecost.data.folders import list_folder
 from stagecost.data.images import ImageFormat, normalise
 from stagecost.errors import StageCostError
-from stagecost.network import ResidualNetwork
+from stagecost.network import ResidualNetwork, first_tensor
 from stagecost.trajectory import device_of, evaluation_mode
 
 BATCH = 256  # images that are decoded and computed at a time, as in an evaluation
@@ -172,7 +172,7 @@ def probabilities(network: ResidualNetwork, pixels: Tensor, image_format: ImageF
     """
     with evaluation_mode(network):
         images = normalise(pixels.to(device_of(network)), image_format)
-        outputs = network(images.to(next(network.parameters()).dtype))
+        outputs = network(images.to(first_tensor(network).dtype))
         shares: Tensor = outputs.float().softmax(dim=1).cpu()
     if shares.shape[1] != len(image_format.class_names):
         raise StageCostError(

@@ -21,7 +21,7 @@ from stagecost.cut import Cut, resolve_cuts
 from stagecost.dynamics import Observer, Pass
 from stagecost.errors import StageCostError
 from stagecost.losses import LossFunction, counted_samples, losses_of
-from stagecost.network import ResidualNetwork
+from stagecost.network import ResidualNetwork, first_tensor
 from stagecost.text import html_table, one_line
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def to_device(inputs: Tensor | tuple[Tensor, ...], device: torch.device) -> Tens
 
 def device_of(network: nn.Module) -> torch.device:
     """Return the device of a network's parameters."""
-    return next(network.parameters()).device
+    return first_tensor(network).device
 
 
 def loss_trajectory(

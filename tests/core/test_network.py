@@ -29,6 +29,27 @@ def test_every_model_of_the_catalogue_is_under_contract() -> None:
     assert set(sc.list_models("preact*")) == {"preact_resnet101", "preact_resnet152", "preact_resnet50"}
 
 
+class StateItself(nn.Module):
+    """A head that hands out the state."""
+
+    def forward(self, state: torch.Tensor, depth: int) -> torch.Tensor:
+        return state
+
+    def select_outputs(self, depths: object) -> None:
+        """Nothing belongs to single depths."""
+
+
+def test_a_network_may_have_no_parameters() -> None:
+    blocks = [sc.ResidualBlock(nn.Tanh()) for _ in range(2)]
+    network, rows = sc.ResidualNetwork(nn.Flatten(), blocks, StateItself()), torch.randn(6, 3)
+    batches = [(rows, torch.tensor([0, 1, 2, 0, 1, 2]))]
+    trajectory = sc.loss_trajectory(network, batches)
+    x_1 = rows + rows.tanh()
+    losses = [nn.functional.cross_entropy(x, batches[0][1]) for x in (rows, x_1, x_1 + x_1.tanh())]
+    assert trajectory.losses == pytest.approx([float(loss) for loss in losses])
+    assert sc.plan_pruning(network, trajectory, keep=1).parameters_after == 0
+
+
 @every_builder
 def test_one_forward_call_gives_every_output(name: str) -> None:
     network, x = build(name).eval(), images()

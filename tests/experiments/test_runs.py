@@ -125,6 +125,8 @@ def test_one_training_for_three_networks_costs_no_more_than_three(dataset: str) 
     assert own == staged  # each target then goes through all of its blocks by itself
     passes = sum(sizes) if own else max(sizes)
     assert joint["epochs"] == sum(sizes) * plain["epochs"] // passes
+    drawn = kinds["joint_sampled"].settings if staged else {"epochs": 13}
+    assert drawn["epochs"] == 13  # 13 · (27 + (10 + 16) / 2) block passes, at most 10 · (27 + 10 + 16)
 
 
 def test_staged(quick: Quick) -> None:

@@ -16,7 +16,7 @@ from stagecost.exits.engine import check_norms
 from stagecost.exits.policy import ExitPolicy
 from stagecost.export.graphs import ANSWERS, EXAMPLE, Format, open_graph, segments_of, trace, write
 from stagecost.export.int8 import INT8_FILE, quantise
-from stagecost.network import ResidualNetwork
+from stagecost.network import ResidualNetwork, first_tensor
 from stagecost.prediction import image_format_of
 from stagecost.storage import write_json
 from stagecost.trajectory import evaluation_mode
@@ -64,7 +64,7 @@ def export_network(
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
-    dtype = next(network.parameters()).dtype
+    dtype = first_tensor(network).dtype
     if len(images) <= EXAMPLE or dtype != torch.float32:
         raise StageCostError(
             f"{len(images)} images for weights of {dtype}: give at least {EXAMPLE + 1}, and "

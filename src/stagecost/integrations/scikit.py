@@ -136,7 +136,7 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         given = {k: v.item() if isinstance(v, np.generic) else v for k, v in self.get_params().items()}
         parameters = {k: v for k, v in given.items() if isinstance(v, bool | int | float | str | None)}
         features = {"features": [*getattr(self, "feature_names_in_", [])]}
-        kept = {"parameters": parameters, **classes, **scale, **features}
+        kept = {"parameters": parameters, **classes, **scale, **features, "shape": self._shape}
         self.network_.save_pretrained(folder, classifier=kept)
 
     @classmethod
@@ -156,6 +156,8 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             classifier.classes_ = np.array(kept["labels"], dtype=kept["dtype"])
             mean, spread = (np.array(kept[name], np.float64) for name in ("mean", "spread"))
             classifier.n_features_in_ = mean.shape[1]
+            shape = kept.get("shape")  # earlier versions did not keep it
+            classifier._shape = shape and tuple(map(int, shape))
             if names := kept.get("features"):
                 classifier.feature_names_in_ = np.array(names, dtype=object)
         if not _is_here(classifier.device):
@@ -194,6 +196,7 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise StageCostError(
                 f"X has shape {samples.shape}: give rows (n, features) or images (n, C, H, W)"
             )
+        self._shape: tuple[int, ...] | None = samples.shape[1:]
         axes = (0, *range(2, samples.ndim))
         self._mean = samples.mean(axis=axes, keepdims=True, dtype=np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -208,6 +211,8 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return samples with mean 0 and spread 1, float32; the difference is taken before rounding."""
         if samples.ndim != self._mean.ndim:
             raise StageCostError(f"X has {samples.ndim} dimensions, not the {self._mean.ndim} of fit")
+        if self._shape not in (None, samples.shape[1:]):
+            raise StageCostError(f"X has samples of {samples.shape[1:]}, not {self._shape} as in fit")
         if not samples.size:
             raise StageCostError(f"X of shape {samples.shape} holds no numbers: give samples")
         scaled = np.ascontiguousarray((samples - self._mean) / self._spread)

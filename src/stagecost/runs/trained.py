@@ -145,6 +145,8 @@ class Trained:
             if split == ALL and (count := trained_images(saved, bundle, split)):
                 every = f"{len(bundle.splits[split]):,} images"
                 notes = (*notes, f"{count:,} of these {every} were trained on, which flatters")
+        else:
+            notes = (f"{self.path} has no {FINGERPRINT_FILE}: nothing tells what it was trained on",)
         images = bundle.splits[split]
         targets = images.targets.tolist()
         if not targets:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from stagecost.errors import StageCostError, refusing
 from stagecost.models.catalogue import check_finite, check_fit, read_description, rebuild, restore
-from stagecost.network import ResidualNetwork
+from stagecost.network import ResidualNetwork, first_tensor
 from stagecost.storage import read_tensors, write_tensors
 from stagecost.train.history import Progress
 from stagecost.train.parsing import parse_settings
@@ -118,7 +118,7 @@ class Checkpoint:
         began = {**description.to_json(), "kept_blocks": blocks, "target_norms": []}
         numbers = sum(tensor.numel() for tensor in self.tensors.values())
         network = rebuild(read_description(began, self.path), numbers)
-        on_meta = next(network.parameters()).is_meta
+        on_meta = first_tensor(network).is_meta
         return network.to_empty(device="cpu") if on_meta else network
 
     def part(self, prefix: str) -> dict[str, Tensor]:

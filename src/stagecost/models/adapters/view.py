@@ -32,7 +32,7 @@ from stagecost.models.adapters.parts import (
     take_apart,
 )
 from stagecost.models.adapters.program import Program
-from stagecost.network import NetworkDescription, ResidualNetwork
+from stagecost.network import NetworkDescription, ResidualNetwork, first_tensor
 from stagecost.norms import hooks_of, with_norms
 from stagecost.records import JsonObject
 from stagecost.text import one_line
@@ -93,7 +93,7 @@ class AdaptedNetwork(ResidualNetwork):
         Raises:
             StageCostError: the one input has a shape, and not the example's.
         """
-        like = next(self.parameters())
+        like = first_tensor(self)
         if len(self.example) == 1 and len(image_shape):  # there is none where samples are no images
             self.check_images(like.new_empty((1, *image_shape), device="meta"))
         inputs = tuple(t.to(like if t.is_floating_point() else like.device) for t in self.example)
