@@ -8,6 +8,7 @@ from experiments.pretrained.experiment import section as pretrained_section
 from experiments.records import Record, Row
 from experiments.runner import Experiment
 from experiments.tables import Column, Columns, at_depths, grouped, quartiles, rows_of, spread, table
+from experiments.targets import section as targets_section
 
 SHRINK = """\
 A rule (`experiments.contrib.shrink`) that lets tail blocks leave during the training once the
@@ -168,6 +169,9 @@ for _name, _title, _rows in (
     ARCHIVE[_name] = Experiment(
         _name, _title, {}, benchmark_section, rows=_rows, figures=benchmark_figures
     )
+ARCHIVE["targets-every-step"] = Experiment(
+    "targets-every-step", "Targets of a staged network, each in every step", {}, targets_section
+)
 ARCHIVE["pretrained-fewer-epochs"] = Experiment(
     "pretrained-fewer-epochs", "Networks that others trained, in fewer epochs", {}, pretrained_section
 )

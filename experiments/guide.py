@@ -78,7 +78,7 @@ ADVICE = (
     ),
     Advice(
         "images and stages; several shapes from one file",
-        "`--targets 3+3+4,5+5+6 --target-norms own`",
+        "`--targets 3+3+4,5+5+6 --target-norms own --sampled-depths 1 --gamma 0.5`",
         *("targets", "cpu", ("cifar10-staged",)),
         ("joint whole", "alone whole"),
         (("joint 3+3+4", "alone 3+3+4"), ("joint 5+5+6", "alone 5+5+6")),

@@ -13,13 +13,14 @@ cut_first   plain training of a target's network with all the compute of joint
 Further arms, if asked for by --arms, for the same compute as joint (but the first):
 
 joint_short        joint for the epochs of alone alone, so in the time of one plain training
-joint_norms        targets with norms of their own, each with a pass of its own, so fewer epochs; in a
-                   staged network that is joint, and with norms that are shared it is joint_shared
+joint_norms        targets with norms of their own, each with a pass of its own, so fewer epochs
 joint_equilibrium  each block gets the mean of the losses behind it
 joint_gate         half of what comes back from beyond a target
 joint_distilled    targets learn half from the detached whole network
-joint_sampled      joint_norms, and one of the targets is drawn for each step, so more epochs
-joint_sampled_light  the same with weight 1 for the drawn target, not for each
+
+In a staged network targets of joint have norms of their own, and one of them is drawn for each step,
+with weight 1. joint_heavy gives weight 1 to each target, so 2 to the one that is drawn; joint_shared has
+norms that are shared, and all targets in every step.
 
 joint gets as many block passes as all trainings of `alone` together, so its epochs are more than theirs.
 Its answers, `joint_answers`, are mean log-probabilities of its last target and the whole network.
@@ -46,8 +47,6 @@ from stagecost.errors import StageCostError
 
 ARMS = ("joint", "alone", "plain_long", "cut_first")
 """Those of a record, if none are asked for."""
-SHAPE, WIDTHS, SHAPES = (9, 9, 9), [8, 16, 32], ("3+3+4", "5+5+6")
-"""Of the data sets "…-staged": blocks of each stage, their widths (cpu tier), targets."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "joint": {},
     "joint_short": {},
@@ -55,9 +54,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "joint_equilibrium": {"equilibrium": True},
     "joint_gate": {"gate": 0.5},
     "joint_distilled": {"stage_loss": "distilled"},
-    "joint_sampled": {"target_norms": "own", "sampled_depths": 1},
-    "joint_sampled_light": {"target_norms": "own", "sampled_depths": 1, "gamma": 1 / len(SHAPES)},
 }
+SHAPE, WIDTHS, SHAPES = (9, 9, 9), [8, 16, 32], ("3+3+4", "5+5+6")
+"""Of the data sets "…-staged": blocks of each stage, their widths (cpu tier), targets."""
 LONGER = 30
 """Epochs of alone in the data sets "…-long"."""
 ON_GPU: Settings = {"epochs": 10, "compile": False}
@@ -80,9 +79,9 @@ def variants(*, staged: bool) -> dict[str, dict[str, Any]]:
     """
     if not staged:
         return VARIANTS
-    left_out = {"joint", "joint_norms", "joint_gate"}
-    others = {arm: variant for arm, variant in VARIANTS.items() if arm not in left_out}
-    return {"joint": VARIANTS["joint_norms"], "joint_shared": VARIANTS["joint"], **others}
+    drawn = {"target_norms": "own", "sampled_depths": 1}
+    joint = {"joint": {**drawn, "gamma": 1 / len(SHAPES)}, "joint_heavy": drawn, "joint_shared": {}}
+    return joint | {arm: each for arm, each in VARIANTS.items() if arm not in ("joint", "joint_gate")}
 
 
 def parts_of(dataset: str) -> tuple[str, str]:
