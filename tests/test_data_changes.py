@@ -17,6 +17,7 @@ from stagecost.cli.main import main
 from stagecost.data.fingerprint import check_fingerprint, fingerprint, trained_images
 from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
+from stagecost.runs.exporting import export
 
 OWN = {"train/cat": 12, "train/dog": 12, "test/cat": 4, "test/dog": 4}
 HELD_OUT = {"cat": 30, "dog": 30}
@@ -165,6 +166,44 @@ def test_every_verb_that_judges_can_be_told_to_go_on(tmp_path: Path) -> None:
             main(verb)
         assert refused.value.code == 2
         main([*verb, "--allow-trained"])
+
+
+def test_images_of_the_fine_tuning_are_remembered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = str(tree(tmp_path / "first", HELD_OUT)), str(tmp_path / "second")
+    for number, name in enumerate(HELD_OUT):
+        fill(Path(second) / name, number, 30, first=500)
+    run, small = str(tmp_path / "run"), tmp_path / "small"
+    tiny = ("--num-blocks", "2", "--width", "4", "--epochs", "1", "--device", "cpu")
+    main(["train", "--data", first, "--output", run, *tiny])
+    later = ("--keep-blocks", "1", "--finetune-epochs", "1", "--data", second)
+    main(["prune", run, *later, "--output", str(small)])
+    saved, images = (small / "images.json").read_text(), load(Path(second))
+    assert trained_images(saved, images, "train") == len(images.splits["train"])
+    assert not trained_images((Path(run) / "images.json").read_text(), images, "train")
+    for data in (first, second):
+        capsys.readouterr()
+        main(["evaluate", str(small), "--data", data, "--split", "all", "--json"])
+        (note,) = json.loads(capsys.readouterr().out)["warnings"]
+        assert "of these 60 images were trained on, which flatters" in note
+
+
+def test_eight_bits_are_not_judged_by_trained_images(tmp_path: Path) -> None:
+    folder, run = tree(tmp_path / "set", HELD_OUT), tmp_path / "run"
+    tiny = ("--num-blocks", "1", "--width", "4", "--epochs", "1", "--device", "cpu")
+    main(["train", "--data", str(folder), "--output", str(run), *tiny])
+    kept = trained_images((run / "images.json").read_text(), load(folder), "train")
+    for number in range(10):  # the others are parted otherwise without these
+        (folder / "cat" / f"{number:03}.png").unlink(missing_ok=True)
+    with pytest.raises(StageCostError, match=r"val images of .* were trained on: .*--allow-trained"):
+        export(run, tmp_path / "out", int8=True)
+    assert not export(run, tmp_path / "float").warnings
+    told = export(run, tmp_path / "allowed", int8=True, allow_trained=True).warnings
+    assert any("the val images have changed since the run" in line for line in told)
+    (note,) = export(run, tmp_path / "all", int8=True, data=str(folder)).warnings
+    assert 0 < int(note.split()[0]) <= kept
+    assert note.endswith("were trained on, which flatters")
 
 
 def test_a_run_that_has_forgotten_its_images_says_so(

@@ -186,6 +186,11 @@ def test_paths_come_from_standard_input(
     from stagecost.cli.main import main
 
     path = photos / "test" / "bright" / "02.png"
+    monkeypatch.setattr("sys.stdin", None)  # as Python has it where it was closed
+    with pytest.raises(SystemExit) as refused:
+        main(["predict", str(small), "-"])
+    assert refused.value.code == 2
+    assert "standard input is closed" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{path}\n\n{path}\r\n"))
     main(["predict", str(small), "-", str(path), "--json"])
     assert json.loads(capsys.readouterr().out)["num_images"] == 3

@@ -134,12 +134,14 @@ def test_tolerance(trained: Trained, verb: Callable[..., object], value: float) 
 def test_bound(trained: Trained, tmp_path: Path) -> None:
     train({**TINY, "num_blocks": 2, "width": 7}, tmp_path / "wide")
     train({**MODEL, "val_fraction": 0.2}, tmp_path / "other data")
+    train({**MODEL, "num_blocks": 2, "seed": 5}, tmp_path / "other seed")
     cases = (
         (trained.two, trained.three, "needs fewer"),
         (trained.three, trained.three, "needs fewer"),
         (trained.three, tmp_path / "wide", "change only N"),
         (trained.three, trained.staged, "change only N"),
         (trained.three, tmp_path / "other data", "other images"),
+        (trained.three, tmp_path / "other seed", "the same seed, which draws images"),
         (trained.saved, trained.two, "is a saved network"),
     )
     for run, sub, words in cases:

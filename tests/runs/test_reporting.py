@@ -79,6 +79,20 @@ def test_a_cut_of_another_run_in_the_same_folder_is_passed_over(
     assert saved_network(str(tmp_path / "moved"), opened, [0, 1]) is None
 
 
+def test_a_pruning_of_other_weights_is_refused(trained: Trained, tmp_path: Path) -> None:
+    run = shutil.copytree(trained.three, tmp_path / "run")
+    prune(run, tmp_path / "small", keep=2, device="cpu")
+    report(run, device="cpu")
+    file = run / "pruning.json"
+    content = json.loads(file.read_text())
+    assert content["weights"] == open_trained(run, device="cpu").weights_digest
+    file.write_text(json.dumps(content | {"weights": "0123456789abcdef"}))  # as of --checkpoint best
+    with pytest.raises(StageCostError, match=r"does not tell of a pruning of this .*other weights"):
+        report(run, device="cpu")
+    file.write_text(json.dumps({k: v for k, v in content.items() if k != "weights"}))
+    report(run, device="cpu")  # of an earlier version
+
+
 def test_a_thumbnail_is_the_image() -> None:
     for channels, mode in ((1, "L"), (3, "RGB")):
         pixels = torch.randint(256, (channels, 8, 8), dtype=torch.uint8)
@@ -189,6 +203,18 @@ def test_a_damaged_bundle_of_the_chart_library_is_made_anew(trained: Trained, tm
     (kept,) = (tmp_path / "cache" / "stagecost").iterdir()
     kept.write_text(whole.replace("vega", "vain", 1), "utf-8")
     assert bundle() == whole
+
+
+def test_times_stay_however_the_folder_is_spelt(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(trained.two, tmp_path / "run")
+    measure([run], batch=(1,), seconds=0.001, device="cpu")
+    monkeypatch.chdir(tmp_path)
+    measure(["run"], batch=(2,), seconds=0.001, device="cpu")
+    kept = read_record(Measurements, json.loads((run / "latency.json").read_text()))
+    assert {row.batch_size for row in kept.timings} == {1, 2}
+    assert {row.network for row in kept.timings} == {"run"}
 
 
 def test_times_of_another_network_are_not_shown(trained: Trained, tmp_path: Path) -> None:

@@ -200,10 +200,14 @@ def test_training_after_a_cut_keeps_the_decay_of_the_run(
 
 
 def test_bound_says_when_something_else_was_minimised(trained: Trained, tmp_path: Path) -> None:
-    assert not bound(trained.three, [trained.two]).trained_variant
+    plain = bound(trained.three, [trained.two])
+    assert (plain.trained_variant, plain.warnings) == (False, ())
     for name, value in {"first_depth": 1, "optimizer": "adamw"}.items():
         train({**TINY, "num_blocks": 3, "width": 6, name: value}, tmp_path / name)
         assert bound(tmp_path / name, [trained.two]).trained_variant
+    (note,) = bound(tmp_path / "optimizer", [trained.two]).warnings
+    apart = "optimizer sgd and not adamw, peak_lr 0.1 and not 0.002"
+    assert note == f"{trained.two} was trained by another recipe: {apart}"
     callers = tmp_path / "callers"
     train({**TINY, "num_blocks": 3, "width": 6}, callers, stage_cost=StageCost.uniform(3, 0.1))
     assert bound(callers, [trained.two]).trained_variant

@@ -105,6 +105,8 @@ def _predict(options: Options) -> "Result":
 
 def _listed() -> list[str]:
     """Read paths from standard input, one a line, whatever bytes are in them."""
+    if sys.stdin is None:
+        raise StageCostError("standard input is closed, and - reads paths from it: give them otherwise")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
     lines = [line for line in sys.stdin.read().split("\n") if line.strip()]
@@ -218,7 +220,7 @@ VERBS: dict[str, Verb] = {
             Flag("threshold", float, "probability from which an image leaves at one of the segments"),
             Flag("int8", bool, "write a graph of eight bits, too, and measure its accuracy"),
             Flag("output", str, "a new folder; if not given, onnx or pt2 in the folder of the network"),
-            *(MOVED, CHECKPOINT),
+            *(MOVED, ALLOWED, CHECKPOINT),
         ),
         _calls("exporting.export", "network"),
     ),

@@ -215,6 +215,7 @@ def _export(console: Console, result: Export) -> None:
         time = f"{small.p50_ms_float:.3g} → {small.p50_ms:.3g} ms an image"
         size = f"{small.file_bytes / 1e6:.2f} MB"
         _line(console, f"{small.file}: {size}, accuracy {accuracy} ({small.num_images} images), {time}")
+    _warnings(console, result.warnings)
     _line(console, f"saved: {result.output}")
     if result.format == "onnx":
         _line(console, f"next: python {shlex.quote(f'{result.output}/run.py')} cat.jpg")
@@ -262,6 +263,7 @@ def _bound(console: Console, result: Bound) -> None:
     console.print(table)
     _line(console, f"predicted depth: {result.predicted_blocks} blocks")
     _line(console, CAVEAT)
+    _warnings(console, result.warnings)
 
 
 def _exit(console: Console, result: Exits) -> None:

@@ -37,7 +37,18 @@ def fingerprint(bundle: DataBundle) -> str:
         }
         for split, rows in bundle.chosen.items()
     }
-    return json.dumps({"splits": splits, "trained": base64.b64encode(trained.tobytes()).decode()})
+    return json.dumps({"splits": splits, "trained": _written(trained)})
+
+
+def fine_tuned(saved: str, bundle: DataBundle) -> str:
+    """Return a run's fingerprint with the training images that its network was trained on further."""
+    trained = np.union1d(_parse(saved)[1], _digests(bundle.splits["train"]))
+    return json.dumps({**json.loads(saved), "trained": _written(trained)})
+
+
+def trained_alike(saved: str, other: str) -> bool:
+    """Tell whether two runs were trained on the same images, in whatever order."""
+    return np.array_equal(_parse(saved)[1], _parse(other)[1])
 
 
 def check_fingerprint(
@@ -69,7 +80,8 @@ def check_fingerprint(
         images, digest, _ = then.get(name, (0, "", None))
         if rows is None or digest != _digest(rows, bundle.format.class_names):
             now = 0 if rows is None else len(rows.index)
-            changes.append(f"the {name} images have changed since the run: {images} then, {now} now")
+            counts = f"{images} then, {now} now" if now != images else f"{now} as then, but other ones"
+            changes.append(f"the {name} images have changed since the run: {counts}")
     if split == "train" or split not in bundle.splits:
         return tuple(changes)
     count = _trained(bundle.splits[split], trained)
@@ -120,6 +132,10 @@ def _parse(saved: str) -> tuple[dict[str, tuple[int, str, int | None]], _Digests
             "from a copy"
         ) from error
     return splits, trained
+
+
+def _written(trained: _Digests) -> str:
+    return base64.b64encode(trained.tobytes()).decode()
 
 
 def _count(value: object) -> int | None:

@@ -12,6 +12,7 @@ from stagecost.bound import (
     staged_right_hand_side,
     truncation_right_hand_sides,
 )
+from stagecost.data.fingerprint import trained_alike
 from stagecost.errors import StageCostError
 from stagecost.losses import LossFunction
 from stagecost.network import ResidualNetwork
@@ -23,6 +24,11 @@ from stagecost.trajectory import Loader, loss_trajectory
 
 GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "output_size")
 """Of convolutions and pooling, by the names that torch has for it."""
+RECIPE = (
+    *("optimizer", "peak_lr", "warmup_epochs", "epochs", "batch_size", "weight_decay"),
+    *("label_smoothing", "layer_decay", "clip_norm", "ema_decay"),
+)
+"""Settings of a training that a shallower run should share."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Bound(Result):
     predicted_blocks: int  #: the M with the least right-hand side among the shallower runs
     truncation_predicted_blocks: int  #: the same among the truncations of the run itself
     num_images: int  #: training images that all losses are of
+    warnings: tuple[str, ...]  #: what has changed, and shallower runs by another recipe
 
 
 def bound(
@@ -111,6 +118,7 @@ def bound(
         predicted_blocks=min(rows, key=lambda row: row.right_hand_side).num_blocks,
         truncation_predicted_blocks=predicted_blocks(truncations),
         num_images=images.num_images,
+        warnings=(*images.warnings, *(note for sub in others for note in _other_recipe(sub, full))),
     )
 
 
@@ -141,9 +149,12 @@ def check_sub_network(sub: Trained, full: Trained) -> None:
     Raises:
         StageCostError: other images, or another network than the same one with fewer blocks.
     """
-    if sub.settings.data != full.settings.data:
+    both = sub.fingerprint, full.fingerprint
+    alike = None in both or trained_alike(*map(str, both))
+    if sub.settings.data != full.settings.data or not alike:
         raise StageCostError(
-            f"{sub.path} was trained on other images than {full.path}: use the same data settings"
+            f"{sub.path} was trained on other images than {full.path}: use the same data settings and "
+            "the same seed, which draws images and holds some of them out"
         )
     if sub.network.targets:
         raise StageCostError(
@@ -158,6 +169,14 @@ def check_sub_network(sub: Trained, full: Trained) -> None:
             f"{sub.path} has {sub.network.num_blocks} blocks, {full.path} has "
             f"{full.network.num_blocks}: a SubResNet needs fewer"
         )
+
+
+def _other_recipe(sub: Trained, full: Trained) -> list[str]:
+    """Say in which settings a shallower run was trained otherwise."""
+    one, other = sub.settings.training, full.settings.training
+    values = {name: (getattr(one, name), getattr(other, name)) for name in RECIPE}
+    apart = [f"{name} {a} and not {b}" for name, (a, b) in values.items() if a != b]
+    return [f"{sub.path} was trained by another recipe: {', '.join(apart)}"] if apart else []
 
 
 def _signature(network: ResidualNetwork) -> tuple[object, ...]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stagecost.data.batches import sample_batches
 from stagecost.data.images import ImageFormat, ImageSplit, normalise
+from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
 from stagecost.exits.policy import POLICY_FILE, ExitPolicy
 from stagecost.export.folder import export_network
@@ -18,7 +19,7 @@ from stagecost.prediction import BATCH
 from stagecost.runs.exiting import saved_exits
 from stagecost.runs.measuring import called
 from stagecost.runs.results import Result
-from stagecost.runs.trained import CheckpointName, Trained, open_trained
+from stagecost.runs.trained import CheckpointName, Split, Trained, open_trained
 from stagecost.train.parsing import read_value
 
 COMPARED = 256  # images that graphs and network are compared on
@@ -56,6 +57,7 @@ class Export(Result):
     largest_difference: float  #: of an output to the network's
     num_images: int  #: that they were compared on
     int8: Int8 | None  #: the graph of eight bits, if it was asked for
+    warnings: tuple[str, ...]  #: what makes its accuracy doubtful
 
 
 def export(
@@ -67,6 +69,7 @@ def export(
     threshold: float | None = None,
     int8: bool = False,
     data: str | None = None,
+    allow_trained: bool = False,
     checkpoint: CheckpointName = "last",
 ) -> Export:
     """Write a trained network as graphs that run without this project.
@@ -80,6 +83,7 @@ def export(
         threshold: probability from which an image leaves at one of `segments`.
         int8: write a graph of eight bits, too, and measure it.
         data: where the images of the training are now, if they moved, or others of its classes.
+        allow_trained: measure also on images that the network was trained on.
 
     Raises:
         StageCostError: nothing trained is there, an impossible depth, or graphs that differ.
@@ -89,19 +93,24 @@ def export(
     trained = open_trained(network, checkpoint=checkpoint, device="cpu")
     target = trained.path / format if output is None else Path(output)
     policy = _policy(trained, segments, threshold)
-    judged, training = _images(trained, data)
-    if int8 and data is None and judged is training:
+    bundle, split, shown = _images(trained, data)
+    if int8 and split == "train":
         raise StageCostError(
             f"{network} has no {LEAST} validation images, which tell what --int8 costs: give others by "
             "--data"
         )
+    judged = bundle.splits[split]
+    notes: tuple[str, ...] = ()
+    if int8:  # of other images than the training's it is told how many were trained on
+        other = data is not None
+        notes = trained.notes_on(bundle, split, other=other, allow_trained=allow_trained)
     exported = export_network(
         trained.network,
         target,
         judged.images[:COMPARED],
         format=format,
         policy=policy,
-        calibration=_calibration(trained, training) if int8 else None,
+        calibration=_calibration(trained, bundle.splits[shown]) if int8 else None,
     )
     return Export(
         output=str(target),
@@ -115,6 +124,7 @@ def export(
         largest_difference=exported.largest_difference,
         num_images=exported.num_images,
         int8=_measured(target, exported.files[0], judged, trained.image_format) if int8 else None,
+        warnings=notes,
     )
 
 
@@ -150,8 +160,8 @@ def _policy(trained: Trained, segments: str | None, threshold: float | None) -> 
     return ExitPolicy(every, (CERTAIN if threshold is None else threshold,) * (len(every) - 1))
 
 
-def _images(trained: Trained, data: str | None) -> tuple[ImageSplit, ImageSplit]:
-    """Return images to compare and measure on, and the training images with them.
+def _images(trained: Trained, data: str | None) -> tuple[DataBundle, Split, Split]:
+    """Return images, the split of them to compare and measure on, and the one with training images.
 
     They are the validation images; the training images where there are fewer than three of these; or
     all of the data given.
@@ -159,17 +169,13 @@ def _images(trained: Trained, data: str | None) -> tuple[ImageSplit, ImageSplit]
     Raises:
         StageCostError: there are fewer than three.
     """
-    if data is not None:
-        judged = training = trained.load("all", data=data).splits["all"]
-    else:
-        held_out = trained.has_validation()
-        splits = trained.load(*("train", "val") if held_out else ("train",)).splits
-        judged = training = splits["train"]
-        if held_out and len(splits["val"]) >= LEAST:
-            judged = splits["val"]
-    if len(judged) < LEAST:
-        raise StageCostError(f"{len(judged)} images are too few to compare graphs on: give {LEAST}")
-    return judged, training
+    shown: Split = "train" if data is None else "all"
+    held_out = data is None and trained.has_validation()
+    bundle = trained.load(*((shown, "val") if held_out else (shown,)), data=data)
+    split: Split = "val" if held_out and len(bundle.splits["val"]) >= LEAST else shown
+    if (count := len(bundle.splits[split])) < LEAST:
+        raise StageCostError(f"{count} images are too few to compare graphs on: give {LEAST}")
+    return bundle, split, shown
 
 
 def _calibration(trained: Trained, training: ImageSplit) -> Iterator[Tensor]:

@@ -82,7 +82,7 @@ class Measurements(Result):
         if what was measured is not this network.
         """
         size = _size("", trained)
-        if [replace(network, network="") for network in self.networks] != [size]:
+        if _unnamed(self) != [size]:
             return ()
         kinds = dict.fromkeys((row.batch_size, row.threads) for row in self.timings)
         for kind in sorted(kinds, key=lambda kind: kind[0]):
@@ -185,16 +185,21 @@ def _at_depth(network: ResidualNetwork, cut: Cut) -> Forward:
 
 def _keep(result: Measurements, path: str) -> None:
     """Write what is of one network into its folder, beside older timings of other kinds."""
-    networks = tuple(size for size in result.networks if size.network == path)
+    found = replace(result, networks=tuple(size for size in result.networks if size.network == path))
     timings = [row for row in result.timings if row.network == path]
     file, new = RunFolder(Path(path)).latency, set(map(_kind, timings))
     try:
         old = read_record(Measurements, read_json(file))
     except ValueError:  # none, or of an earlier version
         old = result
-    if (old.machine, old.device, old.networks) == (result.machine, result.device, networks):
-        timings += [row for row in old.timings if _kind(row) not in new]
-    keep_for_report(file, replace(result, networks=networks, timings=tuple(timings)))
+    same = (old.machine, old.device, _unnamed(old)) == (result.machine, result.device, _unnamed(found))
+    if same:  # though its folder may be spelt otherwise
+        timings += [replace(row, network=path) for row in old.timings if _kind(row) not in new]
+    keep_for_report(file, replace(found, timings=tuple(timings)))
+
+
+def _unnamed(measured: Measurements) -> list[NetworkSize]:
+    return [replace(network, network="") for network in measured.networks]
 
 
 def _kind(row: Timing) -> tuple[object, ...]:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from stagecost.calibration import recalibrate
 from stagecost.cut import Cut
+from stagecost.data.fingerprint import fine_tuned
 from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
 from stagecost.latency import measure_latency
+from stagecost.models.catalogue import cut_to
 from stagecost.network import CONFIG_FILE, ResidualNetwork
 from stagecost.prune import PruningPlan, carry_optimizer
 from stagecost.runs.certainty import Interval, paired_drop, wilson
@@ -66,6 +68,17 @@ class Pruning(Result):
     latency_ms_after: float  #: the same of the network that is saved
     #: percent, right after the cut; None if it was not trained after it
     accuracy_before_finetuning: float | None = None
+    weights: str = ""  #: digest of the weights before it; empty in earlier versions
+
+    def check(self, trained: Trained) -> None:
+        """Refuse another network, or other weights of this one.
+
+        Raises:
+            ValueError: this tells of these.
+        """
+        cut_to(trained.network, self.kept_blocks)  # blocks may have left the network since
+        if self.weights not in ("", trained.weights_digest):
+            raise ValueError("it was of other weights")
 
 
 def prune(
@@ -123,8 +136,9 @@ def prune(
             pruned = finetune(trained, pruned, bundle, finetune_epochs, teacher=teacher)
         pruning = _compare(trained, plan, pruned, val, target, finetune_epochs, max_drop, right_after)
         _check_limits(pruning, request)
-        if trained.fingerprint is not None:  # first, so that no network is there without it
-            write_atomically(target / FINGERPRINT_FILE, trained.fingerprint)
+        if (saved := trained.fingerprint) is not None:  # first, so that no network is there without it
+            saved = fine_tuned(saved, bundle) if finetune_epochs else saved
+            write_atomically(target / FINGERPRINT_FILE, saved)
         pruned.save_pretrained(target, **trained.moved(data).details(), pruning=pruning.to_json())
         keep_for_report(RunFolder(trained.path).pruning, pruning)
     return pruning
@@ -198,6 +212,7 @@ def _compare(
         latency_ms_before=times["before"].p50_ms,
         latency_ms_after=times["after"].p50_ms,
         accuracy_before_finetuning=right_after,
+        weights=trained.weights_digest,
     )
 
 

@@ -11,7 +11,6 @@ from stagecost import __version__
 from stagecost.errors import StageCostError, refusing
 from stagecost.exits.costs import mac_costs
 from stagecost.macs import count_macs
-from stagecost.models.catalogue import cut_to
 from stagecost.records import JsonObject, read_record
 from stagecost.report.data import ReportData
 from stagecost.report.page import write_comparison, write_report
@@ -275,6 +274,6 @@ def _record(file: Path, kind: type[Kind], trained: Trained) -> Kind | None:
     remedy = f"{verb} again, name the --checkpoint that it was for, or delete it"
     with refusing(what, remedy, ValueError):
         record = read_record(kind, read_json(file))
-        if isinstance(record, Pruning):  # blocks may have left the network since
-            cut_to(trained.network, record.kept_blocks)
+        if isinstance(record, Pruning):
+            record.check(trained)
         return record

@@ -138,15 +138,7 @@ class Trained:
         Raises:
             StageCostError: images were trained on that were not in this split then.
         """
-        notes: tuple[str, ...] = ()
-        if (saved := self.fingerprint) is not None:
-            changes = check_fingerprint(saved, bundle, split, allow_trained=allow_trained)
-            notes = () if other else changes
-            if split == ALL and (count := trained_images(saved, bundle, split)):
-                every = f"{len(bundle.splits[split]):,} images"
-                notes = (*notes, f"{count:,} of these {every} were trained on, which flatters")
-        else:
-            notes = (f"{self.path} has no {FINGERPRINT_FILE}: nothing tells what it was trained on",)
+        notes = self.notes_on(bundle, split, other=other, allow_trained=allow_trained)
         images = bundle.splits[split]
         targets = images.targets.tolist()
         if not targets:
@@ -154,6 +146,19 @@ class Trained:
         batches = eval_batches(images, self.image_format, device=self.device)
         digest = digest_of(bundle, split) if split in bundle.chosen else ""
         return Judged(batches, len(targets), chance_of(targets), notes, digest)
+
+    def notes_on(
+        self, bundle: DataBundle, split: Split, *, other: bool = False, allow_trained: bool = False
+    ) -> tuple[str, ...]:
+        """Say what makes it doubtful to judge it on images; see `judged_on`."""
+        if (saved := self.fingerprint) is None:
+            return (f"{self.path} has no {FINGERPRINT_FILE}: nothing tells what it was trained on",)
+        changes = check_fingerprint(saved, bundle, split, allow_trained=allow_trained)
+        notes = () if other else changes
+        if split == ALL and (count := trained_images(saved, bundle, split)):
+            every = f"{len(bundle.splits[split]):,} images"
+            notes = (*notes, f"{count:,} of these {every} were trained on, which flatters")
+        return notes
 
     @property
     def fingerprint(self) -> str | None:
