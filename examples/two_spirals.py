@@ -40,9 +40,6 @@ class PointHead(nn.Module):
         logits: Tensor = self.linear(state)
         return logits
 
-    def select_outputs(self, depths: list[int]) -> None:
-        """Nothing belongs to single depths."""
-
 
 def point_network(num_blocks: int = NUM_BLOCKS, width: int = WIDTH) -> sc.ResidualNetwork:
     """Build the network; points come as images of two channels and one pixel, (B, 2, 1, 1)."""

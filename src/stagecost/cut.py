@@ -25,6 +25,9 @@ from stagecost.text import format_indices
 Stages = Sequence[Sequence[int]]
 """Positions of the blocks, grouped by stage: ((0, 1, 2), (3, 4)) are stages of three and two blocks."""
 
+NUMBER = r"\d{1,4}"
+"""Of a block, or of blocks, as cuts are written."""
+
 Depths = Literal["all"] | int | Sequence[int] | None
 """The grammar of the paper's outputs: `None` is the terminal output, an int k one output y_k, a sequence
 several, `"all"` is y_0 … y_N. Negative numbers count from the end: -1 is the terminal output."""
@@ -77,7 +80,13 @@ class Cut:
 
     @classmethod
     def stages(cls, *counts: int) -> "Cut":
-        """Return the first M_s blocks of each stage."""
+        """Return the first M_s blocks of each stage.
+
+        Raises:
+            StageCostError: no count, or one that is no whole number of at least 0.
+        """
+        if not counts:
+            raise StageCostError("a cut by stages needs counts: give one of each, as Cut.stages(3, 2)")
         return cls(per_stage=counts)
 
     @classmethod
@@ -89,12 +98,14 @@ class Cut:
         Raises:
             StageCostError: it is something else.
         """
+        if not isinstance(text, str):
+            raise StageCostError(f"{text!r} is no text: give one such as '4', or a Cut")
         if text.strip().startswith("["):
             return cls(_listed(text.strip()))
         parts = [part.strip() for part in text.split("+")]
         if text.strip() == "whole":
             return cls.whole()
-        if not all(part.isascii() and part.isdigit() for part in parts):
+        if not all(re.fullmatch(NUMBER, part, re.ASCII) for part in parts):
             raise StageCostError(f"{text!r} is not a cut: give a number of blocks, such as 4, or 3+3+4")
         counts = [int(part) for part in parts]
         return cls.first(counts[0]) if len(counts) == 1 else cls.stages(*counts)
@@ -177,13 +188,30 @@ def _whole_numbers(numbers: Iterable[int]) -> tuple[int, ...]:
     Raises:
         StageCostError: as described.
     """
-    if not isinstance(numbers, Iterable):
-        raise StageCostError(f"{numbers!r} is no list of blocks: give one, such as Cut((0, 2))")
-    given = tuple(numbers)
-    for number in given:
-        if isinstance(number, bool) or not isinstance(number, SupportsIndex) or number < 0:
+    try:
+        given = tuple(numbers)
+    except TypeError:
+        raise StageCostError(f"{numbers!r} is no list of blocks: give one, as in Cut((0, 2))") from None
+    found = tuple(map(whole_number, given))
+    for number, value in zip(given, found, strict=True):
+        if value is None or value < 0:
             raise StageCostError(f"{number!r} in a cut is not a whole number of at least 0")
-    return tuple(map(index, given))
+    return tuple(value for value in found if value is not None)
+
+
+def whole_number(number: object) -> int | None:
+    """Return a whole number, also one of NumPy or torch, as Python's own; None of anything else.
+
+    Truth values are none, of whichever library: a list of them would be a mask.
+    """
+    if type(number) is int:
+        return number
+    if not isinstance(number, SupportsIndex) or "bool" in str(getattr(number, "dtype", type(number))):
+        return None
+    try:
+        return index(number)
+    except TypeError:  # a tensor of a fraction, or of several numbers
+        return None
 
 
 def _listed(text: str) -> tuple[int, ...]:
@@ -192,10 +220,10 @@ def _listed(text: str) -> tuple[int, ...]:
     Raises:
         StageCostError: they are none.
     """
-    found = re.fullmatch(r"\[((?:\d{1,4}(?:-\d{1,4})?[ ,]*)+)\]", text, re.ASCII)
-    if found is None:
+    parts = re.split("[ ,]+", text[1:-1].strip(" ,"))
+    if text[-1] != "]" or not all(re.fullmatch(rf"{NUMBER}(-{NUMBER})?", p, re.ASCII) for p in parts):
         raise StageCostError(f"{text!r} is not a cut: give positions of blocks, such as [0-2 5 7]")
-    ends = [part.split("-") for part in re.split("[ ,]+", found[1].strip(" ,"))]
+    ends = [part.split("-") for part in parts]
     if turned := ["-".join(end) for end in ends if int(end[0]) > int(end[-1])]:
         raise StageCostError(f"{text!r} is not a cut: {turned[0]} goes backwards")
     return tuple(k for end in ends for k in range(int(end[0]), int(end[-1]) + 1))
@@ -239,20 +267,26 @@ def resolve_depths(depths: Depths, num_blocks: int) -> tuple[int, ...]:
                 f"depths={depths!r} is unknown: give 'all', one depth, several depths, or None"
             )
         return tuple(range(num_blocks + 1))
-    wanted = tuple(depths) if isinstance(depths, Iterable) else (depths,)
+    wanted = tuple(depths) if are_several(depths) else (depths,)  # type: ignore[arg-type]
     if not wanted:
         raise StageCostError("depths is empty: give at least one depth, or None for the last")
     return tuple(_resolve_depth(depth, num_blocks) for depth in wanted)
 
 
-def _resolve_depth(depth: int, num_blocks: int) -> int:
-    if isinstance(depth, bool) or not isinstance(depth, SupportsIndex):
+def are_several(depths: Depths) -> bool:
+    """Tell whether depths are a list, even of one; a tensor without dimensions is one number."""
+    return isinstance(depths, Iterable) and getattr(depths, "shape", None) != ()
+
+
+def _resolve_depth(depth: object, num_blocks: int) -> int:
+    k = whole_number(depth)
+    if k is None:
         raise StageCostError(f"depth {depth!r} is not an integer: give numbers from 0 to {num_blocks}")
-    if not -num_blocks - 1 <= depth <= num_blocks:
+    if not -num_blocks - 1 <= k <= num_blocks:
         raise StageCostError(
             f"depth {depth} is impossible with {num_blocks} blocks: give a number from 0 to {num_blocks}"
         )
-    return index(depth) % (num_blocks + 1)
+    return k % (num_blocks + 1)
 
 
 def resolve_cuts(cuts: "Cut | Iterable[Cut]", stages: Stages) -> tuple[Cut, ...]:

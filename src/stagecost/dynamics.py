@@ -84,9 +84,11 @@ def step(block: nn.Module, state: Tensor, scale: Tensor | None = None) -> Tensor
     if scale is None:
         whole: Tensor = block(state)
         return whole
-    skipped = skip_of(block)(state)
+    skip = skip_of(block)
     if type(block) is ResidualBlock:
-        return _add_scaled(skipped, block.residual(state), scale)
+        return _add_scaled(skip(state), block.residual(state), scale)
+    with FrozenStatistics([skip]) if block.training else nullcontext():
+        skipped = skip(state)  # once more within the block
     following = block(state)
     if isinstance(following, tuple):  # what the block hands on untouched is no control
         pairs = zip(skipped, following, strict=True)

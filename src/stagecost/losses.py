@@ -59,6 +59,13 @@ def counted_samples(targets: Tensor, loss: LossFunction) -> float:
     return len(targets) * float(counts.mean())
 
 
+def leaves_out(targets: Tensor, loss: LossFunction) -> bool:
+    """Tell whether a cross-entropy of torch leaves samples out, as those of class -100."""
+    options = _options_of_cross_entropy(loss)
+    ignored = IGNORED_CLASS if options is None else options.get("ignore_index", IGNORED_CLASS)
+    return bool(targets.eq(ignored).any())
+
+
 def _options_of_cross_entropy(loss: LossFunction) -> Mapping[str, Any] | None:
     """Return what a cross-entropy of torch, a function or a module, is told; None for another loss."""
     if type(loss) is nn.CrossEntropyLoss and loss.reduction == "mean":
@@ -81,7 +88,8 @@ def distilled(loss: LossFunction, share: float = 0.5, temperature: float = 1.0) 
     """Mix the loss with the Kullback-Leibler divergence from the detached terminal output.
 
     (1 − share)·L(y_k, target) + share·T²·KL(softmax(y_N/T) ‖ softmax(y_k/T)), as in Hinton et al. 2015;
-    with share = 0.5 as in "Be Your Own Teacher" (Zhang et al. 2019). For classifiers.
+    with share = 0.5 as in "Be Your Own Teacher" (Zhang et al. 2019). For classifiers, whose outputs are
+    (B, classes); it refuses others.
 
     Args:
         loss: the training loss.
@@ -97,6 +105,11 @@ def distilled(loss: LossFunction, share: float = 0.5, temperature: float = 1.0) 
         raise StageCostError(f"temperature is {temperature}: give a number above 0")
 
     def stage_loss(output: Tensor, target: Tensor, terminal: Tensor) -> Tensor:
+        if output.dim() != 2:
+            raise StageCostError(
+                f"outputs of shape {tuple(output.shape)} do not tell where their classes are: give "
+                "(B, classes), or a stage loss of your own"
+            )
         student = F.log_softmax(output / temperature, dim=-1)
         teacher = F.log_softmax(terminal / temperature, dim=-1)
         divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)

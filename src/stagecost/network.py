@@ -8,6 +8,7 @@ Training", arXiv 2506.21453; the states are the trajectory, the weights of F_k t
 
 import copy
 import itertools
+import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Self, cast, overload
 import torch
 from torch import Tensor, nn
 
-from stagecost.cut import Cut, Depths, resolve_cuts, resolve_depths
+from stagecost.cut import Cut, Depths, are_several, resolve_cuts, resolve_depths
 from stagecost.dynamics import Observer, Pass, Rollout, SkipChain, Tail, is_identity, skip_of
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, refusing
 from stagecost.fast.chains import collapsed_tails
 from stagecost.fast.reading import LeanHead, reader_of
 from stagecost.norms import copies_of_norms, norms_in, with_norms
 from stagecost.records import JsonObject
-from stagecost.storage import write_json, write_tensors
+from stagecost.storage import check_nesting, write_json, write_tensors
 from stagecost.text import format_indices, html_table
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+RESERVED = {"format", "name", "arguments", "kept_blocks", "target_norms", "description"}
+"""What no detail of a saved network may be called."""
 LITERALLY = Pass()
 
 
@@ -81,7 +84,8 @@ class ResidualNetwork(nn.Module):
         Args:
             stem: maps images (B, C, H, W) to x_0.
             blocks: the residual blocks, in order; a mapping names each by the paper's index k.
-            head: called as `head(state, depth)`; see `stagecost.head.OutputHead`.
+            head: called as `head(state, depth)`; `select_outputs(depths)`, if it has that, is told which
+                depths are left of a cut; see `stagecost.head.OutputHead`.
             description: what rebuilds the structure; needed to save the network.
         """
         super().__init__()
@@ -94,6 +98,9 @@ class ResidualNetwork(nn.Module):
         self.details: JsonObject = {}
         if len(self.blocks) == 0:
             raise StageCostError("a network needs at least one block, got 0: raise num_blocks")
+        for k, block in self.blocks.items():
+            if not isinstance(getattr(block, "skip", None), nn.Module):
+                raise StageCostError(f"block {k} has no module `skip`: give it one, or a ResidualBlock")
 
     def forward(
         self,
@@ -143,7 +150,7 @@ class ResidualNetwork(nn.Module):
             if together:
                 by_cut |= zip(together, self._pass(x_0, together, how, scales, observe), strict=True)
         outputs = [by_cut[cut] for cut in wanted]
-        single = isinstance(cuts, Cut) or (cuts is None and not isinstance(depths, Iterable))
+        single = isinstance(cuts, Cut) or (cuts is None and not are_several(depths))
         return outputs[0] if single else torch.stack(outputs)
 
     def rollout(self, how: Pass = LITERALLY) -> Rollout:
@@ -359,7 +366,8 @@ class ResidualNetwork(nn.Module):
         for position, name in enumerate(names):
             if position not in kept:
                 del self.blocks[name]
-        self.head.select_outputs([0, *(k + 1 for k in kept)])  # type: ignore[operator]
+        if callable(select := getattr(self.head, "select_outputs", None)):
+            select([0, *(k + 1 for k in kept)])
         if self.description is not None:
             indices = self.block_indices
             self.description = replace(self.description, kept_blocks=indices, target_norms=())
@@ -394,7 +402,8 @@ class ResidualNetwork(nn.Module):
             details: further JSON values to keep beside the structure.
 
         Raises:
-            StageCostError: the network was put together by hand and has no description.
+            StageCostError: the network was put together by hand and has no description, or a detail has
+                the name of a part of it, or is no JSON.
         """
         if self.description is None:
             raise StageCostError(
@@ -403,6 +412,10 @@ class ResidualNetwork(nn.Module):
             )
         folder, description = Path(folder), self.description.to_json()
         details = {**self.details, **details}
+        if taken := sorted(RESERVED & details.keys()):
+            raise StageCostError(f"{taken[0]} is a part of the structure, and no detail: rename it")
+        with refusing("the details are no JSON", "give plain, finite values", TypeError, ValueError):
+            check_nesting(json.loads(json.dumps(details, allow_nan=False)))
         # The weights carry all of it, too: whatever a crash leaves, the two cannot be mixed up.
         metadata = {**details, "description": description}
         write_tensors(folder / WEIGHTS_FILE, self.state_dict(), metadata)

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 import torch
@@ -73,15 +74,18 @@ class StageCost:
         """Refuse impossible weights.
 
         Raises:
-            StageCostError: there is not one weight a cut, or one is negative or not finite.
+            StageCostError: there is not one weight a cut, or one is negative or not finite, or all that
+                a normalised objective would be divided by is 0.
         """
         if len(self.weights) != len(self.cuts):
             raise StageCostError(
                 f"{len(self.weights)} weights for {len(self.cuts)} cuts: give one weight a cut"
             )
         for weight in (*self.weights, self.terminal_weight):
-            if not (math.isfinite(weight) and weight >= 0):
-                raise StageCostError(f"stage weight {weight}: give a finite number of at least 0")
+            if not (isinstance(weight, Real) and 0 <= weight < math.inf):
+                raise StageCostError(f"stage weight {weight!r}: give a finite number of at least 0")
+        if self.normalized and not self.scale:
+            raise StageCostError("all weights are 0, by which nothing can be divided: give one above 0")
 
     @classmethod
     def uniform(cls, num_blocks: int, gamma: float, *, first: int = 0, **options: Any) -> "StageCost":
@@ -96,8 +100,8 @@ class StageCost:
         Raises:
             StageCostError: gamma is negative or not finite, or there is no such output.
         """
-        if not (math.isfinite(gamma) and gamma >= 0):
-            raise StageCostError(f"gamma is {gamma}: give a finite number of at least 0")
+        if not (isinstance(gamma, Real) and 0 <= gamma < math.inf):
+            raise StageCostError(f"gamma is {gamma!r}: give a finite number of at least 0")
         if gamma and not 0 <= first < num_blocks:
             raise StageCostError(
                 f"no output from depth {first} on comes before the last of {num_blocks} blocks: give "
@@ -107,9 +111,9 @@ class StageCost:
         return cls(tuple(map(Cut.first, depths)), (gamma,) * len(depths), **options)
 
     @classmethod
-    def targets(cls, cuts: Iterable[Cut], weight: float = 1.0, **options: Any) -> "StageCost":
-        """Return a stage cost on a few target cuts, each with the same weight."""
-        chosen = tuple(cuts)
+    def targets(cls, cuts: Cut | Iterable[Cut], weight: float = 1.0, **options: Any) -> "StageCost":
+        """Return a stage cost on a few target cuts, or on one, each with the same weight."""
+        chosen = (cuts,) if isinstance(cuts, Cut) else tuple(cuts)
         return cls(chosen, (weight,) * len(chosen), **options)
 
     @property
@@ -233,7 +237,8 @@ class StageCost:
         values = losses[:-1]
         if self.stage_loss is not None:
             last = outputs[-1].detach()
-            values = torch.stack([self.stage_loss(output, targets, last) for output in outputs[:-1]])
+            stage_losses = (self.stage_loss(output, targets, last) for output in outputs[:-1])
+            values = torch.stack([loss.mean() for loss in stage_losses])
         if len(active) < len(self.weights):
             values = values[active]
         stage = (values * values.new_tensor([self.weights[i] for i in active])).sum()
@@ -307,6 +312,7 @@ def equilibrate(network: ResidualNetwork, stage_cost: StageCost, how: Pass = LIT
         how: the pass was done: gates weigh the losses beyond them.
     """
     targets = dict(zip(stage_cost.cuts, stage_cost.weights, strict=True))
+    how = replace(how, gates=tuple(gate for gate in how.gates if gate < network.num_blocks))
     whole = stage_cost.weight_behind(-1, how)
     shares: list[tuple[nn.Module, float]] = [(network.stem, whole), (network.head, whole)]
     blocks = enumerate(network.blocks.values())
@@ -323,7 +329,12 @@ def mean_log_probabilities(outputs: Tensor) -> Tensor:
     """Return one answer of several outputs: (K, B, classes) → (B, classes), mean log-probabilities.
 
     Nothing is trained for it. The largest entry is the class with the largest product of probabilities.
+
+    Raises:
+        StageCostError: the outputs have another shape.
     """
+    if outputs.dim() != 3:
+        raise StageCostError(f"outputs of shape {tuple(outputs.shape)}: give (K, B, classes)")
     return F.log_softmax(outputs, dim=-1).mean(dim=0)
 
 

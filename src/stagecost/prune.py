@@ -217,15 +217,15 @@ def _candidates(
     """Return the cuts to choose from, each with its score."""
     if isinstance(keep, Integral):  # those of NumPy, too
         keep = keep if isinstance(keep, bool) else int(keep)
-        _check_count(network, keep)
     known = [row for row in trajectory.rows if network.can_keep(row.cut)]
     wanted = list(dict.fromkeys([*possible_cuts(network), *(row.cut for row in known)]))
     if isinstance(keep, Cut):
         wanted = [network.resolve(keep)]
         network.keep(wanted[0])  # or say that it is impossible
     if isinstance(keep, int):
-        wanted = [cut for cut in wanted if len(cut.blocks) == keep]
+        wanted = [cut for cut in wanted if len(cut.blocks) == keep and not isinstance(keep, bool)]
         if not wanted:
+            _check_count(network, keep)
             raise StageCostError(f"no cut to {keep} blocks was tried: give the blocks of each stage")
     rows = {row.cut: row for row in known}
     missing = [cut for cut in wanted if cut not in rows]

@@ -20,7 +20,7 @@ from stagecost.controls import ControlSizes, weight_norms
 from stagecost.cut import Cut, resolve_cuts
 from stagecost.dynamics import Observer, Pass
 from stagecost.errors import StageCostError
-from stagecost.losses import LossFunction, counted_samples, losses_of
+from stagecost.losses import LossFunction, counted_samples, leaves_out, losses_of
 from stagecost.network import ResidualNetwork, first_tensor
 from stagecost.text import html_table, one_line
 
@@ -283,7 +283,7 @@ def evaluate_cuts(
                 with naming_shapes(outputs, targets):
                     rows = losses_of(outputs, targets, loss, row_by_row=True)
                 losses += rows.double().cpu() * weight
-            correct += count_correct(outputs, targets)
+            correct += math.nan if leaves_out(targets, loss) else count_correct(outputs, targets)
             num_samples, counted = num_samples + len(targets), counted + weight
     if not counted:
         raise StageCostError(NOTHING)

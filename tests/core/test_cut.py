@@ -72,7 +72,13 @@ def test_the_printed_form_is_read_again(cut: Cut) -> None:
     assert Cut.parse(str(cut)) == cut
 
 
-@pytest.mark.parametrize("text", ["", "four", "3+", "-1", "3,4", "²", "[5-2]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "four", "3+", "-1", "3,4", "²", "[5-2]", "[]", "[", "[1", "99999999999", "9" * 5000),
+        *("[0-23-5]", "[12345678]", "[0-99999999]", "[1 2-]", f"[{'1' * 40}x]", f"[{'1 ' * 40}x]"),
+    ],
+)
 def test_what_is_not_a_cut_is_refused(text: str) -> None:
     with pytest.raises(StageCostError, match="is not a cut"):
         Cut.parse(text)
@@ -83,10 +89,22 @@ def test_impossible_cuts_are_refused() -> None:
         Cut.first(8).among(STAGES)
     with pytest.raises(StageCostError, match=r"impossible in stages of \[2, 3, 2\]"):
         Cut.stages(1, 4, 1).among(STAGES)
-    for number in (-1, 1.5, True):
+    for number in (-1, 1.5, True, np.True_, torch.tensor(True), torch.tensor(1.5), torch.ones(2).long()):
         with pytest.raises(StageCostError, match="whole number"):
             Cut((number,))  # type: ignore[arg-type]
-    network = build("homogeneous")
+    assert Cut(torch.tensor([2, 0])) == Cut(np.array([0, 2])) == Cut((0, 2))
+    with pytest.raises(StageCostError, match="is no list of blocks"):
+        Cut(torch.tensor(1))
+    with pytest.raises(StageCostError, match="needs counts"):
+        Cut.stages()
+    with pytest.raises(StageCostError, match="4 is no text"):
+        Cut.parse(4)  # type: ignore[arg-type]
+    network = build("homogeneous").eval()
+    one, several = network(images(), depths=torch.tensor(2)), network(images(), depths=torch.tensor([2]))
+    assert torch.equal(one, network(images(), depths=2))
+    assert torch.equal(several, one[None])
+    with pytest.raises(StageCostError, match="is not an integer"):
+        network(images(), depths=torch.tensor([True, False]))
     with pytest.raises(StageCostError, match="cuts is empty"):
         network(images(), [])
     with pytest.raises(StageCostError, match="exclude each other"):

@@ -7,6 +7,7 @@ from torch import Tensor
 import stagecost as sc
 from helpers import build, images, labels
 from stagecost.cut import Cut
+from stagecost.errors import StageCostError
 from stagecost.losses import losses_of
 from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost, equilibrate, mean_log_probabilities
@@ -59,6 +60,18 @@ def test_equilibrium_behind_a_closed_gate_is_the_loss_of_the_target_alone() -> N
         if name.startswith(("stem", "blocks")):
             alone = separate[nearest][name] / (0.5, 2.0, 1.0)[nearest]
             torch.testing.assert_close(parameter.grad, alone, rtol=1e-4, atol=1e-6)
+
+
+def test_a_gate_at_the_last_depth_holds_nothing_back() -> None:
+    """As where the training cut the network to one of its targets, which stays a target."""
+    cost = StageCost.targets([sc.Cut.first(1), sc.Cut.first(4)])
+    network, whole = (build("homogeneous").train() for _ in range(2))
+    for one, gates in ((network, (1, 4)), (whole, (1,))):
+        how = sc.Pass(gates=gates, beta=0.5)
+        cost(one(images(), cost.outputs, how=how), labels()).total.backward()
+        equilibrate(one, cost, how)
+    for parameter, other in zip(network.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(parameter.grad, other.grad)
 
 
 def test_equilibrium_scales_what_blocks_share_once() -> None:
@@ -129,4 +142,6 @@ def test_the_common_answer_is_that_of_the_product_of_probabilities() -> None:
     outputs = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0)).double()
     product = outputs.softmax(dim=-1).prod(dim=0) ** (1 / 3)
     torch.testing.assert_close(mean_log_probabilities(outputs).exp(), product)
+    with pytest.raises(StageCostError, match=r"give \(K, B, classes\)"):
+        mean_log_probabilities(outputs[0])
     torch.testing.assert_close(mean_log_probabilities(outputs[:1]), outputs[0].log_softmax(dim=-1))

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -35,8 +36,35 @@ class StateItself(nn.Module):
     def forward(self, state: torch.Tensor, depth: int) -> torch.Tensor:
         return state
 
-    def select_outputs(self, depths: object) -> None:
-        """Nothing belongs to single depths."""
+
+def test_a_block_has_a_skip() -> None:
+    with pytest.raises(StageCostError, match="block 1 has no module `skip`"):
+        sc.ResidualNetwork(nn.Flatten(), [sc.ResidualBlock(nn.Tanh()), nn.Tanh()], StateItself())
+
+
+def test_details_are_json_of_other_names(tmp_path: Path) -> None:
+    network = build("homogeneous")
+    for details in ({"name": "mine"}, {"format": "jpeg"}, {"target_norms": []}):
+        with pytest.raises(StageCostError, match="is a part of the structure, and no detail"):
+            network.save_pretrained(tmp_path, **details)
+    deep: list[object] = []
+    for _ in range(40):
+        deep = [deep]
+    for value in (float("nan"), torch.ones(2), deep):
+        with pytest.raises(StageCostError, match="the details are no JSON"):
+            network.save_pretrained(tmp_path, note=value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_crash_between_the_two_files_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build("homogeneous")
+    network.save_pretrained(tmp_path, class_names=["cat", "dog"])
+    assert load(tmp_path).details == {"class_names": ["cat", "dog"]}
+    monkeypatch.setattr("stagecost.network.write_json", mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        network.save_pretrained(tmp_path, class_names=["dog", "cat"])
+    with pytest.raises(StageCostError, match="differ in 'class_names', as of two savings"):
+        load(tmp_path)
 
 
 def test_a_network_may_have_no_parameters() -> None:

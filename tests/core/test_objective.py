@@ -109,7 +109,7 @@ def test_the_terminal_output_alone_is_enough_for_gamma_zero() -> None:
     assert terms.losses.shape == (1,)
 
 
-@pytest.mark.parametrize("gamma", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("gamma", [-1.0, math.nan, math.inf, "x", None])
 def test_impossible_gamma_is_refused(gamma: float) -> None:
     with pytest.raises(StageCostError, match="gamma"):
         StageCost.uniform(2, gamma)
@@ -261,7 +261,13 @@ def test_a_uniform_cost_without_any_output_is_refused(num_blocks: int, first: in
         StageCost.uniform(num_blocks, 0.3, first=first)
 
 
+def test_a_normalised_objective_needs_a_weight() -> None:
+    with pytest.raises(StageCostError, match="all weights are 0"):
+        StageCost(terminal_weight=0.0, normalized=True)
+
+
 def test_targets_bear_weight_one_and_the_terminal_weight_counts() -> None:
+    assert StageCost.targets(Cut.first(2)) == StageCost.targets([Cut.first(2)])
     network = build("staged").eval()
     targets = StageCost.targets([Cut.stages(1, 2, 1), Cut.stages(2, 2, 2)])
     heavier = replace(targets, terminal_weight=3.0, normalized=True)
@@ -286,6 +292,24 @@ def test_distilled_is_the_mixture_of_its_definition() -> None:
     values = stage_cost(outputs, target)
     (grad,) = torch.autograd.grad(values.stage, outputs)
     assert not grad[-1].any(), "the teacher learns nothing from its pupils"
+
+
+def test_distilled_is_for_outputs_of_classes_alone() -> None:
+    maps, truth = torch.randn(2, 4, 5, 3, 3), torch.zeros(4, 3, 3, dtype=torch.long)
+    with pytest.raises(
+        StageCostError, match=r"shape \(4, 5, 3, 3\) do not tell where their classes are"
+    ):
+        StageCost.uniform(1, 0.5, stage_loss=distilled(F.cross_entropy))(maps, truth)
+
+
+def test_a_stage_loss_of_each_sample_is_its_mean() -> None:
+    outputs, target = torch.randn(3, 4, 5).double(), labels()
+
+    def singly(output: Tensor, targets: Tensor, last: Tensor) -> Tensor:
+        return F.cross_entropy(output, targets, reduction="none")
+
+    found = StageCost.uniform(2, 0.5, stage_loss=singly)(outputs, target)
+    torch.testing.assert_close(found.total, StageCost.uniform(2, 0.5)(outputs, target).total)
 
 
 def test_losses_of_all_depths_at_once_are_those_one_by_one() -> None:

@@ -112,6 +112,24 @@ def test_a_mean_loss_does_not_depend_on_the_batches(loss: Any) -> None:
         assert whole[-1] == pytest.approx(float(loss(network.eval()(x), y)))
 
 
+def test_there_is_no_accuracy_of_samples_that_a_loss_leaves_out() -> None:
+    network, x, y = build("homogeneous").eval(), images(8), torch.tensor([0, 1, 2, 3, 4, 1, 2, 255])
+    losses = (partial(F.cross_entropy, ignore_index=255), nn.CrossEntropyLoss(ignore_index=255))
+    for loss in losses:
+        assert math.isnan(sc.loss_trajectory(network, [(x, y)], loss=loss).whole.accuracy)
+        assert not math.isnan(sc.loss_trajectory(network, [(x[:7], y[:7])], loss=loss).whole.accuracy)
+
+
+def test_a_count_that_the_rows_of_the_trajectory_have() -> None:
+    network, data = build("staged").eval(), loader()
+    cut = sc.Cut((network.num_blocks - 1,))
+    trajectory = sc.loss_trajectory(network, data, cuts=[cut])
+    if network.can_keep(cut):
+        assert sc.plan_pruning(network, trajectory, keep=1, loader=data).cut == cut
+    with pytest.raises(StageCostError, match="keeping True of"):
+        sc.plan_pruning(network, trajectory, keep=True, loader=data)
+
+
 def test_what_to_keep_is_a_number_or_a_cut() -> None:
     network, data = build("homogeneous"), loader()
     trajectory = sc.loss_trajectory(network, data)

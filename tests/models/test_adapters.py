@@ -450,6 +450,17 @@ def test_scaled_branches_lie_between_with_and_without() -> None:
     torch.testing.assert_close(view(x, scales=ones), view(x, Cut.without(2)))
 
 
+def test_scaled_branches_count_a_batch_once() -> None:
+    """Their skips are computed twice, by themselves and within the blocks."""
+    view = sc.create_model("timm/test_resnet", num_classes=5, image_size=32).train()
+    plain = copy.deepcopy(view)
+    x = torch.randn(4, 3, 32, 32)
+    plain(x)
+    view(x, scales=torch.ones(view.num_blocks))
+    for (name, buffer), other in zip(view.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(buffer, other, msg=name)
+
+
 def test_states_of_several_tensors() -> None:
     class Pair(nn.Module):
         def __init__(self) -> None:

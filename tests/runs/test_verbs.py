@@ -34,14 +34,14 @@ ANALYZE = (
 PRUNE = (
     "kept_blocks num_blocks_before accuracy_before accuracy_predicted accuracy_after parameters_before "
     "parameters_after macs_before macs_after path network finetune_epochs interval drop_interval "
-    "warnings accuracy_before_finetuning loss_before loss_after latency_ms_before latency_ms_after"
+    "warnings accuracy_before_finetuning loss_before loss_after latency_ms_before latency_ms_after weights"
 )
 
 TRAIN = "run epochs val_accuracy val_loss num_blocks kept_blocks gamma cuts suggested_targets seconds"
 EVALUATE = "accuracy loss num_blocks parameters macs split warnings"
 BOUND = (
     "objective gamma weight_decay num_blocks trained_variant normalized_loss bounds predicted_blocks "
-    "truncation_predicted_blocks"
+    "truncation_predicted_blocks warnings"
 )
 
 

@@ -284,9 +284,6 @@ class LinearHead(nn.Linear):
         """Map states (B, width) to logits (B, classes)."""
         return super().forward(state)
 
-    def select_outputs(self, depths: object) -> None:
-        """Nothing belongs to single depths."""
-
 
 @register_model("residual_mlp")
 def residual_mlp(*, num_features: int, num_blocks: int, width: int, num_classes: int) -> ResidualNetwork:

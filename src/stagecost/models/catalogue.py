@@ -17,16 +17,19 @@ from stagecost.errors import StageCostError, refusing
 from stagecost.models import native  # the native builders enter themselves
 from stagecost.models.registry import Builder, catalogue, find_builder
 from stagecost.models.weights import load_matching, read_weights
-from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, NetworkDescription, ResidualNetwork
+from stagecost.network import (
+    CONFIG_FILE,
+    RESERVED,
+    WEIGHTS_FILE,
+    NetworkDescription,
+    ResidualNetwork,
+)
 from stagecost.records import read_typed, writable
 from stagecost.storage import read_json, read_tensors
 from stagecost.text import one_line
 
 if TYPE_CHECKING:
     from stagecost.models.adapters.libraries import LibraryBuilder
-
-# Of a saved network; its pruning is a record of these weights, and another training may follow.
-NO_DETAILS = {"format", "name", "arguments", "kept_blocks", "pruning"}
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -247,12 +250,16 @@ def load(folder: str | Path) -> ResidualNetwork:
     config = read_config(folder)
     tensors, metadata = read_tensors(folder / WEIGHTS_FILE)
     description = read_description(config, folder / CONFIG_FILE)
+    both = f"{folder / CONFIG_FILE} and {WEIGHTS_FILE}"
     if metadata.get("description", description.to_json()) != description.to_json():
-        raise StageCostError(
-            f"{folder / CONFIG_FILE} and {WEIGHTS_FILE} describe different networks: save it again"
-        )
+        raise StageCostError(f"{both} describe different networks: save it again")
+    details = {key: value for key, value in config.items() if key not in RESERVED}
+    carried = {key: value for key, value in metadata.items() if key not in RESERVED}
+    if apart := sorted(k for k in details.keys() | carried if details.get(k) != carried.get(k)):
+        raise StageCostError(f"{both} differ in {apart[0]!r}, as of two savings: save it again")
     network = restore(description, tensors, source=folder / WEIGHTS_FILE)
-    network.details |= {key: value for key, value in config.items() if key not in NO_DETAILS}
+    # Its pruning is a record of these weights, and another training may follow.
+    network.details |= {key: value for key, value in details.items() if key != "pruning"}
     return network.eval()
 
 
