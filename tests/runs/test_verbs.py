@@ -34,7 +34,8 @@ ANALYZE = (
 PRUNE = (
     "kept_blocks num_blocks_before accuracy_before accuracy_predicted accuracy_after parameters_before "
     "parameters_after macs_before macs_after path network finetune_epochs interval drop_interval "
-    "warnings accuracy_before_finetuning loss_before loss_after latency_ms_before latency_ms_after weights"
+    "warnings accuracy_before_finetuning loss_before loss_after latency_ms_before latency_ms_after "
+    "weights"
 )
 
 TRAIN = "run epochs val_accuracy val_loss num_blocks kept_blocks gamma cuts suggested_targets seconds"
