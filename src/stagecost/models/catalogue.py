@@ -256,7 +256,7 @@ def load(folder: str | Path) -> ResidualNetwork:
     details = {key: value for key, value in config.items() if key not in RESERVED}
     carried = {key: value for key, value in metadata.items() if key not in RESERVED}
     if apart := sorted(k for k in details.keys() | carried if details.get(k) != carried.get(k)):
-        raise StageCostError(f"{both} differ in {apart[0]!r}, as of two savings: restore both from one copy")
+        raise StageCostError(f"{both} differ in {apart[0]!r}, as of two savings: restore both together")
     network = restore(description, tensors, source=folder / WEIGHTS_FILE)
     # Its pruning is a record of these weights, and another training may follow.
     network.details |= {key: value for key, value in details.items() if key != "pruning"}
