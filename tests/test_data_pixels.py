@@ -236,8 +236,8 @@ def test_all_alike_is_refused(tmp_path: Path) -> None:
     assert load(flat).format.std[0] > 0.05
 
 
-def deep_colours(value: int) -> bytes:
-    """A PNG file with colours of 16 bits, which Pillow does not write."""
+def deep_colours(value: int, notes: bytes = b"") -> bytes:
+    """A PNG file with colours of 16 bits, which Pillow does not write, and with a camera's notes."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         checked = name + content
@@ -245,6 +245,7 @@ def deep_colours(value: int) -> bytes:
 
     rows = b"".join(b"\0" + struct.pack(">12H", *[value, value // 2, 0] * 4) for _ in range(4))
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0))
+    head += chunk(b"eXIf", notes) if notes else b""
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
@@ -252,6 +253,10 @@ def test_colours_of_16_bits() -> None:
     assert decode(deep_colours(65535)).array[0, :, 0, 0].tolist() == [255, 127, 0]
     with pytest.raises(ValueError, match=r"colours of 16 bits .* convert them to colours of 8 bits"):
         decode(deep_colours(4095), deep_colours(300))
+    upright = Image.Exif()
+    upright[0x0112] = 1
+    with pytest.raises(ValueError, match=r"colours of 16 bits .* convert them to colours of 8 bits"):
+        decode(*(deep_colours(value, upright.tobytes()[6:]) for value in (4095, 300)))
 
 
 def test_values_beyond_the_training_images(tmp_path: Path) -> None:

@@ -198,6 +198,12 @@ def test_it_runs_where_torch_is_not_installed(
         assert (label, where) == (outputs[depth][place].label, f"depth {depth}")
         assert float(share) == pytest.approx(outputs[depth][place].probability, abs=1e-4)
     assert len({row[3] for row in rows}) > 1
+    spec = json.loads((tmp_path / "out" / "model.json").read_text())
+    spec["class_names"] = [f"a\t{number}\nb" for number in range(10)]
+    (tmp_path / "out" / "model.json").write_text(json.dumps(spec))
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    again = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [row[1] for row in again] == [f"a\\t{row[1]}\\nb" for row in rows]
     Image.fromarray(rng.integers(0, 60000, (8, 8), dtype=np.uint16)).save(tmp_path / "deep.png")
     (tmp_path / "text.png").write_text("no picture")
     for name, side in (("huge", 14_000), ("large", 11_000)):

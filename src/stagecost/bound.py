@@ -15,11 +15,13 @@ The bound limits *how many* blocks can stay active, not *which*; and where Lbar 
 of the loss it grows with N and promises nothing. Cross-entropy never attains its infimum.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import torch
 
+from stagecost.cut import whole_number
 from stagecost.errors import StageCostError
 from stagecost.models.catalogue import create_model
 from stagecost.network import ResidualNetwork, first_tensor
@@ -36,8 +38,13 @@ def objective(
         squared_norms: ‖w_F,k‖², k = 0 … N-1.
         gamma: the stage weight.
         weight_decay: lambda.
+
+    Raises:
+        StageCostError: lambda or gamma is negative or not finite, or there are not N norms.
     """
     _check_lengths(losses, squared_norms)
+    if not 0 <= weight_decay < math.inf:
+        raise StageCostError(f"weight decay is {weight_decay}: give a finite number of at least 0")
     stage_cost = StageCost.uniform(len(squared_norms), gamma)
     visited = losses[-len(stage_cost.outputs) :]
     return stage_cost.objective(visited, squared_norms, weight_decay)
@@ -129,12 +136,24 @@ def excess_constant(losses: Sequence[float]) -> float:
 
 
 def average_loss_bound(losses: Sequence[float], num_blocks: int) -> float:
-    """Compute Lbar + C/(N+1), which bounds mean_{k=0..N} L_k (corollary: lambda = 0, gamma = 1)."""
+    """Compute Lbar + C/(N+1), which bounds mean_{k=0..N} L_k (corollary: lambda = 0, gamma = 1).
+
+    Raises:
+        StageCostError: N is less than M.
+    """
+    _check_stages([len(losses) - 1], [num_blocks])
     return losses[-1] + excess_constant(losses) / (num_blocks + 1)
 
 
 def normalized_bound(losses: Sequence[float], gamma: float, num_blocks: int) -> float:
-    """Compute Lbar + gamma·C/(1 + gamma·N), which bounds J_N/(1 + gamma·N) (lambda = 0, any gamma)."""
+    """Compute Lbar + gamma·C/(1 + gamma·N), which bounds J_N/(1 + gamma·N) (lambda = 0, any gamma).
+
+    Raises:
+        StageCostError: N is less than M, or gamma is negative or not finite.
+    """
+    _check_stages([len(losses) - 1], [num_blocks])
+    if not 0 <= gamma < math.inf:
+        raise StageCostError(f"gamma is {gamma}: give a finite number of at least 0")
     return losses[-1] + gamma * excess_constant(losses) / (1 + gamma * num_blocks)
 
 
@@ -142,9 +161,16 @@ def predicted_blocks(right_hand_sides: Mapping[int, float]) -> int:
     """Return the M with the least right-hand side, the depth that the theory predicts.
 
     Args:
-        right_hand_sides: M → right-hand side for the SubResNet-M; of equal ones the least M wins.
+        right_hand_sides: M → right-hand side for the SubResNet-M; of equal ones the least M wins. What
+            is no number counts as infinite.
+
+    Raises:
+        StageCostError: there is none.
     """
-    return min(sorted(right_hand_sides), key=lambda depth: right_hand_sides[depth])
+    if not right_hand_sides:
+        raise StageCostError("there is no right-hand side: give that of one SubResNet at least")
+    sides = {m: math.inf if math.isnan(side) else side for m, side in right_hand_sides.items()}
+    return min(sorted(sides), key=lambda m: sides[m])
 
 
 def truncation_right_hand_sides(
@@ -217,8 +243,11 @@ def _extended_head(sub: ResidualNetwork, full: ResidualNetwork) -> dict[str, tor
 
 
 def _check_stages(sub_stages: Sequence[int], stages: Sequence[int]) -> None:
-    fits = len(sub_stages) == len(stages) and all(
-        small <= large for small, large in zip(sub_stages, stages, strict=True)
+    whole = all(whole_number(count) is not None for count in (*sub_stages, *stages))
+    fits = (
+        whole
+        and len(sub_stages) == len(stages)
+        and all(small <= large for small, large in zip(sub_stages, stages, strict=True))
     )
     if not fits:
         raise StageCostError(

@@ -8,9 +8,11 @@ matrices belong to layers that torch and this package call, their calls are coun
 number.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +83,26 @@ def macs_by_branch(network: ResidualNetwork, image_shape: Sequence[int]) -> list
 LAYERS = (nn.Conv2d, nn.Linear)
 
 
+def _bilinear_flops(*shapes: Any, **_: object) -> int:
+    """Count a sum over products of three tensors, in which dimensions of 1 are put: a bilinear map."""
+    sizes = list[list[int]]()
+    for shape, places in zip(shapes[:3], shapes[3:6], strict=True):
+        sizes.append(list(shape))
+        for place in sorted(places):
+            sizes[-1].insert(place, 1)
+    one, two, three = sizes
+    return 2 * math.prod(map(max, one, two, three))
+
+
+FURTHER: dict[Any, Callable[..., int]] = {
+    torch.ops.aten.mv: lambda matrix, vector, **_: 2 * math.prod(matrix),
+    torch.ops.aten.addmv: lambda added, matrix, vector, **_: 2 * math.prod(matrix),
+    torch.ops.aten.dot: lambda one, other, **_: 2 * math.prod(one),
+    torch.ops.aten._trilinear: _bilinear_flops,
+}
+"""Floating-point operations of products that torch's counter does not know, from their shapes."""
+
+
 @contextmanager
 def counting(
     network: ResidualNetwork, image_shape: Sequence[int]
@@ -103,7 +125,8 @@ def counting(
 
         twin = _on_meta(twin, image_shape)
         # The counter knows matrix products, and not what some devices fuse of them.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        counter = FlopCounterMode(display=False, custom_mapping=FURTHER)
+        with sdpa_kernel(SDPBackend.MATH), counter:
             yield twin, twin.sample(image_shape), lambda: int(counter.get_total_flops()) // 2
 
 

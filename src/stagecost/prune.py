@@ -7,6 +7,7 @@ blocks are bypassed.
 """
 
 import copy
+import inspect
 import logging
 import math
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from numbers import Integral
 
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from stagecost.cut import Cut, stage_counts
 from stagecost.errors import StageCostError
@@ -326,7 +327,13 @@ def carry_optimizer(
         optimizer: of the whole network.
         network: the whole network.
         pruned: what `PruningPlan.apply` made of it.
+
+    Raises:
+        StageCostError: the optimiser has no parameter of the network, or its state is of all of them
+            together, as that of LBFGS.
     """
+    if isinstance(optimizer, LBFGS):
+        raise StageCostError("the state of LBFGS is of all parameters together: make a new optimiser")
     survivors = dict(pruned.named_parameters())
     # Of the names of what several blocks share, one that is left.
     every = list(network.named_parameters(remove_duplicate=False))
@@ -341,11 +348,15 @@ def carry_optimizer(
         name = names.get(id(parameter))
         return parameter if name is None else survivors.get(name)
 
+    if not any(id(p) in names for group in optimizer.param_groups for p in group["params"]):
+        raise StageCostError("the optimiser has no parameter of this network: give its own")
     groups = [
         {**group, "params": [p for p in map(left, group["params"]) if p is not None]}
         for group in optimizer.param_groups
     ]
-    carried = type(optimizer)(groups)  # type: ignore[call-arg]
+    accepted = inspect.signature(type(optimizer)).parameters
+    carried = type(optimizer)(groups, **{k: v for k, v in optimizer.defaults.items() if k in accepted})
+    carried.defaults = copy.deepcopy(optimizer.defaults)
     for parameter, state in optimizer.state.items():
         if (survivor := left(parameter)) is not None:
             carried.state[survivor] = copy.deepcopy(state)

@@ -31,6 +31,7 @@ def html_table(caption: str, header: Sequence[str], rows: Iterable[Sequence[obje
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Write a table as Markdown."""
+    """Write a table as Markdown; cells are squeezed into one line."""
     lines = (header, ["---"] * len(header), *rows)
-    return "\n".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in lines)
+    cells = ([" ".join(str(cell).split()).replace("|", "/") for cell in row] for row in lines)
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)

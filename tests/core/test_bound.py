@@ -1,5 +1,7 @@
 """Theorem 3.1: the zero-extension identity, the corollaries, and the predicted depth."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -177,6 +179,25 @@ def test_a_block_pays_for_itself_or_not() -> None:
     assert predicted_blocks(truncation_right_hand_sides(losses, norms, 1.0, 0.0)) == 2
     assert predicted_blocks(truncation_right_hand_sides(losses, norms, 1.0, 2.0)) == 1
     assert predicted_blocks({3: 1.0, 2: 1.0, 5: 0.5, 4: 0.5}) == 4
+    assert predicted_blocks({1: math.nan, 2: 1.0}) == predicted_blocks({2: 1.0, 3: math.nan}) == 2
+    with pytest.raises(StageCostError, match="there is no right-hand side"):
+        predicted_blocks({})
+
+
+def test_numbers_that_the_theorem_does_not_speak_of() -> None:
+    for wrong in (-5.0, math.nan, math.inf):
+        with pytest.raises(StageCostError, match=f"weight decay is {wrong}"):
+            objective([1.0, 2.0], [1.0], 0.1, wrong)
+        with pytest.raises(StageCostError, match=f"gamma is {wrong}"):
+            normalized_bound([2.0, 1.0], wrong, 3)
+    for num_blocks in (1, 3.7):
+        for ask in (
+            lambda n: average_loss_bound([3.0, 2.0, 1.0], n),
+            lambda n: normalized_bound([3.0, 2.0, 1.0], 0.5, n),
+            lambda n: right_hand_side([3.0, 2.0, 1.0], [1.0, 1.0], 0.1, 0.0, n),
+        ):
+            with pytest.raises(StageCostError, match=f"cannot be extended to .{num_blocks}"):
+                ask(num_blocks)
 
 
 def test_lengths_that_do_not_fit_are_refused() -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 import stagecost as sc
 from helpers import BUILDERS, build, images, labels, loader
@@ -302,6 +302,39 @@ def test_macs_are_those_of_a_count_by_hand() -> None:
     assert sc.count_macs(network, x.shape[1:]) == sum(by_hand)
 
 
+class Bilinear(nn.Module):
+    """A branch whose product torch's counter does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Bilinear(4, 4, 4)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.map(rows, rows)
+
+
+class ByVectors(nn.Module):
+    """The same: a matrix times each vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        added = rows.new_ones(4) * torch.dot(rows[0], rows[0])
+        return torch.stack([torch.addmv(added, self.matrix, self.matrix.mv(row)) for row in rows])
+
+
+@pytest.mark.parametrize(("branch", "macs"), [(Bilinear, 4 * 4 * 4), (ByVectors, 2 * 4 * 4 + 4)])
+def test_products_that_are_no_layers_count(branch: type[nn.Module], macs: int) -> None:
+    class Head(nn.Linear):
+        def forward(self, state: Tensor, depth: int) -> Tensor:
+            return super().forward(state)
+
+    network = sc.ResidualNetwork(nn.Linear(3, 4), [sc.ResidualBlock(branch())], Head(4, 5))
+    assert macs_by_part(network, (3,)) == [12, macs, 20]
+
+
 class Called(nn.Sequential):
     """A module of somebody else's code, which may do more than call its layers."""
 
@@ -355,6 +388,30 @@ def test_an_optimizer_keeps_parameters_that_are_not_the_networks() -> None:
     assert torch.equal(
         carried.state[temperature]["momentum_buffer"], optimizer.state[temperature]["momentum_buffer"]
     )
+
+
+@pytest.mark.parametrize(
+    "make", [partial(torch.optim.SGD, momentum=0.9), torch.optim.AdamW, torch.optim.RMSprop]
+)
+def test_a_carried_optimizer_takes_new_groups_as_before(make: Any) -> None:
+    whole = build("homogeneous")
+    before = make(whole.parameters(), lr=0.3)
+    carried = sc.carry_optimizer(before, whole, whole.keep(Cut.first(2)))
+    for optimizer in (before, carried):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    first, second = (
+        {k: v for k, v in o.param_groups[-1].items() if k != "params"} for o in (before, carried)
+    )
+    assert first == second
+
+
+def test_an_optimizer_that_cannot_be_carried_is_refused() -> None:
+    whole = build("homogeneous")
+    small = whole.keep(Cut.first(2))
+    with pytest.raises(StageCostError, match="no parameter of this network"):
+        sc.carry_optimizer(torch.optim.SGD(build("homogeneous").parameters(), lr=0.1), whole, small)
+    with pytest.raises(StageCostError, match="state of LBFGS"):
+        sc.carry_optimizer(torch.optim.LBFGS(whole.parameters()), whole, small)
 
 
 def test_what_blocks_share_outlives_a_cut_of_the_first() -> None:

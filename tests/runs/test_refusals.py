@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from runs.conftest import TINY, Trained
 from runs.workers import start
+from stagecost.cli.main import main
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
 from stagecost.runs.analysis import analyze
@@ -267,6 +268,19 @@ def test_interruption_saves_and_says_how_to_go_on(tmp_path: Path, number: int) -
     assert evaluate(run).num_blocks == 4
     assert train({}, run, resume=True).epochs == 6
     assert same_tensors(run, twin)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_verb_that_is_ended_says_so(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr("stagecost.cli.main._dispatch", lambda given: signal.raise_signal(number))
+    with pytest.raises(SystemExit) as ended:
+        main(["models"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "stagecost: interrupted: what was saved before is kept\n"
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])

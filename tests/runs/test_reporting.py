@@ -19,6 +19,7 @@ from stagecost.cut import Cut
 from stagecost.errors import StageCostError
 from stagecost.records import read_record
 from stagecost.report.words import duration_text
+from stagecost.runs.analysis import analyze
 from stagecost.runs.exiting import exit_early
 from stagecost.runs.measuring import Measurements, measure
 from stagecost.runs.mistakes import mistakes_of, saved_network, thumbnail
@@ -91,6 +92,17 @@ def test_a_pruning_of_other_weights_is_refused(trained: Trained, tmp_path: Path)
         report(run, device="cpu")
     file.write_text(json.dumps({k: v for k, v in content.items() if k != "weights"}))
     report(run, device="cpu")  # of an earlier version
+
+
+def test_training_images_are_called_so(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train({**TINY, "num_blocks": 2, "width": 4, "val_fraction": 0.0}, run)
+    note = "there are no validation images: these are the training images, which flatters"
+    assert report(run, device="cpu").warnings[0] == note
+    assert compare([run, run], tmp_path / "page.html", device="cpu").runs[0].warnings[0] == note
+    with pytest.raises(StageCostError, match=r"trained without validation images: .* another --split"):
+        analyze(run, device="cpu")
+    assert analyze(run, split="train", device="cpu").num_blocks == 2
 
 
 def test_a_thumbnail_is_the_image() -> None:

@@ -6,7 +6,9 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _prepare_streams()
     as_json = "--json" in given
     try:
-        _dispatch(given)
+        with _terminated_as_interrupted():
+            _dispatch(given)
     except StageCostError as error:
         _fail(str(error), as_json)
     except KeyboardInterrupt:
@@ -41,6 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not _is_out_of_memory(error):
             raise
         _fail("not enough memory: lower the batch size, --width or the number of blocks", as_json)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """End as by Ctrl-C where somebody else ends the process, as a scheduler does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _dispatch(given: list[str]) -> None:
@@ -217,9 +233,11 @@ def _describe(error: OSError) -> str:
         13: "check the permissions or choose another folder",
         17: "choose another folder",
         20: "a part of the path is a file: choose another folder",
+        27: "files may not be as large as that: raise the limit (ulimit -f)",
         28: "the disk is full: make room and give the command again, train with --resume",
         30: "the disk is read-only: choose another folder",
         36: "the name is too long: choose a shorter one",
+        122: "your quota is used up: make room and give the command again, train with --resume",
     }.get(error.errno or 0, "check the path and the disk")
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}: {remedy}"

@@ -78,7 +78,8 @@ def _train(console: Console, result: TrainingResult) -> None:
     if result.suggested_targets:
         depths = ",".join(map(str, result.suggested_targets))
         _line(console, f"depths worth training for: --targets {depths} (see docs/targets.md)")
-    _line(console, f"next: stagecost analyze {shlex.quote(result.run)}")
+    split = " --split train" if result.val_accuracy is None else ""
+    _line(console, f"next: stagecost analyze {shlex.quote(result.run)}{split}")
 
 
 def _analyze(console: Console, result: Analysis | Inspection) -> None:

@@ -30,6 +30,7 @@ logger = logging.getLogger("stagecost")
 MIXED_SIZE = 64  # side, in pixels, for images that do not share one square size
 BACKGROUND = "white"  # under transparent pixels
 GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
+DEEP = "more than 8 bits a colour"  # where it is noted in a picture's own notes
 CHUNK = 256  # images that one thread decodes at a time
 # Pillow lets other threads run while it decodes; for smaller images that costs more than it brings
 # (measured on 28×28 and 32×32 images).
@@ -100,7 +101,7 @@ class _Seen:
                 raise ValueError("it has values that are no numbers")
             self.values |= {low, high}
             self.fractions |= values.dtype.kind == "f" and bool((values != np.rint(values)).any())
-        elif any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ())):
+        elif picture.info.get(DEEP):
             self.deep_colours.add(int(np.asarray(picture.convert("RGB")).max()))
 
     def add(self, other: "_Seen") -> None:
@@ -186,8 +187,9 @@ def _first(images: Images, rows: IntArray) -> _Seen:
     for row in rows.tolist():
         with suppress(Exception):
             image = open_record(images.read([row])[0])
-            image.load()  # what its header says may not be true
-            seen.note(_upright(image))
+            turned = _upright(image)
+            turned.load()  # what its header says may not be true
+            seen.note(turned)
             break
     return seen
 
@@ -243,9 +245,10 @@ def _fill(
 
 
 def _upright(picture: "Image") -> "Image":
-    """Turn the picture of a camera that was held sideways and noted it."""
+    """Turn the picture of a camera that was held sideways and noted it; it is not decoded before."""
     from PIL import ImageOps
 
+    picture.info[DEEP] = any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ()))
     return ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
 
 

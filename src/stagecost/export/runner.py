@@ -33,4 +33,6 @@ if __name__ == "__main__":
     graphs = [onnxruntime.InferenceSession(folder / file) for file in spec["files"]]
     pixels = np.stack([read(spec, path) for path in paths])
     for path, (label, share, depth) in zip(paths, classify(spec, graphs, pixels).T, strict=True):
-        print(f"{path}\t{spec['class_names'][int(label)]}\t{share:.4f}\tdepth {int(depth)}")
+        names = (path, spec["class_names"][int(label)])
+        shown = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in name) for name in names)
+        print(*shown, f"{share:.4f}", f"depth {int(depth)}", sep="\t")

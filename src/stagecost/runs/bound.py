@@ -106,6 +106,7 @@ def bound(
         )
 
     rows = sorted(map(row, others), key=lambda row: (row.num_blocks, row.blocks_per_stage))
+    least = predicted_blocks(dict(enumerate(row.right_hand_side for row in rows)))
     truncations = truncation_right_hand_sides(losses, norms, gamma, weight_decay)
     return Bound(
         objective=value,
@@ -115,7 +116,7 @@ def bound(
         trained_variant=_is_variant(full),
         normalized_loss=objective(losses, norms, gamma, 0.0) / (1 + gamma * num_blocks),
         bounds=tuple(rows),
-        predicted_blocks=min(rows, key=lambda row: row.right_hand_side).num_blocks,
+        predicted_blocks=rows[least].num_blocks,
         truncation_predicted_blocks=predicted_blocks(truncations),
         num_images=images.num_images,
         warnings=(*images.warnings, *(note for sub in others for note in _other_recipe(sub, full))),

@@ -171,7 +171,11 @@ def _judged(
     # The report says which split it shows.
     split: Split = "val" if trained.has_validation(data) else "train"
     judged = trained.judged(split, data, allow_trained=allow_trained)
-    return summarise(trained, measure(trained, judged), judged, split, tolerance), judged
+    analysis = summarise(trained, measure(trained, judged), judged, split, tolerance)
+    if split == "train":
+        note = "there are no validation images: these are the training images, which flatters"
+        analysis = replace(analysis, warnings=(note, *analysis.warnings))
+    return analysis, judged
 
 
 def write_run_report(

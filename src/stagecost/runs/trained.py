@@ -94,12 +94,16 @@ class Trained:
         Raises:
             StageCostError: there is no such split, or the other data has other classes.
         """
-        bundle = load_data(
-            self._images(data),
-            seed=self.settings.training.seed,
-            splits=splits or None,
-            like=self.image_format,
-        )
+        config, seed = self._images(data), self.settings.training.seed
+        try:
+            bundle = load_data(config, seed=seed, splits=splits or None, like=self.image_format)
+        except StageCostError:
+            if "val" in splits and not self.has_validation(data):
+                raise StageCostError(
+                    f"{self.path} was trained without validation images: train with --val-fraction 0.1, "
+                    "or ask for another --split where there is one"
+                ) from None
+            raise
         for split in splits:
             if split not in bundle.splits:
                 raise StageCostError(f"{self.path} has no split {split!r}: choose train, val or test")
