@@ -48,9 +48,10 @@ def counted_samples(targets: Tensor, loss: LossFunction) -> float:
     """Return the samples that a mean loss is over, each by its weight.
 
     Torch's cross-entropy leaves out those of a class, -100 if not told otherwise, and may weigh classes.
+    Another loss of whole numbers is taken to leave out those of -100, as one that calls it does.
     """
-    options = _options_of_cross_entropy(loss)
-    if options is None or targets.is_floating_point() or not len(targets):
+    options = _options_of_cross_entropy(loss) or {}
+    if targets.is_floating_point() or not len(targets):
         return len(targets)
     weight, ignored = options.get("weight"), options.get("ignore_index", IGNORED_CLASS)
     counts = targets.ne(ignored).double()

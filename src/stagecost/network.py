@@ -7,6 +7,7 @@ Training", arXiv 2506.21453; the states are the trajectory, the weights of F_k t
 """
 
 import copy
+import hashlib
 import itertools
 import json
 import warnings
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-RESERVED = {"format", "name", "arguments", "kept_blocks", "target_norms", "description"}
+RESERVED = {"format", "name", "arguments", "kept_blocks", "target_norms", "description", "saving"}
 """What no detail of a saved network may be called."""
 LITERALLY = Pass()
 
@@ -417,9 +418,11 @@ class ResidualNetwork(nn.Module):
         with refusing("the details are no JSON", "give plain, finite values", TypeError, ValueError):
             check_nesting(json.loads(json.dumps(details, allow_nan=False)))
         # The weights carry all of it, too: whatever a crash leaves, the two cannot be mixed up.
-        metadata = {**details, "description": description}
+        saving = hashlib.sha256(json.dumps(details, sort_keys=True).encode()).hexdigest()[:16]
+        metadata = {**details, "description": description, "saving": saving}
         write_tensors(folder / WEIGHTS_FILE, self.state_dict(), metadata)
-        write_json(folder / CONFIG_FILE, {"format": "stagecost", **description, **details})
+        config = {"format": "stagecost", **description, **details, "saving": saving}
+        write_json(folder / CONFIG_FILE, config)
 
     def _tail(self, blocks: Sequence[nn.Module], how: Pass, *, own: bool = False) -> Tail:
         collapsed = collapsed_tails(blocks) if how.collapsed else None

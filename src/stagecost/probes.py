@@ -25,6 +25,7 @@ from stagecost.trajectory import (
 
 PENALTY = 1e-2  # on the weights, for features of variance 1
 STEPS = 60
+CONSTANT = 1e-6  # of a feature's mean: one that varies by less is constant but for rounding
 
 
 def linear_probes(network: ResidualNetwork, train: Loader, loader: Loader) -> list[Score]:
@@ -43,6 +44,8 @@ def linear_probes(network: ResidualNetwork, train: Loader, loader: Loader) -> li
             channels from places.
     """
     features, targets = state_features(network, train)
+    if targets.min() < 0:
+        raise StageCostError("linear heads are fitted to classes: give numbers from 0 on to fit them")
     others, truth = state_features(network, loader)
     scores, num_classes = [], int(max(targets.max(), truth.max())) + 1
     for k, (seen, unseen) in enumerate(zip(features, others, strict=True)):
@@ -70,13 +73,13 @@ def state_features(network: ResidualNetwork, loader: Loader) -> tuple[list[Tenso
 
     with evaluation_mode(network):
         for inputs, classes in map(pair, loader):
-            if classes.dim() != 1 or classes.is_floating_point():
+            if classes.dim() != 1 or classes.is_floating_point() or classes.dtype == torch.bool:
                 raise StageCostError("linear heads are fitted to classes: give labels as targets")
             network(to_device(inputs, device_of(network)), observe=note)
             targets.append(classes.cpu())
     if not targets:
         raise StageCostError("the data set is empty: give at least one image")
-    return [torch.cat(each) for each in states], torch.cat(targets)
+    return [torch.cat(each) for each in states], torch.cat(targets).long()
 
 
 def pooled(state: Tensor, inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -153,13 +156,15 @@ def fit_classifier(network: ResidualNetwork, loader: Loader, num_classes: int) -
     if (
         classes.dim() != 1
         or classes.is_floating_point()
+        or classes.dtype == torch.bool
         or not 0 <= classes.min() <= classes.max() < num_classes
     ):
         raise StageCostError(
             f"a linear classifier of {num_classes} classes is fitted to labels: give whole numbers from "
             f"0 to {num_classes - 1}"
         )
-    classifier.load_state_dict(fit_linear(features, classes, num_classes).state_dict())
+    fitted = fit_linear(features, classes.long(), num_classes)
+    classifier.load_state_dict(fitted.state_dict())
 
 
 def fit_linear(features: Tensor, targets: Tensor, num_classes: int | None = None) -> nn.Linear:
@@ -176,8 +181,10 @@ def fit_linear(features: Tensor, targets: Tensor, num_classes: int | None = None
     if not bool(features.isfinite().all()):
         raise StageCostError("states hold what is no finite number: look at weights and inputs")
     classes = int(targets.max()) + 1 if num_classes is None else num_classes
-    mean, std = features.mean(dim=0), features.std(dim=0, correction=0).clamp_min(1e-6)
-    standard = (features - mean) / std
+    precise = features.double()
+    mean, std = precise.mean(dim=0), precise.std(dim=0, correction=0)
+    std = std.where(std > CONSTANT * mean.abs(), 1.0)
+    standard = ((precise - mean) / std).float()
     weight, bias = torch.zeros(classes, features.shape[1]), torch.zeros(classes)
     parameters = weight.requires_grad_(), bias.requires_grad_()
     solver = torch.optim.LBFGS(parameters, max_iter=STEPS, line_search_fn="strong_wolfe")
@@ -195,5 +202,5 @@ def fit_linear(features: Tensor, targets: Tensor, num_classes: int | None = None
         fitted = nn.Linear(features.shape[1], classes)
     with torch.no_grad():
         fitted.weight.copy_(weight / std)
-        fitted.bias.copy_(bias - fitted.weight @ mean)
+        fitted.bias.copy_(bias - (weight / std) @ mean)
     return fitted.requires_grad_(False)

@@ -112,6 +112,27 @@ def test_a_mean_loss_does_not_depend_on_the_batches(loss: Any) -> None:
         assert whole[-1] == pytest.approx(float(loss(network.eval()(x), y)))
 
 
+def test_a_loss_of_tokens_leaves_out_those_of_no_class() -> None:
+    """As language models have it: the loss is one's own, as it brings the tokens into rows."""
+    network = nn.Linear(6, 5)
+    blocks = [sc.ResidualBlock(nn.Linear(6, 6)) for _ in range(2)]
+
+    class Head(nn.Module):
+        def forward(self, state: Tensor, depth: int) -> Tensor:
+            return network(state)
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+    tokens, classes = torch.randn(9, 4, 6), torch.randint(5, (9, 4))
+    classes[:4, 1:] = -100
+    model = sc.ResidualNetwork(nn.Identity(), blocks, Head()).eval()
+    parts = [(tokens[:4], classes[:4]), (tokens[4:], classes[4:])]
+    with torch.no_grad():
+        expected = [float(loss(output, classes)) for output in model(tokens, depths="all")]
+    assert sc.loss_trajectory(model, parts, loss=loss).losses == pytest.approx(expected)
+
+
 def test_there_is_no_accuracy_of_samples_that_a_loss_leaves_out() -> None:
     network, x, y = build("homogeneous").eval(), images(8), torch.tensor([0, 1, 2, 3, 4, 1, 2, 255])
     losses = (partial(F.cross_entropy, ignore_index=255), nn.CrossEntropyLoss(ignore_index=255))

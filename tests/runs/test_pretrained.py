@@ -287,6 +287,9 @@ def test_a_fitted_head_reads_what_is_there_and_nothing_else() -> None:
     targets = (features[:, 5] > 3).long() + 2 * (features[:, 2] > 3).long()
     fitted = fit_linear(features, targets)
     assert float((fitted(features).argmax(dim=1) == targets).float().mean()) > 0.9
+    for other in (features * 1e-8, features * 1e6, features + 3e4):  # scale and place do not matter
+        answers = fit_linear(other, targets)(other).argmax(dim=1)
+        assert float((answers == fitted(features).argmax(dim=1)).float().mean()) > 0.98
     shuffled = targets[torch.randperm(300, generator=generator)]
     blind = fit_linear(features[:150], shuffled[:150])(features[150:]).argmax(dim=1)
     assert float((blind == shuffled[150:]).float().mean()) < 0.6
@@ -304,6 +307,7 @@ def test_a_fitted_head_reads_what_is_there_and_nothing_else() -> None:
         (torch.full((9,), 7), "give whole numbers from 0 to 2"),
         (torch.full((9,), -1), "give whole numbers from 0 to 2"),
         (torch.rand(9), "give whole numbers from 0 to 2"),
+        (torch.arange(9) > 2, "give whole numbers from 0 to 2"),
         (torch.zeros(9, 1, dtype=torch.long), "give whole numbers from 0 to 2"),
     ],
 )
@@ -330,10 +334,13 @@ def test_linear_probes_refuse_what_they_cannot_read() -> None:
     for x, targets, reason in (
         (wide, y, "do not tell channels from places"),
         (square, y.float(), "fitted to classes"),
+        (square, y > 2, "fitted to classes"),
+        (square, y - 9, "numbers from 0 on"),
         (square * math.nan, y, "no finite number"),
     ):
         with pytest.raises(StageCostError, match=reason):
             linear_probes(network, [(x, targets)], [(square, y)])
+    assert linear_probes(network, [(square, y.int())], [(square, y.int())])
     assert torch.equal(pooled(square.movedim(1, 3), square), square.mean(dim=(2, 3)))
     assert torch.equal(torch.get_rng_state(), state), "the heads begin with no random number"
 

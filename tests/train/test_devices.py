@@ -34,8 +34,12 @@ def of_launchers():
     return {k: v for k, v in os.environ.items() if k.startswith(LAUNCHERS)}
 before = of_launchers()
 given = {"data": "digits", "limit_train": 100, "num_blocks": 2, "width": 4, "epochs": 1, "device": "cpu"}
-result = train({**given, "batch_size": 32, "num_processes": int(sys.argv[2])}, sys.argv[1])
+seen = []
+watch = lambda state, step: seen.append(state.progress.sums.samples)
+settings = {**given, "batch_size": 32, "num_processes": int(sys.argv[2])}
+result = train(settings, sys.argv[1], on_step=watch)
 assert result.epochs == 1
+assert seen[0] == 32, "the figures of an epoch are of the images of all processes"
 assert of_launchers() == before or int(sys.argv[2]) > 1
 """
 

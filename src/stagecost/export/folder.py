@@ -60,6 +60,8 @@ def export_network(
     """
     if format not in ("onnx", "pt2"):
         raise StageCostError(f"format {format!r} is unknown: give onnx or pt2")
+    if calibration is not None and format != "onnx":
+        raise StageCostError(f"graphs of eight bits are ONNX's: leave calibration out, or {format}")
     if format == "onnx":
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401

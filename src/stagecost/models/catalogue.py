@@ -253,10 +253,9 @@ def load(folder: str | Path) -> ResidualNetwork:
     both = f"{folder / CONFIG_FILE} and {WEIGHTS_FILE}"
     if metadata.get("description", description.to_json()) != description.to_json():
         raise StageCostError(f"{both} describe different networks: save it again")
+    if config.get("saving") != metadata.get("saving"):  # a digest of the details, as they were saved
+        raise StageCostError(f"{both} are of two savings: restore both together")
     details = {key: value for key, value in config.items() if key not in RESERVED}
-    carried = {key: value for key, value in metadata.items() if key not in RESERVED}
-    if apart := sorted(k for k in details.keys() | carried if details.get(k) != carried.get(k)):
-        raise StageCostError(f"{both} differ in {apart[0]!r}, as of two savings: restore both together")
     network = restore(description, tensors, source=folder / WEIGHTS_FILE)
     # Its pruning is a record of these weights, and another training may follow.
     network.details |= {key: value for key, value in details.items() if key != "pruning"}

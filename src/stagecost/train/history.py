@@ -66,10 +66,10 @@ class Sums:
         """Percent."""
         return 100 * self.correct / self.samples
 
-    def add(self, objective: float, loss: float, correct: int, samples: int) -> None:
-        """Add the means of a batch."""
-        self.objective += objective * samples
-        self.loss += loss * samples
+    def add(self, objective: float, loss: float, correct: float, samples: float) -> None:
+        """Add the sums of a batch."""
+        self.objective += objective
+        self.loss += loss
         self.correct += correct
         self.samples += samples
 

@@ -140,8 +140,18 @@ def count_step(state: State, step: Step) -> None:
     if state.average is not None:
         progress.averaged = int(state.average.n_averaged)
     objective, loss = float(terms.total.detach()), float(terms.losses[-1])
-    progress.sums.add(objective, loss, step.correct, step.samples)
+    mine = [objective * step.samples, loss * step.samples, step.correct, step.samples]
+    progress.sums.add(*_over_processes(state, mine))
     state.count_time()
+
+
+def _over_processes(state: State, numbers: list[float]) -> list[float]:
+    """Sum up numbers over all processes."""
+    if state.fabric.world_size == 1:
+        return numbers
+    mine = torch.tensor(numbers, dtype=torch.float64, device=state.fabric.device)
+    everyone: Tensor = state.fabric.all_reduce(mine, reduce_op="sum")
+    return list(map(float, everyone.tolist()))
 
 
 def end_epoch(state: State, rule: StageCostRule, recipe: Recipe, steps: int) -> Epoch:
