@@ -43,8 +43,6 @@ def objective(
         StageCostError: lambda or gamma is negative or not finite, or there are not N norms.
     """
     _check_lengths(losses, squared_norms)
-    if not 0 <= weight_decay < math.inf:
-        raise StageCostError(f"weight decay is {weight_decay}: give a finite number of at least 0")
     stage_cost = StageCost.uniform(len(squared_norms), gamma)
     visited = losses[-len(stage_cost.outputs) :]
     return stage_cost.objective(visited, squared_norms, weight_decay)
@@ -152,9 +150,7 @@ def normalized_bound(losses: Sequence[float], gamma: float, num_blocks: int) -> 
         StageCostError: N is less than M, or gamma is negative or not finite.
     """
     _check_stages([len(losses) - 1], [num_blocks])
-    if not 0 <= gamma < math.inf:
-        raise StageCostError(f"gamma is {gamma}: give a finite number of at least 0")
-    return losses[-1] + gamma * excess_constant(losses) / (1 + gamma * num_blocks)
+    return losses[-1] + gamma * excess_constant(losses) / StageCost.uniform(num_blocks, gamma).scale
 
 
 def predicted_blocks(right_hand_sides: Mapping[int, float]) -> int:
@@ -243,13 +239,9 @@ def _extended_head(sub: ResidualNetwork, full: ResidualNetwork) -> dict[str, tor
 
 
 def _check_stages(sub_stages: Sequence[int], stages: Sequence[int]) -> None:
-    whole = all(whole_number(count) is not None for count in (*sub_stages, *stages))
-    fits = (
-        whole
-        and len(sub_stages) == len(stages)
-        and all(small <= large for small, large in zip(sub_stages, stages, strict=True))
-    )
-    if not fits:
+    counts = [whole_number(count) for count in (*sub_stages, *stages)]
+    alike = len(sub_stages) == len(stages) and None not in counts
+    if not (alike and all(small <= large for small, large in zip(sub_stages, stages, strict=True))):
         raise StageCostError(
             f"stages of {list(sub_stages)} blocks cannot be extended to {list(stages)}: give M ≤ N "
             "blocks in as many stages"

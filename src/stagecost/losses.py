@@ -62,9 +62,8 @@ def counted_samples(targets: Tensor, loss: LossFunction) -> float:
 
 def leaves_out(targets: Tensor, loss: LossFunction) -> bool:
     """Tell whether a cross-entropy of torch leaves samples out, as those of class -100."""
-    options = _options_of_cross_entropy(loss)
-    ignored = IGNORED_CLASS if options is None else options.get("ignore_index", IGNORED_CLASS)
-    return bool(targets.eq(ignored).any())
+    options = _options_of_cross_entropy(loss) or {}
+    return bool(targets.eq(options.get("ignore_index", IGNORED_CLASS)).any())
 
 
 def _options_of_cross_entropy(loss: LossFunction) -> Mapping[str, Any] | None:

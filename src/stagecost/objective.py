@@ -256,7 +256,11 @@ class StageCost:
             losses: L of every cut, L_N last.
             squared_norms: ‖w_F,k‖², k = 0 … N-1.
             weight_decay: lambda.
+
+        Raises:
+            StageCostError: there is not a loss of every cut, or lambda is negative or not finite.
         """
+        _check_decay(weight_decay)
         if len(losses) != len(self.cuts) + 1:
             raise StageCostError(f"{len(losses)} losses for {len(self.cuts)} cuts: give L_N as well")
         pairs = zip((*self.weights, self.terminal_weight), losses, strict=True)
@@ -275,6 +279,12 @@ class StageCost:
                 f"{tuple(targets.shape)} hold {targets.shape[0]}: give outputs (N+1, B, …) and "
                 "targets (B, …)"
             )
+
+
+def _check_decay(weight_decay: float) -> None:
+    """Refuse an impossible lambda."""
+    if not 0 <= weight_decay < math.inf:
+        raise StageCostError(f"weight decay is {weight_decay}: give a finite number of at least 0")
 
 
 def _strata(numbers: Sequence[int], samples: int) -> list[Sequence[int]]:
@@ -361,8 +371,7 @@ def parameter_groups(network: ResidualNetwork, weight_decay: float) -> list[dict
     Raises:
         StageCostError: weight_decay is negative or not finite.
     """
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise StageCostError(f"weight decay is {weight_decay}: give a finite number of at least 0")
+    _check_decay(weight_decay)
     residual = [p for branch in residual_parameters(network) for p in branch]
     chosen = {id(p) for p in residual}
     named = {name: id(p) for name, p in network.named_parameters()}

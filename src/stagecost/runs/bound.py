@@ -150,8 +150,8 @@ def check_sub_network(sub: Trained, full: Trained) -> None:
     Raises:
         StageCostError: other images, or another network than the same one with fewer blocks.
     """
-    both = sub.fingerprint, full.fingerprint
-    alike = None in both or trained_alike(*map(str, both))
+    one, other = sub.fingerprint, full.fingerprint
+    alike = one is None or other is None or trained_alike(one, other)
     if sub.settings.data != full.settings.data or not alike:
         raise StageCostError(
             f"{sub.path} was trained on other images than {full.path}: use the same data settings and "
