@@ -24,12 +24,13 @@ from stagecost.exits.policy import POLICY_FILE, ExitPolicy, votes_at
 from stagecost.export.folder import export_network
 from stagecost.export.graphs import open_graph
 from stagecost.export.runner import classify
-from stagecost.network import WEIGHTS_FILE, ResidualNetwork
+from stagecost.network import ResidualNetwork
 from stagecost.prediction import image_format_of, predict
 from stagecost.runs.evaluation import evaluate
 from stagecost.runs.exporting import export
 from stagecost.runs.measuring import measure
 from stagecost.runs.trained import open_trained
+from stagecost.saved import WEIGHTS_FILE
 from stagecost.storage import read_tensors, write_tensors
 
 ADAPTED = {"timm/test_resnet": 64, "timm/test_vit": 160}

@@ -7,9 +7,7 @@ Training", arXiv 2506.21453; the states are the trajectory, the weights of F_k t
 """
 
 import copy
-import hashlib
 import itertools
-import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,21 +19,17 @@ from torch import Tensor, nn
 
 from stagecost.cut import Cut, Depths, are_several, resolve_cuts, resolve_depths
 from stagecost.dynamics import Observer, Pass, Rollout, SkipChain, Tail, is_identity, skip_of
-from stagecost.errors import StageCostError, refusing
+from stagecost.errors import StageCostError
 from stagecost.fast.chains import collapsed_tails
 from stagecost.fast.reading import LeanHead, reader_of
 from stagecost.norms import copies_of_norms, norms_in, with_norms
 from stagecost.records import JsonObject
-from stagecost.storage import check_nesting, write_json, write_tensors
+from stagecost.saved import write_saved
 from stagecost.text import format_indices, html_table
 
 if TYPE_CHECKING:
     from stagecost.prediction import Prediction
 
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
-RESERVED = {"format", "name", "arguments", "kept_blocks", "target_norms", "description", "saving"}
-"""What no detail of a saved network may be called."""
 LITERALLY = Pass()
 
 
@@ -413,16 +407,7 @@ class ResidualNetwork(nn.Module):
             )
         folder, description = Path(folder), self.description.to_json()
         details = {**self.details, **details}
-        if taken := sorted(RESERVED & details.keys()):
-            raise StageCostError(f"{taken[0]} is a part of the structure, and no detail: rename it")
-        with refusing("the details are no JSON", "give plain, finite values", TypeError, ValueError):
-            check_nesting(json.loads(json.dumps(details, allow_nan=False)))
-        # The weights carry all of it, too: whatever a crash leaves, the two cannot be mixed up.
-        saving = hashlib.sha256(json.dumps(details, sort_keys=True).encode()).hexdigest()[:16]
-        metadata = {**details, "description": description, "saving": saving}
-        write_tensors(folder / WEIGHTS_FILE, self.state_dict(), metadata)
-        config = {"format": "stagecost", **description, **details, "saving": saving}
-        write_json(folder / CONFIG_FILE, config)
+        write_saved(folder, self.state_dict(), description, details)
 
     def _tail(self, blocks: Sequence[nn.Module], how: Pass, *, own: bool = False) -> Tail:
         collapsed = collapsed_tails(blocks) if how.collapsed else None

@@ -60,7 +60,7 @@ def test_a_crash_between_the_two_files_is_seen(tmp_path: Path, monkeypatch: pyte
     network = build("homogeneous")
     network.save_pretrained(tmp_path, class_names=["cat", "dog"])
     assert load(tmp_path).details == {"class_names": ["cat", "dog"]}
-    monkeypatch.setattr("stagecost.network.write_json", mock.Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("stagecost.saved.write_json", mock.Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         network.save_pretrained(tmp_path, class_names=["dog", "cat"])
     with pytest.raises(StageCostError, match="are of two savings"):

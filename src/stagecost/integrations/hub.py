@@ -13,8 +13,9 @@ from stagecost.errors import StageCostError
 from stagecost.latency import measure_latency, this_machine
 from stagecost.macs import count_macs, count_parameters
 from stagecost.models.catalogue import load
-from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, ResidualNetwork
+from stagecost.network import ResidualNetwork
 from stagecost.prune import PruningPlan
+from stagecost.saved import CONFIG_FILE, WEIGHTS_FILE
 from stagecost.storage import write_atomically
 from stagecost.text import format_indices, markdown_table, one_line
 from stagecost.trajectory import Trajectory, evaluation_mode

@@ -17,15 +17,9 @@ from stagecost.errors import StageCostError, refusing
 from stagecost.models import native  # the native builders enter themselves
 from stagecost.models.registry import Builder, catalogue, find_builder
 from stagecost.models.weights import load_matching, read_weights
-from stagecost.network import (
-    CONFIG_FILE,
-    RESERVED,
-    WEIGHTS_FILE,
-    NetworkDescription,
-    ResidualNetwork,
-)
+from stagecost.network import NetworkDescription, ResidualNetwork
 from stagecost.records import read_typed, writable
-from stagecost.storage import read_json, read_tensors
+from stagecost.saved import CONFIG_FILE, RESERVED, WEIGHTS_FILE, read_saved
 from stagecost.text import one_line
 
 if TYPE_CHECKING:
@@ -98,7 +92,8 @@ def _saved(
     folder: Path, name: str, arguments: Mapping[str, Any]
 ) -> tuple[NetworkDescription, dict[str, torch.Tensor]]:
     """Read a saved network that others are to start from."""
-    saved = read_description(read_config(folder), folder / CONFIG_FILE)
+    config, tensors, _ = read_saved(folder)
+    saved = read_description(config, folder / CONFIG_FILE)
     if saved.name != name:
         raise StageCostError(f"{folder} holds a network {saved.name!r}: give it as --model")
     given = writable(arguments)
@@ -108,7 +103,7 @@ def _saved(
                 f"{folder} was cut from a network of {key} {saved.arguments[key]}, not "
                 f"{given[key]}: leave --{key.replace('_', '-')} out"
             )
-    return saved, read_tensors(folder / WEIGHTS_FILE)[0]
+    return saved, tensors
 
 
 def _build(name: str, arguments: Mapping[str, Any]) -> ResidualNetwork:
@@ -247,33 +242,17 @@ def load(folder: str | Path) -> ResidualNetwork:
             finite number.
     """
     folder = Path(folder)
-    config = read_config(folder)
-    tensors, metadata = read_tensors(folder / WEIGHTS_FILE)
+    config, tensors, carried = read_saved(folder)
     description = read_description(config, folder / CONFIG_FILE)
-    both = f"{folder / CONFIG_FILE} and {WEIGHTS_FILE}"
-    if metadata.get("description", description.to_json()) != description.to_json():
-        raise StageCostError(f"{both} describe different networks: save it again")
-    if config.get("saving") != metadata.get("saving"):  # a digest of the details, as they were saved
-        raise StageCostError(f"{both} are of two savings: restore both together")
+    if carried not in (None, description.to_json()):
+        raise StageCostError(
+            f"{folder / CONFIG_FILE} and {WEIGHTS_FILE} describe different networks: save it again"
+        )
     details = {key: value for key, value in config.items() if key not in RESERVED}
     network = restore(description, tensors, source=folder / WEIGHTS_FILE)
     # Its pruning is a record of these weights, and another training may follow.
     network.details |= {key: value for key, value in details.items() if key != "pruning"}
     return network.eval()
-
-
-def read_config(folder: Path) -> Any:
-    """Read the JSON that describes a saved network.
-
-    Raises:
-        StageCostError: the folder holds none.
-    """
-    if not (folder / CONFIG_FILE).is_file():
-        raise StageCostError(
-            f"{folder} holds no saved network ({CONFIG_FILE} is missing): give a folder that "
-            "`stagecost prune` or save_pretrained wrote"
-        )
-    return read_json(folder / CONFIG_FILE)
 
 
 def read_description(content: Any, source: Path) -> NetworkDescription:

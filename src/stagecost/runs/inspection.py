@@ -20,11 +20,12 @@ from stagecost.data.images import ImageFormat
 from stagecost.data.loading import load_data
 from stagecost.errors import StageCostError
 from stagecost.macs import count_macs
-from stagecost.models.catalogue import pretrained_model, read_config
+from stagecost.models.catalogue import pretrained_model
 from stagecost.network import ResidualNetwork
 from stagecost.probes import fit_classifier, linear_probes
 from stagecost.runs.certainty import Interval, chance_of, warnings_on, wilson
 from stagecost.runs.results import Result
+from stagecost.saved import read_config
 from stagecost.train.devices import select_device
 from stagecost.train.parsing import parse_settings
 from stagecost.train.setup import data_config, network_arguments

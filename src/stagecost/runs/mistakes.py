@@ -14,10 +14,11 @@ from stagecost.data.batches import FixedBatches
 from stagecost.data.images import ImageFormat
 from stagecost.errors import StageCostError
 from stagecost.models.catalogue import cut_to, load
-from stagecost.network import CONFIG_FILE, ResidualNetwork
+from stagecost.network import ResidualNetwork
 from stagecost.report.data import THUMBNAIL, Confusion, WrongImage
 from stagecost.runs.folder import RunFolder
 from stagecost.runs.trained import Trained
+from stagecost.saved import CONFIG_FILE
 from stagecost.storage import read_json
 from stagecost.trajectory import COLLAPSED, evaluation_mode
 

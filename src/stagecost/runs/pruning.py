@@ -16,7 +16,7 @@ from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
 from stagecost.latency import measure_latency
 from stagecost.models.catalogue import cut_to
-from stagecost.network import CONFIG_FILE, ResidualNetwork
+from stagecost.network import ResidualNetwork
 from stagecost.prune import PruningPlan, carry_optimizer
 from stagecost.runs.certainty import Interval, paired_drop, wilson
 from stagecost.runs.folder import FINGERPRINT_FILE, RunFolder, keep_for_report
@@ -24,6 +24,7 @@ from stagecost.runs.lock import locked
 from stagecost.runs.planning import Request
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Judged, Trained, open_trained
+from stagecost.saved import CONFIG_FILE
 from stagecost.storage import write_atomically
 from stagecost.train.checkpoint import load_optimizer_tensors
 from stagecost.train.display import TrainingDisplay

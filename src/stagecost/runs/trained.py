@@ -16,10 +16,11 @@ from stagecost.data.loading import ALL, DataBundle, has_validation, load_data
 from stagecost.errors import StageCostError, refusing
 from stagecost.losses import LossFunction
 from stagecost.models.catalogue import load
-from stagecost.network import CONFIG_FILE, WEIGHTS_FILE, ResidualNetwork
+from stagecost.network import ResidualNetwork
 from stagecost.records import JsonObject
 from stagecost.runs.certainty import chance_of, warnings_on
 from stagecost.runs.folder import FINGERPRINT_FILE, RunFolder, refuse_moved
+from stagecost.saved import CONFIG_FILE, WEIGHTS_FILE
 from stagecost.storage import read_json, read_metadata
 from stagecost.train.checkpoint import Checkpoint, read_checkpoint
 from stagecost.train.devices import select_device

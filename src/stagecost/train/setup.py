@@ -12,9 +12,10 @@ from stagecost.data.config import DataConfig
 from stagecost.data.images import INTERPOLATIONS
 from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
-from stagecost.models.catalogue import create_model, read_config
+from stagecost.models.catalogue import create_model
 from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost
+from stagecost.saved import read_config
 from stagecost.train.checkpoint import Checkpoint, restore_state
 from stagecost.train.cutting import check_schedule
 from stagecost.train.devices import check_compiler, launch, make_fabric
