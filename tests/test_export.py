@@ -18,10 +18,10 @@ from torch import Tensor
 import stagecost as sc
 from environments import make_environment
 from helpers import Runs, build
-from stagecost.data.images import ImageFormat
+from stagecost.data.images import ImageFormat, normalise
 from stagecost.exits.engine import run_with_exits
 from stagecost.exits.policy import POLICY_FILE, ExitPolicy, votes_at
-from stagecost.export.folder import export_network
+from stagecost.export.folder import compare, export_network
 from stagecost.export.graphs import open_graph
 from stagecost.export.runner import classify
 from stagecost.network import ResidualNetwork
@@ -303,6 +303,30 @@ def test_too_few_images_and_another_precision_are_refused(tmp_path: Path) -> Non
         with pytest.raises(sc.StageCostError, match=r"at least 3, and network\.float"):
             export_network(given, tmp_path / "out", images, format="pt2")
     assert not list(tmp_path.iterdir())
+
+
+def test_eight_bits_are_of_a_whole_graph(tmp_path: Path) -> None:
+    network, pixels = network_of("homogeneous")
+    policy = ExitPolicy((1, network.num_blocks), (0.5,))
+    with pytest.raises(sc.StageCostError, match="is one whole graph of ONNX: leave calibration out"):
+        export_network(network, tmp_path / "out", pixels, policy=policy, calibration=[pixels])
+    assert not list(tmp_path.iterdir())
+
+
+def test_large_outputs_may_differ_by_more(tmp_path: Path) -> None:
+    network, pixels = network_of("homogeneous")
+    with torch.no_grad():
+        for parameter in network.head.linear.parameters():
+            parameter.mul_(1e5)
+    exported = export_network(network, tmp_path / "out", pixels, format="pt2")
+    image_format = image_format_of(network)
+    largest = network.eval()(normalise(pixels, image_format)).abs().max()
+    assert largest > 1e3
+    other = network.keep(sc.Cut.whole())
+    with torch.no_grad():
+        other.head.linear.weight.mul_(1.001)
+    with torch.no_grad(), pytest.raises(sc.StageCostError, match="nothing is written"):
+        compare(other, [tmp_path / "out" / "model.pt2"], exported.depths, pixels)
 
 
 def test_refusals_are_one_line_and_leave_nothing(

@@ -98,6 +98,9 @@ def test_what_is_not_known_is_said_to_be_unknown(tmp_path: Path) -> None:
     other = sc.loss_trajectory(build("homogeneous"), loader())
     with pytest.raises(StageCostError, match="of 4 blocks, and the network has 3"):
         HubNetwork(again.keep(sc.Cut.first(3)), trajectory=other)
+    plan = sc.plan_pruning(build("homogeneous"), other, keep=2)
+    with pytest.raises(StageCostError, match="plan keeps the blocks 0-1, and the network has 0-2"):
+        HubNetwork(again.keep(sc.Cut.first(3)), plan=plan)
     offline = mock.patch("huggingface_hub.hub_mixin.hf_hub_download", side_effect=OSError("offline"))
     with offline, pytest.raises(StageCostError, match="me/net cannot be loaded from the Hub"):
         HubNetwork.from_pretrained("me/net")

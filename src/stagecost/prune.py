@@ -119,8 +119,8 @@ def plan_pruning(
         loss: that of the trajectory.
 
     Raises:
-        StageCostError: an impossible cut, nothing to go by, a trajectory of another number of blocks, or
-            more lost than is allowed.
+        StageCostError: an impossible cut, nothing to go by, a trajectory of another number of blocks, of
+            other data or another loss, or more lost than is allowed.
     """
     if not isinstance(keep, Cut | Integral | None):
         raise StageCostError(
@@ -235,8 +235,20 @@ def _candidates(
             f"cut {missing[0]} is not among the rows of the trajectory: give a loader of validation data"
         )
     if missing and loader is not None:
-        rows |= {score.cut: score for score in evaluate_cuts(network, loader, missing, loss=loss)}
+        whole, *scores = evaluate_cuts(network, loader, [Cut.whole(), *missing], loss=loss)
+        _check_same(trajectory.whole, whole)
+        rows |= {score.cut: score for score in scores}
     return [rows[cut] for cut in wanted]
+
+
+def _check_same(before: Score, again: Score) -> None:
+    """Refuse cuts that are measured by other images or another loss than the trajectory was."""
+    numbers = not (math.isnan(before.loss) and math.isnan(again.loss))
+    if numbers and not math.isclose(before.loss, again.loss, rel_tol=0.01, abs_tol=1e-6):
+        raise StageCostError(
+            f"the whole network has the loss {before.loss:.4g} in the trajectory and {again.loss:.4g} "
+            "here, so a drop would compare two things: give the loader and the loss of the trajectory"
+        )
 
 
 def _check_count(network: ResidualNetwork, count: int) -> None:

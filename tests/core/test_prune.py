@@ -23,6 +23,19 @@ from stagecost.text import format_indices
 from stagecost.trajectory import Score, evaluate_cuts, terminal_score
 
 
+@pytest.mark.parametrize("how", ["other images", "another loss"])
+def test_cuts_are_not_compared_over_other_images_or_another_loss(how: str) -> None:
+    network, data = build("homogeneous"), loader()
+    smooth = partial(F.cross_entropy, label_smoothing=0.5)
+    trajectory = sc.loss_trajectory(network, data, loss=smooth)
+    keep = Cut((0, 2))
+    assert sc.plan_pruning(network, trajectory, keep=keep, loader=data, loss=smooth).cut == keep
+    other = {"loader": [(1 - x, y) for x, y in data], "loss": smooth}
+    given = other if how == "other images" else {"loader": data}
+    with pytest.raises(StageCostError, match="give the loader and the loss of the trajectory"):
+        sc.plan_pruning(network, trajectory, keep=keep, **given)
+
+
 @pytest.mark.parametrize("name", BUILDERS)
 def test_the_trajectory_is_weighted_by_sample(name: str) -> None:
     """Losses, accuracies and ratios agree with one pass over all images at once."""

@@ -80,6 +80,20 @@ def test_a_cut_of_another_run_in_the_same_folder_is_passed_over(
     assert saved_network(str(tmp_path / "moved"), opened, [0, 1]) is None
 
 
+def test_a_cut_is_found_from_another_folder(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, elsewhere = shutil.copytree(trained.staged, tmp_path / "run"), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path)
+    kept = [1] * len(open_trained(run, device="cpu").network.stages)
+    assert prune("run", "small", keep=Cut.stages(*kept), device="cpu").network == "small"
+    monkeypatch.chdir(elsewhere)
+    page = Path(report(run, device="cpu").report).read_text("utf-8")
+    assert "What the cut gets wrong" in page
+    assert str(tmp_path / "small") in page
+
+
 def test_a_pruning_of_other_weights_is_refused(trained: Trained, tmp_path: Path) -> None:
     run = shutil.copytree(trained.three, tmp_path / "run")
     prune(run, tmp_path / "small", keep=2, device="cpu")

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from stagecost.errors import StageCostError
+from stagecost.storage import read_tensors
 from stagecost.train.devices import is_first_process, make_fabric, select_device
 
 SLURM = {
@@ -71,6 +73,56 @@ def test_one_process_trains_whatever_the_environment_says(
 )
 def test_two_processes_are_those_that_were_asked_for(variables: dict[str, str], tmp_path: Path) -> None:
     run_with(variables, tmp_path, processes=2)
+
+
+SHARES = """
+import sys
+import stagecost as sc
+import torch
+from torch import nn
+from stagecost.runs.training import train
+
+class Step(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.map = nn.GroupNorm(1, 4), nn.Conv2d(4, 4, 3, padding=1)
+    def forward(self, x):
+        return x + self.map(self.norm(x).relu())
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, stride=2)
+        self.layers = nn.Sequential(Step(), Step())
+        self.last = nn.Linear(4, classes)
+    def forward(self, x):
+        return self.last(self.layers(self.first(x)).mean((2, 3)))
+
+@sc.register_model("of_groups")
+def of_groups(*, num_classes=10, in_channels=1):
+    return sc.adapt(Net(num_classes), torch.zeros(1, in_channels, 8, 8))
+
+images = {"data": "digits", "limit_train": 3, "val_fraction": 0.0, "batch_size": 4}
+how = {"epochs": 4, "lr": 0.3, "device": "cpu", "num_processes": int(sys.argv[2])}
+train({**images, **how, "model": "of_groups"}, sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_uneven_shares_of_a_batch_weigh_as_their_images(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(SHARES)
+    weights = []
+    for processes in (1, 2):  # of three images, less than a batch, one process has two
+        folder = tmp_path / str(processes)
+        command = [sys.executable, str(tmp_path / "train.py"), str(folder), str(processes)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+        assert done.returncode == 0, done.stderr
+        weights.append(read_tensors(folder / "last.safetensors")[0])
+    one, two = weights
+    names = [name for name in one if name.startswith("network.")]
+    assert names
+    for name in names:
+        assert torch.allclose(one[name], two[name], atol=1e-4), name
 
 
 def test_a_rank_of_another_launcher_makes_no_second_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,8 +60,11 @@ def export_network(
     """
     if format not in ("onnx", "pt2"):
         raise StageCostError(f"format {format!r} is unknown: give onnx or pt2")
-    if calibration is not None and format != "onnx":
-        raise StageCostError(f"graphs of eight bits are ONNX's: leave calibration out, or {format}")
+    if calibration is not None and (format != "onnx" or (policy and len(policy.depths) > 1)):
+        raise StageCostError(
+            "a graph of eight bits is one whole graph of ONNX: leave calibration out, or exits and "
+            f"{format}"
+        )
     if format == "onnx":
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -101,9 +104,9 @@ def compare(
     """Return the largest difference of an output of the graphs, for batches of several sizes.
 
     Raises:
-        StageCostError: it is above 1e-4, or no number.
+        StageCostError: it is above 1e-4 of the largest output, if that is above 1, or no number.
     """
-    runs, largest = [open_graph(path) for path in graphs], 0.0
+    runs, largest, scale = [open_graph(path) for path in graphs], 0.0, 1.0
     for batch in (images[:1], images[1:]):
         state: tuple[Tensor, ...] = (normalise(batch, image_format_of(network)),)
         outputs = network(state[0], depths=list(depths))
@@ -111,10 +114,11 @@ def compare(
             *following, logits, _, _, _ = run(state)
             state = tuple(following)
             largest = max(largest, float((logits - expected).abs().max().nan_to_num(torch.inf)))
-    if largest > LARGEST_DIFFERENCE:
+            scale = max(scale, float(expected.abs().max()))
+    if not largest <= LARGEST_DIFFERENCE * scale < torch.inf:
         raise StageCostError(
             f"the exported graphs differ by {largest:.2g} from the network, more than "
-            f"{LARGEST_DIFFERENCE:g}: nothing is written; try another --format"
+            f"{LARGEST_DIFFERENCE * scale:.2g}: nothing is written; try another --format"
         )
     return largest
 

@@ -93,10 +93,15 @@ class HubNetwork(  # type: ignore[call-arg]
             licence: of the weights, such as "apache-2.0".
 
         Raises:
-            StageCostError: the trajectory is of another number of blocks.
+            StageCostError: the trajectory is of another number of blocks, or the plan keeps others.
         """
         if trajectory is not None:
             trajectory.check(network.num_blocks)
+        if plan is not None and plan.kept_blocks != network.block_indices:
+            raise StageCostError(
+                f"the plan keeps the blocks {format_indices(plan.kept_blocks)}, and the network has "
+                f"{format_indices(network.block_indices)}: give the plan that it was cut by"
+            )
         self.network, self.trajectory, self.plan = network, trajectory, plan
         self.controls, self.data, self.licence = dict(controls or {}), data, licence
 

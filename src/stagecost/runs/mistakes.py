@@ -2,9 +2,10 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,8 +80,13 @@ def saved_network(folder: str, trained: Trained, kept_blocks: Sequence[int]) -> 
     alike = images == trained.image_format and small.block_indices == (*kept_blocks,)
     told, latest = read_json(Path(folder) / CONFIG_FILE).get("pruning"), RunFolder(trained.path).pruning
     if told is not None and latest.is_file():  # the same folder may hold a cut of another run by now
-        alike = alike and told == read_json(latest)
+        alike = alike and _outcome(told) == _outcome(read_json(latest))
     return small.to(trained.device) if alike else None
+
+
+def _outcome(pruning: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a pruning came to; its folder may be spelt otherwise."""
+    return {key: value for key, value in pruning.items() if key not in ("network", "path")}
 
 
 def _confusion(targets: Tensor, answers: Tensor, names: tuple[str, ...]) -> Confusion | None:

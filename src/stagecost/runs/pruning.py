@@ -141,7 +141,8 @@ def prune(
             saved = fine_tuned(saved, bundle) if finetune_epochs else saved
             write_atomically(target / FINGERPRINT_FILE, saved)
         pruned.save_pretrained(target, **trained.moved(data).details(), pruning=pruning.to_json())
-        keep_for_report(RunFolder(trained.path).pruning, pruning)
+        kept = replace(pruning, network=str(target.absolute()))  # found from whatever folder
+        keep_for_report(RunFolder(trained.path).pruning, kept)
     return pruning
 
 

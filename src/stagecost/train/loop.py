@@ -120,7 +120,7 @@ def train_step(
             f"{moment.batch + 1}: lower --lr or --gamma, or use --clip-norm; the last good checkpoint "
             "is kept"
         )
-    state.fabric.backward(terms.total)
+    state.fabric.backward(_weighed(state, terms.total, len(images), batches.batch_size))
     if recipe.equilibrium:
         equilibrate(state.network, stage_cost, how)
     if recipe.clip_norm:
@@ -131,6 +131,12 @@ def train_step(
         state.average.update_parameters(state.network)
     correct = int((outputs[-1].argmax(dim=1) == targets).sum())
     return Step(moment, stage_cost, terms, correct, len(images))
+
+
+def _weighed(state: State, total: Tensor, images: int, batch_size: int) -> Tensor:
+    """Weigh the objective by this process's share of the images: gradients are averaged as equals."""
+    share = images * state.fabric.world_size / batch_size
+    return total if state.fabric.world_size == 1 or share == 1 else share * total
 
 
 def count_step(state: State, step: Step) -> None:
