@@ -156,6 +156,10 @@ class Cut:
         """Tell whether all blocks of this cut act in the other one, too: the nested order."""
         return set(self._resolved()) <= set(other._resolved())
 
+    def __lt__(self, other: "Cut") -> bool:
+        """Tell whether all blocks of this cut, and not they alone, act in the other one."""
+        return set(self._resolved()) < set(other._resolved())
+
     def __or__(self, other: "Cut") -> "Cut":
         """Return the cut in which the blocks of both act."""
         return Cut(self._resolved() + other._resolved())

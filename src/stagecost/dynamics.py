@@ -11,19 +11,20 @@ removed. A state is a tensor; in views of other models it may be a tuple of tens
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import product
 from types import TracebackType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from stagecost.cut import Cut
+from stagecost.errors import StageCostError
 from stagecost.paths import Path, plan_paths
 
 
@@ -117,9 +118,33 @@ class _Gate(torch.autograd.Function):
 
 
 def gated(values: Tensor, beta: float) -> Tensor:
-    """Return the same values (…), bit for bit; the gradient that comes back is multiplied by beta."""
-    passed: Tensor = _Gate.apply(values, beta)
+    """Return the same values (…), bit for bit; the gradient that comes back is multiplied by beta.
+
+    They may be those of a tuple.
+    """
+    if isinstance(values, tuple):
+        return tuple(gated(each, beta) for each in values)
+    passed: Tensor = _Gate.apply(values, beta) if values.is_floating_point() else values
     return passed
+
+
+@contextmanager
+def gated_weights(part: nn.Module, beta: float) -> Iterator[None]:
+    """Give the weights of a part beta times the gradient of what is computed meanwhile.
+
+    They stand in its modules, or in those that a module of it names as their `owners`.
+    """
+    wanted, modules = {id(p) for p in part.parameters()}, list(part.modules())
+    owners = {owner for module in modules for owner in getattr(module, "owners", (module,))}
+    held = [(o._parameters, name, p) for o in owners for name, p in o.named_parameters(recurse=False)]
+    held = [(place, name, p) for place, name, p in held if id(p) in wanted]
+    try:
+        for place, name, parameter in held:
+            place[name] = gated(parameter, beta)  # type: ignore[assignment]
+        yield
+    finally:
+        for place, name, parameter in held:
+            place[name] = parameter
 
 
 Tail = Callable[[Tensor, int], Tensor]
@@ -157,15 +182,20 @@ class Pass:
         collapsed: send states through collapsed skip chains (`stagecost.fast.chains`), where the skips
             are linear projections, and read them without keeping anything of their size
             (`stagecost.fast.reading`): equal up to rounding, and cheaper.
-        gates: depths beyond which a gradient counts less for what comes before.
-        beta: what comes back from beyond a gate is multiplied by it, in the blocks before, and in the
-            head, which earlier outputs share. Outputs stay as they are, bit for bit.
+        gates: cuts that come first, each nested with all others of the pass; k is `Cut.first(k)`.
+        beta: for each gate that is a part of an output's cut, the gradient of this output is multiplied
+            by it in the blocks of the gate, in stem and head. Outputs stay as they are, bit for bit.
     """
 
     checkpointing: bool = False
     collapsed: bool = False
-    gates: tuple[int, ...] = ()
+    gates: tuple[Cut, ...] = ()
     beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Take depths as cuts."""
+        gates = (gate if isinstance(gate, Cut) else Cut.first(gate) for gate in self.gates)
+        object.__setattr__(self, "gates", tuple(gates))
 
 
 Observer = Callable[[int, Tensor, Tensor], None]
@@ -209,7 +239,7 @@ class Rollout:
     training: bool = False
     read_late: bool = False
     checkpointing: bool = False
-    gates: tuple[int, ...] = ()
+    gates: tuple[Cut, ...] = ()
     beta: float = 1.0
 
     def outputs(self, x_0: Tensor, cuts: Sequence[Cut]) -> list[Tensor]:
@@ -218,7 +248,11 @@ class Rollout:
         Args:
             x_0: the first state.
             cuts: by the positions of their acting blocks. Blocks that none depends on are not computed.
+
+        Raises:
+            StageCostError: a gate and a cut are not nested.
         """
+        self._check_gates(cuts)
         starts: dict[int, Tensor] = {0: x_0}
         outputs: dict[int, Tensor] = {}
         ends: list[_End] = []
@@ -257,7 +291,7 @@ class Rollout:
 
     def _segments(self, path: Path) -> Iterator[tuple[int, int]]:
         """Cut a path into runs of blocks: one, or about √N of them with checkpointing."""
-        length = max(1, len(path.acts))
+        length = max(1, path.stop - path.start)
         if self.checkpointing:
             length = math.isqrt(length - 1) + 1
         for k in range(path.start, max(path.stop, path.start + 1), length):
@@ -273,14 +307,16 @@ class Rollout:
         emit: Callable[[_End], None],
     ) -> Tensor:
         """Go along a path from x_k to x_stop; hand out the states at which others leave or cuts end."""
+        gates = [(gate, path.leaves_behind(gate)) for gate in self.gates]
         for position in range(k, stop):
             self._hand_out(path, position, state, starts, emit)
-            if position in self.gates:
-                state = gated(state, self.beta)
-            if not path.acts[position - path.start]:
+            if not path.acts[position]:
                 state = self._bypass(position, state)
                 continue
-            following = self._step(position, state, whole=path.whole)
+            if here := sum(place == position for _, place in gates):
+                state = gated(state, self.beta**here)
+            beta = self.beta ** sum(g.acts(position) for g, place in gates if -1 < place < position)
+            following = self._step(position, state, whole=path.whole, beta=beta)
             if self.observe is not None and path.whole:
                 self.observe(position, state, following)
             state = following
@@ -301,10 +337,11 @@ class Rollout:
         if k in path.ends:
             emit(_End(k, state, path.ends[k], path.whole))
 
-    def _step(self, k: int, state: Tensor, *, whole: bool) -> Tensor:
-        scale = None if self.scales is None else self.scales[k]
-        with nullcontext() if whole or not self.training else FrozenStatistics([self.blocks[k]]):
-            return step(self.blocks[k], state, scale)
+    def _step(self, k: int, state: Tensor, *, whole: bool, beta: float = 1.0) -> Tensor:
+        block, scale = self.blocks[k], None if self.scales is None else self.scales[k]
+        frozen = nullcontext() if whole or not self.training else FrozenStatistics([block])
+        with frozen, nullcontext() if beta == 1 else gated_weights(block, beta):
+            return step(block, state, scale)
 
     def _bypass(self, k: int, state: Tensor) -> Tensor:
         skip = skip_of(self.blocks[k])
@@ -318,17 +355,22 @@ class Rollout:
         """Send a state through its tail and the head."""
         state = self.tail(end.state, end.k)
         with nullcontext() if end.whole or not self.training else FrozenStatistics([self.head]):
-            output = self._answer(state, cuts[end.numbers[0]].depth)
+            output = self._answer(state, cuts[end.numbers[0]])
         return dict.fromkeys(end.numbers, output)
 
-    def _answer(self, state: Tensor, depth: int) -> Tensor:
-        beta = self.beta ** sum(gate < depth for gate in self.gates)
-        if beta == 1:
-            whole: Tensor = self.head(state, depth)
-            return whole
-        parameters = {name: gated(p, beta) for name, p in self.head.named_parameters()}
-        output: Tensor = functional_call(self.head, parameters, (state, depth))
+    def _answer(self, state: Tensor, cut: Cut) -> Tensor:
+        beta = self.beta ** sum(gate < cut for gate in self.gates)
+        with nullcontext() if beta == 1 else gated_weights(self.head, beta):
+            output: Tensor = self.head(state, cut.depth)
         return output
+
+    def _check_gates(self, cuts: Sequence[Cut]) -> None:
+        for gate, cut in product(self.gates, cuts):
+            if not (gate <= cut or cut <= gate):
+                raise StageCostError(
+                    f"a gate of cut {gate} beside cut {cut}: give gates that hold the blocks of other "
+                    "cuts, or are held by them"
+                )
 
     def _checkpointed(
         self,

@@ -204,13 +204,11 @@ class StageCost:
 
         Of a loss beyond a gate as much counts as comes back. k = -1 is before all blocks.
         """
-
-        def share(depth: float) -> float:
-            return how.beta ** sum(k < gate < depth for gate in how.gates)
-
+        gates = [gate for gate in how.gates if k < 0 or gate.acts(k)]
         pairs = zip(self.cuts, self.weights, strict=True)
-        reached = sum(w * share(cut.depth) for cut, w in pairs if k < 0 or cut.acts(k))
-        return self.terminal_weight * share(math.inf) + reached
+        reached = [(w, sum(g < cut for g in gates)) for cut, w in pairs if k < 0 or cut.acts(k)]
+        crossed = [*reached, (self.terminal_weight, len(gates))]
+        return sum(weight * how.beta**number for weight, number in crossed)
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> ObjectiveTerms:
         """Compute Σ w_i·L_i + L_N from the outputs of a batch.
@@ -322,7 +320,8 @@ def equilibrate(network: ResidualNetwork, stage_cost: StageCost, how: Pass = LIT
         how: the pass was done: gates weigh the losses beyond them.
     """
     targets = dict(zip(stage_cost.cuts, stage_cost.weights, strict=True))
-    how = replace(how, gates=tuple(gate for gate in how.gates if gate < network.num_blocks))
+    whole_cut = network.resolve(Cut.whole())
+    how = replace(how, gates=tuple(gate for gate in how.gates if gate < whole_cut))
     whole = stage_cost.weight_behind(-1, how)
     shares: list[tuple[nn.Module, float]] = [(network.stem, whole), (network.head, whole)]
     blocks = enumerate(network.blocks.values())

@@ -15,7 +15,7 @@ class Path:
 
     Attributes:
         start: k of its first state.
-        acts: whether block k acts, for k = start, start + 1, …
+        acts: whether block k acts, for k = 0, 1, …; before its start it goes with earlier paths.
         ends: k → the cuts (by number) none of whose blocks from k on acts.
         leaves: k → the number of the path that leaves x_k by bypassing block k.
         whole: whether every block acts, so that its states are those of the whole network.
@@ -30,7 +30,11 @@ class Path:
     @property
     def stop(self) -> int:
         """K of its last state."""
-        return self.start + len(self.acts)
+        return len(self.acts)
+
+    def leaves_behind(self, cut: Cut) -> int:
+        """Return k of the first block that acts here and not in a cut; -1 if there is none."""
+        return next((k for k, acts in enumerate(self.acts) if acts and not cut.acts(k)), -1)
 
 
 def plan_paths(cuts: tuple[Cut, ...]) -> tuple[Path, ...]:
@@ -58,7 +62,7 @@ Branch = tuple[int, tuple[int, ...]]
 def _follow(cuts: tuple[Cut, ...], branch: Branch, next_path: int) -> tuple[Path, list[Branch]]:
     """Go with the cuts in which the next block acts; return the branches of the others as well."""
     k, members = branch
-    acts: list[bool] = []
+    acts = [cuts[members[0]].acts(earlier) for earlier in range(k)]  # all members came the same way
     ends: dict[int, tuple[int, ...]] = {}
     leaves: dict[int, int] = {}
     others: list[Branch] = []
@@ -75,5 +79,4 @@ def _follow(cuts: tuple[Cut, ...], branch: Branch, next_path: int) -> tuple[Path
             acts.append(bool(acting))
         members = acting or members
         k += 1
-    start = branch[0]
-    return Path(start, tuple(acts), ends, leaves, whole=start == 0 and all(acts)), others
+    return Path(branch[0], tuple(acts), ends, leaves, whole=all(acts)), others

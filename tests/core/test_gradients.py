@@ -1,11 +1,12 @@
 """Equilibrium, gate, sandwich and common answers, each against its definition by separate losses."""
 
 import pytest
+import timm
 import torch
 from torch import Tensor
 
 import stagecost as sc
-from helpers import build, images, labels
+from helpers import BUILDERS, build, images, labels
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
 from stagecost.losses import losses_of
@@ -25,10 +26,10 @@ def gradients(network: ResidualNetwork, loss: Tensor) -> dict[str, Tensor]:
     }
 
 
-def by_output(network: ResidualNetwork) -> list[dict[str, Tensor]]:
+def by_output(network: ResidualNetwork, cost: StageCost = COST) -> list[dict[str, Tensor]]:
     """Return the gradients of each weighted loss by itself, that of the whole network last."""
-    losses = losses_of(network(images(), COST.outputs), labels(), COST.loss)
-    weighted = zip((*COST.weights, COST.terminal_weight), losses, strict=True)
+    losses = losses_of(network(images(), cost.outputs), labels(), cost.loss)
+    weighted = zip((*cost.weights, cost.terminal_weight), losses, strict=True)
     return [gradients(network, weight * loss) for weight, loss in weighted]
 
 
@@ -105,15 +106,61 @@ def test_gate_multiplies_what_comes_back_from_beyond_a_target(beta: float, own: 
         torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_a_closed_gate_leaves_a_target_what_it_has_alone() -> None:
-    """With beta = 0 the first M blocks, stem and head follow L_M as if there were nothing else."""
+NESTED = {
+    "homogeneous": (Cut((0, 3)), Cut((0, 2, 3))),
+    "staged": (Cut.stages(1, 1, 1), Cut.stages(1, 2, 2)),
+    "timm/test_resnet": (Cut.stages(1, 1, 1, 1), Cut.whole()),
+    "timm/test_vit": (Cut((0, 2, 4)), Cut((0, 2, 3, 4))),
+}
+
+
+def network_of(name: str) -> ResidualNetwork:
+    if name in BUILDERS:
+        return build(name).train()
+    torch.manual_seed(0)
+    options = {"img_size": 16, "patch_size": 4, "depth": 5} if "vit" in name else {}
+    model = timm.create_model(name.removeprefix("timm/"), num_classes=5, **options)
+    return sc.adapt(model, torch.zeros(1, 3, 16, 16)).train()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", NESTED)
+def test_a_gate_may_be_any_part_of_a_network(name: str, checkpointing: bool) -> None:
+    network = network_of(name)
+    gates = tuple(map(network.resolve, NESTED[name]))
+    targets = tuple(cut for cut in gates if len(cut.blocks) < network.num_blocks)
+    cost = StageCost(targets, (0.5, 2.0)[: len(targets)])
+    separate, plain = by_output(network, cost), network(images(), cost.outputs)
+    how = sc.Pass(gates=gates, beta=0.3, checkpointing=checkpointing)
+    outputs = network(images(), cost.outputs, how=how)
+    assert torch.equal(outputs, plain)
+    found = gradients(network, cost(outputs, labels()).total)
+    named, cuts = dict(network.named_parameters()), [*targets, network.resolve(Cut.whole())]
+    places = {id(p): k for k, block in enumerate(network.blocks.values()) for p in block.parameters()}
+    for parameter, gradient in found.items():
+        k = places.get(id(named[parameter]))
+        before = [gate for gate in gates if k is None or gate.acts(k)]
+        crossed = [sum(gate < cut for gate in before) for cut in cuts]
+        wanted = sum(0.3**n * part[parameter] for n, part in zip(crossed, separate, strict=True))
+        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_gates_are_nested_with_all_cuts() -> None:
+    network, how = build("homogeneous"), sc.Pass(gates=(Cut((0, 3)),), beta=0.5)
+    with pytest.raises(StageCostError, match=r"a gate of cut \[0 3\] beside cut 2: give gates"):
+        network(images(), [Cut.first(2)], how=how)
+
+
+@pytest.mark.parametrize("target", [Cut.first(3), Cut((0, 2, 3))])
+def test_a_closed_gate_leaves_a_target_what_it_has_alone(target: Cut) -> None:
+    """With beta = 0 its blocks, stem and head follow its loss as if there were nothing else."""
     network = build("homogeneous").train()
-    small = network.keep(Cut.first(3)).train()
-    cost = StageCost.targets([Cut.first(3)])
+    small = network.keep(target).train()
+    cost = StageCost.targets([target])
     optimizers = [torch.optim.SGD(n.parameters(), lr=0.1, momentum=0.9) for n in (network, small)]
     for seed in range(3):
         batch, targets = images(seed=seed), labels(seed=seed)
-        outputs = network(batch, cost.outputs, how=sc.Pass(gates=(3,), beta=0.0))
+        outputs = network(batch, cost.outputs, how=sc.Pass(gates=(target,), beta=0.0))
         cost(outputs, targets).total.backward()
         StageCost()(small(batch)[None], targets).total.backward()
         for optimizer in optimizers:

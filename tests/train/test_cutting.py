@@ -179,6 +179,7 @@ def test_without_a_schedule_nothing_is_cut(tmp_path: Path) -> None:
         ({"targets": "1+2"}, "impossible in stages"),
         ({"targets": "2,[0-1]"}, "names a cut twice"),
         ({"targets": "x"}, "--targets is 'x'"),
+        ({"targets": "2,[0 2]", "gate": 0.5}, r"--targets 2,\[0 2\] do not: leave one"),
         ({"targets": "2", "first_depth": 1}, "--first-depth is about"),
         ({"compile": True, "sampled_depths": 2}, "leave one of them out"),
     ],

@@ -106,8 +106,6 @@ def test_what_is_no_such_value_is_refused(flat: dict[str, Any], match: str) -> N
         ({"gate": 0.5}, "--gate 0.5 is about targets"),
         ({"sandwich": True}, "--sandwich is about targets"),
         ({"target_norms": "own"}, "--target-norms own is about targets"),
-        ({"gate": 0.5, "targets": "3+3"}, "--gate 0.5 is for depths"),
-        ({"gate": 0.5, "targets": "[0 2]"}, "--gate 0.5 is for depths"),
         ({"sandwich": True, "targets": "2,3"}, "--sandwich draws one of three or more"),
         ({"target_norms": "own", "targets": "4", "cut_at": "1:4"}, "--cut-at 1:4 changes"),
         ({"target_norms": "own", "targets": "4", "gamma": 0.0}, "--gamma 0 trains no targets"),

@@ -200,10 +200,10 @@ def _sampled(stage_cost: StageCost, recipe: Recipe, moment: Moment) -> StageCost
 
 
 def _gated(recipe: Recipe, stage_cost: StageCost) -> Pass:
-    """Return how a pass is done, with a gate behind every target."""
+    """Return how a pass is done, with every target a gate."""
     if recipe.gate == 1:
         return recipe.how
-    return replace(recipe.how, gates=tuple({cut.depth for cut in stage_cost.cuts}), beta=recipe.gate)
+    return replace(recipe.how, gates=stage_cost.cuts, beta=recipe.gate)
 
 
 def _branch_scales(state: State, recipe: Recipe, moment: Moment, batch_size: int) -> Tensor | None:

@@ -52,7 +52,7 @@ class Recipe:
     sampled_depths: float = 0
     sandwich: bool = False  #: the smallest cut and one that is drawn bear the stage cost in a step
     equilibrium: bool = False  #: gradients are means of the losses behind a block, not sums
-    gate: float = 1.0  #: what comes back from beyond a cut that bears the stage cost is multiplied by it
+    gate: float = 1.0  #: what larger networks want of a target's blocks is multiplied by it
     drop_path: float = 0.0  #: rate of the last branch; 0 leaves none out
     freeze_stem: bool = False  #: leave the stem as it is
     freeze_norms: bool = False  #: leave running statistics as they are

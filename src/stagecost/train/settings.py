@@ -159,8 +159,8 @@ class StageCostSettings:
         sandwich: of three or more targets, the smallest and one that is drawn bear the stage cost in a
             step; its mean stays the same.
         equilibrium: each block gets the mean, not the sum, of the losses behind it.
-        gate: what comes back from depths beyond a target is multiplied by this in the blocks before it,
-            and in the head; targets are numbers of blocks. 1 is no gate.
+        gate: what a larger network wants of a target's blocks, and of stem and head, is multiplied by
+            this; of two targets one holds the blocks of the other. 1 is no gate.
         sampled_depths: how many outputs bear the stage cost in a step, drawn anew each step so that its
             mean stays the same; 0 takes all, and 0.125 one output in an eighth of the steps. 3 if not
             given, or all with compile.
@@ -226,11 +226,6 @@ class StageCostSettings:
         if self.target_norms == "own" and self.cut_at:
             raise StageCostError(
                 f"--cut-at {self.cut_at} changes what --target-norms own belong to: leave one out"
-            )
-        if self.gate != 1 and not all(cut.is_prefix for cut in self.cuts()):
-            raise StageCostError(
-                f"--gate {self.gate} is for depths, and --targets {','.join(self.targets)} are other "
-                "cuts: leave one of them out"
             )
         if self.sandwich and len(self.targets) < 3:
             raise StageCostError(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 
 import torch.nn.functional as F
 
@@ -51,6 +52,11 @@ def stage_cost_of(settings: RunSettings, network: ResidualNetwork) -> StageCost:
             raise StageCostError(f"--targets {text} is the whole network: give fewer blocks")
     if len({*targets}) < len(targets):
         raise StageCostError(f"--targets {','.join(stage.targets)} names a cut twice: give each once")
+    if stage.gate != 1 and not all(a <= b or b <= a for a, b in combinations(targets, 2)):
+        raise StageCostError(
+            f"--gate {stage.gate} is for targets of which one holds the blocks of the other, and "
+            f"--targets {','.join(stage.targets)} do not: leave one of them out"
+        )
     return StageCost.targets(targets if gamma else (), gamma, **options)
 
 

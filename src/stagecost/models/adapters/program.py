@@ -232,6 +232,11 @@ class Program(nn.Module):
         """Work on this model. It is not registered here: its parameters keep their names."""
         self.__dict__["model"] = model
 
+    @property
+    def owners(self) -> Iterator[nn.Module]:
+        """Modules among which are those that hold its parameters."""
+        return self.model.modules()
+
     def forward(self, state: State) -> Any:
         """Do this part, in the mode that the model is in."""
         inputs = state if isinstance(state, tuple) else (state,)
