@@ -178,19 +178,27 @@ class Case:
             self.bundles[seed] = load_data(config, seed=seed, splits=("train", "val", "test"))
         return self.bundles[seed]
 
-    def fitted(self, seed: int, cut: Cut | None = None) -> Path:
-        """Return the folder of the pretrained network, or of a cut of it, with a fitted head."""
+    def fitted(self, seed: int, cut: Cut | None = None, *, beside: bool = False) -> Path:
+        """Return the folder of the pretrained network, or of a cut of it, with a fitted head.
+
+        Args:
+            seed: of the images.
+            cut: that is made; None is the whole network.
+            beside: it is not made, and the head is fitted to both.
+        """
         name = "whole" if cut is None else format_indices(cut.blocks).replace(", ", "_")
+        name = f"whole-and-{name}" if beside else name
         folder, bundle = self.context.work / f"linear-{name}-seed{seed}", self.bundle(seed)
         if (folder / "config.json").is_file():
             return folder
         self.context.report(f"{self.context.dataset}: head of {name}, seed {seed}")
         torch.manual_seed(seed)
         network = create_network(parse_settings({**self.settings, "data": self.data}), bundle).eval()
-        small = (network if cut is None else network.keep(cut)).to(self.settings["device"])
+        small = (network if cut is None or beside else network.keep(cut)).to(self.settings["device"])
         batches = eval_batches(bundle.splits["train"], bundle.format, batch_size=64)
         if "cifar10" not in self.context.dataset:  # there the head is the author's
-            fit_classifier(small, batches, bundle.num_classes)
+            cuts = [Cut.whole(), cut] if cut is not None and beside else [Cut.whole()]
+            fit_classifier(small, batches, bundle.num_classes, cuts)
         small.save_pretrained(folder, image_format=bundle.format.to_json())
         return folder
 
@@ -224,9 +232,10 @@ class Case:
 
     def training(self, arm: str, seed: int) -> Training:
         """Return the training of an arm."""
-        start = {"weights": str(self.fitted(seed, self.cut if arm == "cut_first" else None))}
-        plain = {**self.settings, **start}
-        if not arm.startswith("joint"):
+        joint = arm.startswith("joint")
+        start = self.fitted(seed, self.cut if joint or arm == "cut_first" else None, beside=joint)
+        plain = {**self.settings, "weights": str(start)}
+        if not joint:
             return Training(plain)
         target = f"[{' '.join(map(str, self.cut.blocks))}]"
         own = {"target_norms": "own"} if arm == "joint_norms" else {}

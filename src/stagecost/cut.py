@@ -168,6 +168,11 @@ class Cut:
         """Return what remains of the paper's indices k of a network's blocks."""
         return tuple(indices[k] for k in self._resolved())
 
+    def among_left(self, left: Sequence[int]) -> "Cut":
+        """Return the same cut of the network of which only the blocks at these positions are left."""
+        places = {k: place for place, k in enumerate(left)}
+        return Cut(tuple(places[k] for k in self._resolved() if k in places))
+
     def to_json(self) -> list[int]:
         """Return the positions of the acting blocks."""
         return list(self._resolved())

@@ -5,6 +5,8 @@ it takes seconds. On x_k it tells how much of the answer is there after k blocks
 the network makes of it (Alain and Bengio 2016, "linear classifier probes").
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -109,13 +111,19 @@ def _is_square(images: Tensor) -> bool:
     return images.shape[2] in (images.shape[1], images.shape[3])
 
 
-def fit_classifier(network: ResidualNetwork, loader: Loader, num_classes: int) -> None:
+def fit_classifier(
+    network: ResidualNetwork,
+    loader: Loader,
+    num_classes: int,
+    cuts: Sequence[Cut] = (Cut.whole(),),
+) -> None:
     """Fit the last linear layer of a network to data, in eval mode; all else stays as it is.
 
     Args:
         network: its classifier is changed.
         loader: batches of (images, class numbers), to fit it on.
         num_classes: rows of its classifier.
+        cuts: that it is to serve, all alike.
 
     Raises:
         StageCostError: not one linear classifier, with a bias, has so many classes, or the loader gives
@@ -141,8 +149,9 @@ def fit_classifier(network: ResidualNetwork, loader: Loader, num_classes: int) -
     try:
         with evaluation_mode(network):
             for images, classes in map(pair, loader):
-                network(to_device(images, device_of(network)))
-                targets.append(classes.cpu())
+                for cut in cuts:
+                    network(to_device(images, device_of(network)), cut)
+                    targets.append(classes.cpu())
     finally:
         handle.remove()
     if not targets:

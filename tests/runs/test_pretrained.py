@@ -175,6 +175,66 @@ def test_layers_learn_at_rates_that_fall_towards_the_stem() -> None:
     assert by_layer(network, groups, 1.0) is groups
 
 
+def test_layers_of_a_target_learn_as_they_would_alone() -> None:
+    network = sc.create_model("homogeneous", num_blocks=4, width=4)
+    groups, targets = parameter_groups(network, 0.1), [Cut((0, 3)), Cut((0, 2, 3))]
+    split = by_layer(network, groups, 0.5, targets)
+    scale = {id(p): group["lr_scale"] for group in split for p in group["params"]}
+    parts = [network.stem, *network.blocks.values(), network.head]
+    found = [{scale[id(p)] for p in part.parameters()} for part in parts]
+    assert found == [{0.5**n} for n in (3, 2, 3, 2, 1, 0)]
+    alone = network.keep(targets[0])
+    split = by_layer(alone, parameter_groups(alone, 0.1), 0.5)
+    scale = {id(p): group["lr_scale"] for group in split for p in group["params"]}
+    parts = [alone.stem, *alone.blocks.values(), alone.head]
+    assert [{scale[id(p)] for p in part.parameters()} for part in parts] == [
+        {0.5**n} for n in (3, 2, 1, 0)
+    ]
+
+
+def test_rates_of_a_target_stay_when_blocks_leave_and_when_training_goes_on(tmp_path: Path) -> None:
+    given = {**SETTINGS, "num_blocks": 4, "width": 4, "targets": "[0 2]", "layer_decay": 0.5}
+    rates = []
+
+    def note(state: State, step: object) -> None:
+        scale = {id(p): g["lr_scale"] for g in state.optimizer.param_groups for p in g["params"]}
+        parts = [state.network.stem, *state.network.blocks.values()]
+        rates.append([scale[id(next(part.parameters()))] for part in parts])
+        if len(rates) == 5 and state.progress.epoch == 1:
+            raise ZeroDivisionError  # behind the cut
+
+    given |= {"epochs": 3, "cut_at": "1:3", "image_size": None, "model": "homogeneous"}
+    with pytest.raises(ZeroDivisionError):
+        train(given, tmp_path / "run", on_step=note)
+    assert rates[0] == [0.5**n for n in (3, 2, 3, 1, 1)]
+    smaller = [0.5**n for n in (3, 2, 2, 1)]
+    assert rates[-1] == smaller
+    rates.clear()
+    train(given, tmp_path / "run", resume=True, on_step=note)
+    assert rates
+    assert all(rate == smaller for rate in rates)
+
+
+def test_a_head_is_fitted_to_several_cuts_alike() -> None:
+    network = sc.create_model("homogeneous", num_blocks=2, width=6, num_classes=3, in_channels=1)
+    data = [(torch.randn(9, 1, 8, 8), torch.arange(9) % 3) for _ in range(2)]
+    cuts, seen = (Cut.whole(), Cut.first(1)), []
+    fit_classifier(network, data, 3, cuts)
+    hook = network.head.linear.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    network.eval()
+    with torch.no_grad():
+        for cut in cuts:
+            for images, _ in data:
+                network(images, cut)
+    hook.remove()
+    targets = torch.cat([labels for _, labels in data] * 2)
+    fitted = fit_linear(torch.cat(seen), targets)
+    images = torch.cat(seen)
+    assert torch.allclose(network.head.linear(images), fitted(images), atol=1e-2)
+    fit_classifier(network, data, 3)
+    assert not torch.allclose(network.head.linear(images), fitted(images), atol=0.1)
+
+
 def test_a_saved_cut_has_the_blocks_that_it_has(tmp_path: Path) -> None:
     small = sc.create_model("staged", blocks_per_stage=(2, 2), widths=(4, 4)).keep(Cut.stages(1, 2))
     small.save_pretrained(tmp_path)

@@ -91,7 +91,9 @@ def replace_networks(
     kept = optimizer_tensors(state.optimizer, state.network)
     staying = dict(network.named_parameters())
     decay = {group["name"]: group["weight_decay"] for group in state.optimizer.param_groups}
-    optimizer = make_optimizer(network, training, decay["residual"])
+    left = [state.indices.index(k) for k in network.block_indices]
+    targets = [cut.among_left(left) for cut in state.targets]
+    optimizer = make_optimizer(network, training, decay["residual"], targets)
     asked, model, optimizer = wrap(state.fabric, network, optimizer)
     kept = {key: value for key, value in kept.items() if key.rpartition("/")[0] in staying}
     load_optimizer_tensors(optimizer, network, kept)

@@ -63,7 +63,8 @@ class TrainingSettings:
         batch_size: images a step, over all processes together.
         optimizer: sgd (momentum 0.9, Nesterov) or adamw.
         lr: the highest learning rate; 0.1 for sgd and 0.002 for adamw if not given.
-        layer_decay: each layer before the head learns at this part of the rate of the one behind it.
+        layer_decay: each layer before the head learns at this part of the rate of the one behind it, in
+            the smallest target that it is a part of.
         freeze_stem: leave the stem as it is, its running statistics too.
         freeze_norms: leave the running statistics of all norms as they are, and train with them.
         warmup_epochs: epochs of linear warm-up, before the cosine to zero; may be a fraction.

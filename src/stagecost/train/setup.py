@@ -90,6 +90,7 @@ class Setup:
             self.settings.training,
             weight_decay=self.weight_decay,
             kept_blocks=kept,
+            targets=self.stage_cost.cuts if self.settings.stage.targets else (),
         )
         if checkpoint is not None:
             restore_state(checkpoint, state)

@@ -72,10 +72,9 @@ def after_cuts(stage_cost: StageCost, stages: Stages, left: Sequence[int]) -> St
     if len(left) == sum(map(len, stages)):
         resolved = all(cut.is_resolved for cut in stage_cost.cuts)
         return stage_cost if resolved else stage_cost.among(stages)
-    new = {k: position for position, k in enumerate(left)}
     weights: dict[Cut, float] = {}
     for cut, weight in zip(stage_cost.cuts, stage_cost.weights, strict=True):
-        acting = Cut(tuple(new[k] for k in cut.among(stages).blocks if k in new))
+        acting = cut.among(stages).among_left(left)
         weights[acting] = weights.get(acting, 0.0) + weight
     terminal = stage_cost.terminal_weight
     if stage_cost.stage_loss is None:

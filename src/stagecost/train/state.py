@@ -53,6 +53,7 @@ class State:
     indices: tuple[int, ...]  #: the paper's indices k of the blocks at the start, whatever has left
     stages: Stages  #: positions of the blocks at the start, grouped
     progress: Progress = field(default_factory=Progress)  #: how far it has come
+    targets: tuple[Cut, ...] = ()  #: cuts of the network at the start that are trained for
     _mark: float = field(default_factory=monotonic)
 
     @property
@@ -97,6 +98,7 @@ def start(
     *,
     weight_decay: float,
     kept_blocks: Sequence[int] | None = None,
+    targets: Sequence[Cut] = (),
 ) -> State:
     """Put a network on its device, with an optimiser and, if asked for, an average.
 
@@ -106,53 +108,68 @@ def start(
         training: says which optimiser, and whether compiled and averaged.
         weight_decay: lambda, as the optimiser is to use it.
         kept_blocks: the paper's k of the blocks that are left in a training that goes on; None: all.
+        targets: cuts of the network at the start that are trained for, see `by_layer`.
     """
     indices, stages = network.block_indices, network.stage_positions
+    left = tuple(k for k, i in enumerate(indices) if kept_blocks is None or i in kept_blocks)
     if kept_blocks is not None:
-        network.remove_all_but(Cut(tuple(k for k, index in enumerate(indices) if index in kept_blocks)))
+        network.remove_all_but(Cut(left))
     # On CPUs, too, convolutions of few channels are much faster with channels last.
     network.to(memory_format=torch.channels_last)
     freeze(network, stem=training.freeze_stem, norms=training.freeze_norms)
     if training.compile:  # when it first meets a shape; parameters keep their names
         network.compile(dynamic=False)
-    asked, model, optimizer = wrap(fabric, network, make_optimizer(network, training, weight_decay))
+    now = [cut.among_left(left) for cut in targets]
+    optimizer = make_optimizer(network, training, weight_decay, now)
+    asked, model, optimizer = wrap(fabric, network, optimizer)
     average = None
     if training.ema_decay:
         average_of = get_ema_multi_avg_fn(training.ema_decay)  # type: ignore[no-untyped-call]
         average = AveragedModel(network, multi_avg_fn=average_of, use_buffers=True)
-    return State(fabric, network, asked, model, optimizer, average, indices, stages)
+    return State(
+        fabric, network, asked, model, optimizer, average, indices, stages, targets=tuple(targets)
+    )
 
 
 def make_optimizer(
-    network: ResidualNetwork, training: TrainingSettings, weight_decay: float
+    network: ResidualNetwork,
+    training: TrainingSettings,
+    weight_decay: float,
+    targets: Sequence[Cut] = (),
 ) -> Optimizer:
     """Build the optimiser; lambda goes to the residual branches alone (see `parameter_groups`)."""
-    groups = by_layer(network, parameter_groups(network, weight_decay), training.layer_decay)
+    groups = by_layer(network, parameter_groups(network, weight_decay), training.layer_decay, targets)
     if training.optimizer == "sgd":
         return SGD(groups, lr=training.peak_lr, momentum=0.9, nesterov=True)
     return AdamW(groups, lr=training.peak_lr)
 
 
 def by_layer(
-    network: ResidualNetwork, groups: list[dict[str, Any]], decay: float
+    network: ResidualNetwork,
+    groups: list[dict[str, Any]],
+    decay: float,
+    targets: Sequence[Cut] = (),
 ) -> list[dict[str, Any]]:
     """Split groups of parameters by layer, each with its part of the learning rate, `lr_scale`.
 
     Layers are the stem, each block, and the head: the head learns at the full rate, the last block at
-    `decay` of it, the one before at decay², and so on.
+    `decay` of it, the one before at decay², and so on. Those of a target learn at the rates that they
+    have in the target alone; of several targets, in the smallest.
     """
     if decay == 1:
         return groups
+    cuts = [*targets, network.resolve(Cut.whole())]
     behind = {id(p): 0 for p in network.head.parameters()}
-    for count, block in enumerate(list(network.blocks.values())[::-1], start=1):
-        behind = {id(p): count for p in block.parameters()} | behind
+    for k, block in reversed(list(enumerate(network.blocks.values()))):
+        layer = min(sum(j >= k for j in cut.blocks) for cut in cuts if cut.acts(k))
+        behind = {id(p): layer for p in block.parameters()} | behind
     for norm, other in (pair for cut in network.targets for pair in network.norms_of(cut).items()):
         pairs = zip(norm.parameters(), other.parameters(), strict=True)
         behind |= {id(own): behind[id(p)] for p, own in pairs if id(p) in behind}
     layers: dict[tuple[int, int], list[nn.Parameter]] = {}
     for number, group in enumerate(groups):
         for parameter in group["params"]:
-            layer = behind.get(id(parameter), network.num_blocks + 1)
+            layer = behind.get(id(parameter), 1 + min(len(cut.blocks) for cut in cuts))
             layers.setdefault((number, layer), []).append(parameter)
     return [
         {**groups[number], "params": parameters, "lr_scale": decay**layer}
