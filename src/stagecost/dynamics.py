@@ -135,7 +135,7 @@ def gated_weights(part: nn.Module, beta: float) -> Iterator[None]:
     They stand in its modules, or in those that a module of it names as their `owners`.
     """
     wanted, modules = {id(p) for p in part.parameters()}, list(part.modules())
-    owners = {owner for module in modules for owner in getattr(module, "owners", (module,))}
+    owners = {owner for module in modules for owner in getattr(module, "parameter_owners", (module,))}
     held = [(o._parameters, name, p) for o in owners for name, p in o.named_parameters(recurse=False)]
     held = [(place, name, p) for place, name, p in held if id(p) in wanted]
     try:

@@ -233,7 +233,7 @@ class Program(nn.Module):
         self.__dict__["model"] = model
 
     @property
-    def owners(self) -> Iterator[nn.Module]:
+    def parameter_owners(self) -> Iterator[nn.Module]:
         """Modules among which are those that hold its parameters."""
         return self.model.modules()
 
