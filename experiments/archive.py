@@ -172,6 +172,8 @@ for _name, _title, _rows in (
 ARCHIVE["targets-every-step"] = Experiment(
     "targets-every-step", "Targets of a staged network, each in every step", {}, targets_section
 )
-ARCHIVE["pretrained-fewer-epochs"] = Experiment(
-    "pretrained-fewer-epochs", "Networks that others trained, in fewer epochs", {}, pretrained_section
-)
+for _name, _title in (
+    ("pretrained-fewer-epochs", "Networks that others trained, in fewer epochs"),
+    ("pretrained-slower-cuts", "Networks that others trained, cuts at the rates of the whole network"),
+):
+    ARCHIVE[_name] = Experiment(_name, _title, {}, pretrained_section)

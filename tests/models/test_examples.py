@@ -123,6 +123,22 @@ def test_the_callback_measures_as_many_batches_as_the_trainer(example: ModuleTyp
     assert float(logged["loss_at_4"]) == pytest.approx(float(logged["val_loss"]))
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches")
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning", "ignore:.*shuffling")
+@pytest.mark.parametrize("example", ["lightning_loop"], indirect=True)
+def test_cuts_of_stages_are_planned_by_the_images_that_the_depths_were_measured_on(
+    example: ModuleType,
+) -> None:
+    parts = map(example.TensorDataset, *zip(*example.digits(8, 96), strict=True))
+    train, val = (example.DataLoader(part, 8, shuffle=True) for part in parts)
+    module, depths = example.Classifier(), example.DepthCallback(max_drop=100.0)
+    module.network = sc.create_model("staged", blocks_per_stage=(2, 2), widths=(4, 8), in_channels=1)
+    example.Trainer(callbacks=[depths], accelerator="cpu", fast_dev_run=2).fit(module, train, val)
+    rows = {row.cut: row for row in depths.trajectory.rows}
+    assert depths.plan.cut == sc.Cut((0, 2))
+    assert depths.plan.accuracy_predicted == rows[depths.plan.cut].accuracy
+
+
 @pytest.mark.parametrize("example", ["trainer_loop"], indirect=True)
 def test_the_trainer_of_transformers_minimises_a_stage_cost(example: ModuleType) -> None:
     plan, model = example.train_and_cut(*example.digits(count=400), epochs=4)

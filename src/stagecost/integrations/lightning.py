@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from stagecost.losses import LossFunction
-from stagecost.prune import PruningPlan, plan_pruning
+from stagecost.prune import PruningPlan, plan_pruning, possible_cuts
 from stagecost.trajectory import Trajectory, loss_trajectory
 
 
@@ -56,14 +56,14 @@ class DepthCallback(Callback):  # type: ignore[misc]
         network, batches = attrgetter(self.network)(pl_module), _Prepared(trainer)
         fork = torch.random.fork_rng(devices=[])  # of loaders: a training goes on as if unwatched
         with fork, trainer.precision_plugin.forward_context():
-            self.trajectory = loss_trajectory(network, batches, loss=self.loss)
+            # In one pass: another one may see other images, where they are shuffled or augmented.
+            cuts = [cut for cut in possible_cuts(network) if not cut.is_prefix]
+            self.trajectory = loss_trajectory(network, batches, cuts=cuts, loss=self.loss)
             self.plan = plan_pruning(
                 network,
                 self.trajectory,
                 max_drop=self.max_drop,
                 max_loss_increase=self.max_loss_increase,
-                loader=batches,
-                loss=self.loss,
             )
         losses = {f"loss_at_{k}": loss for k, loss in enumerate(self.trajectory.losses)}
         needed = float(len(self.plan.kept_blocks))
