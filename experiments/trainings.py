@@ -176,7 +176,7 @@ def macs_of_cuts(parts: Sequence[int], cuts: Sequence[Cut]) -> int:
         cuts: by the positions of their acting blocks.
     """
     paths = plan_paths(tuple(cuts))
-    blocks = (parts[1 + k] for path in paths for k, acts in enumerate(path.acts, path.start) if acts)
+    blocks = (parts[1 + k] for path in paths for k in range(path.start, path.stop) if path.acts[k])
     return parts[0] + sum(blocks) + parts[-1]
 
 

@@ -72,7 +72,8 @@ def test_a_network_goes_to_the_hub_with_a_card_that_is_filled_in(tmp_path: Path)
     assert {"license": "mit", "library_name": "stagecost"}.items() <= card.data.to_dict().items()
     for k in range(5):
         assert f"| {k} | {trajectory.losses[k]:.4g} | {trajectory.accuracies[k]:.2f} % |" in card.text
-    for text in ("trained alone | 51.25 %", "Data: noise", plan.summary, "(depth.png)"):
+    told_of_plan = f"Not cut; a plan could: {plan.summary}"
+    for text in ("trained alone | 51.25 %", "Data: noise", told_of_plan, "(depth.png)"):
         assert text in card.text
     assert "unknown" not in card.text
     for name, content in sent.items():
@@ -101,6 +102,8 @@ def test_what_is_not_known_is_said_to_be_unknown(tmp_path: Path) -> None:
     plan = sc.plan_pruning(build("homogeneous"), other, keep=2)
     with pytest.raises(StageCostError, match="plan keeps the blocks 0-1, and the network has 0-2"):
         HubNetwork(again.keep(sc.Cut.first(3)), plan=plan)
+    HubNetwork(network.keep(plan.cut), plan=plan).save_pretrained(tmp_path / "small")
+    assert f"Cut by a plan: {plan.summary}" in (tmp_path / "small" / "README.md").read_text()
     offline = mock.patch("huggingface_hub.hub_mixin.hf_hub_download", side_effect=OSError("offline"))
     with offline, pytest.raises(StageCostError, match="me/net cannot be loaded from the Hub"):
         HubNetwork.from_pretrained("me/net")

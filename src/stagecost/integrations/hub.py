@@ -87,7 +87,7 @@ class HubNetwork(  # type: ignore[call-arg]
         Args:
             network: that was trained.
             trajectory: of this network, on images it was not trained on.
-            plan: by which it was cut.
+            plan: by which it was cut, or can be.
             controls: what else was trained alike → its accuracy in percent.
             data: what it was trained and judged on.
             licence: of the weights, such as "apache-2.0".
@@ -97,7 +97,8 @@ class HubNetwork(  # type: ignore[call-arg]
         """
         if trajectory is not None:
             trajectory.check(network.num_blocks)
-        if plan is not None and plan.kept_blocks != network.block_indices:
+        self._is_cut = plan is not None and plan.kept_blocks == network.block_indices
+        if plan is not None and not (self._is_cut or plan.num_blocks == network.num_blocks):
             raise StageCostError(
                 f"the plan keeps the blocks {format_indices(plan.kept_blocks)}, and the network has "
                 f"{format_indices(network.block_indices)}: give the plan that it was cut by"
@@ -160,7 +161,8 @@ class HubNetwork(  # type: ignore[call-arg]
         if self.plan is None:
             return "Nothing is said of a cut."
         table = markdown_table(("on the data of the plan", "before", "after"), self.plan.rows)
-        return f"Cut by a plan: {self.plan.summary}.\n\n{table}"
+        words = "Cut by a plan" if self._is_cut else "Not cut; a plan could"
+        return f"{words}: {self.plan.summary}.\n\n{table}"
 
     def _controls(self) -> str:
         if not self.controls:
