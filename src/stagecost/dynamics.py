@@ -11,13 +11,11 @@ removed. A state is a tensor; in views of other models it may be a tuple of tens
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
 from types import TracebackType
-from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -25,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
+from stagecost.gates import gated, gated_weights
 from stagecost.paths import Path, plan_paths
 
 
@@ -102,49 +101,6 @@ def _add_scaled(skipped: Tensor, control: Tensor, scale: Tensor) -> Tensor:
     if factor.dim():
         factor = factor.view(-1, *[1] * (control.dim() - 1))
     return skipped + factor * control
-
-
-class _Gate(torch.autograd.Function):
-    """Input: values (…), beta; output: the values."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, beta: float) -> Tensor:
-        ctx.beta = beta
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return ctx.beta * grads[0], None
-
-
-def gated(values: Tensor, beta: float) -> Tensor:
-    """Return the same values (…), bit for bit; the gradient that comes back is multiplied by beta.
-
-    They may be those of a tuple.
-    """
-    if isinstance(values, tuple):
-        return tuple(gated(each, beta) for each in values)
-    passed: Tensor = _Gate.apply(values, beta) if values.is_floating_point() else values
-    return passed
-
-
-@contextmanager
-def gated_weights(part: nn.Module, beta: float) -> Iterator[None]:
-    """Give the weights of a part beta times the gradient of what is computed meanwhile.
-
-    They stand in its modules, or in those that a module of it names as their `owners`.
-    """
-    wanted, modules = {id(p) for p in part.parameters()}, list(part.modules())
-    owners = {owner for module in modules for owner in getattr(module, "parameter_owners", (module,))}
-    held = [(o._parameters, name, p) for o in owners for name, p in o.named_parameters(recurse=False)]
-    held = [(place, name, p) for place, name, p in held if id(p) in wanted]
-    try:
-        for place, name, parameter in held:
-            place[name] = gated(parameter, beta)  # type: ignore[assignment]
-        yield
-    finally:
-        for place, name, parameter in held:
-            place[name] = parameter
 
 
 Tail = Callable[[Tensor, int], Tensor]
