@@ -104,7 +104,7 @@ class Plan:
 _PLAIN = ("plain_full", "plain_sub")
 PLAN: dict[str, Plan] = {
     "cifar10": Plan(10),
-    "cifar100": Plan(5, (*_PLAIN, "stage", "joint_light")),
+    "cifar100": Plan(5, (*_PLAIN, "stage", "joint_light", "several", "plain_mid")),
     "mnist": Plan(1, (*_PLAIN, "stage", "joint", "several", "plain_mid")),
     "cifar10-long": Plan(
         30,
