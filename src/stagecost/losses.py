@@ -15,6 +15,9 @@ IGNORED_CLASS = -100  # torch's cross-entropy leaves out targets of this number
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """(output (B, …), target (B, …)) → the mean loss, or one loss a sample (any shape: it is averaged)."""
 
+_BY_ELEMENT = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
+_MODULES_BY_ELEMENT = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+
 StageLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(output (B, …), target (B, …), terminal output without gradient (B, …)) → scalar."""
 
@@ -32,7 +35,11 @@ def losses_of(
 
     Returns:
         (K,).
+
+    Raises:
+        StageCostError: a loss of torch that compares number by number, and targets of another shape.
     """
+    _check_shapes(outputs.shape[1:], targets.shape, loss)
     if not _is_cross_entropy(loss) or (len(outputs) == 1 and not row_by_row):
         return torch.stack([loss(output, targets).mean() for output in outputs])
     # All outputs in one call: dozens of small ones take as long as a block does.
@@ -42,6 +49,17 @@ def losses_of(
     sums = torch.stack([row.sum() for row in singles]) if row_by_row else singles.sum(dim=1)
     of_classes = not targets.is_floating_point()
     return sums / (targets.ne(IGNORED_CLASS).sum() if of_classes else singles.shape[1])
+
+
+def _check_shapes(output: torch.Size, target: torch.Size, loss: LossFunction) -> None:
+    """Refuse outputs (B, 1) beside targets (B,), of which torch would compare all with all."""
+    function = loss.func if isinstance(loss, partial) else loss
+    by_element = function in _BY_ELEMENT or isinstance(function, _MODULES_BY_ELEMENT)
+    if by_element and output != target:
+        raise StageCostError(
+            f"outputs have shape {tuple(output)} and targets {tuple(target)}: give both one shape, in a "
+            "loss of your own"
+        )
 
 
 def counted_samples(targets: Tensor, loss: LossFunction) -> float:

@@ -370,6 +370,38 @@ def test_own_builders_can_be_registered_saved_and_loaded(tmp_path: object) -> No
         registry._builders.pop("tiny_test_model")
 
 
+@pytest.mark.parametrize("persistent", [True, False])
+def test_random_buffers_are_saved_or_refused(persistent: bool, tmp_path: object) -> None:
+    """Features of random directions: of a network that is loaded they would be other ones."""
+    from stagecost.models import registry
+
+    @sc.register_model("random_features")
+    def random_features(*, num_classes: int = 2) -> sc.ResidualNetwork:
+        network = sc.create_model("homogeneous", num_blocks=1, width=2, num_classes=num_classes)
+        network.stem.register_buffer("steps", torch.arange(3.0), persistent=False)
+        network.stem.register_buffer("directions", torch.randn(3), persistent=persistent)
+        return network
+
+    try:
+        if not persistent:
+            with pytest.raises(StageCostError, match=r"buffer stem\.directions"):
+                sc.create_model("random_features")
+            return
+        torch.manual_seed(1)
+        network = sc.create_model("random_features")
+        drawn = torch.randn(1)
+        torch.manual_seed(1)
+        random_features()
+        assert torch.equal(
+            torch.randn(1), drawn
+        )  # the check moves no random number
+        network.save_pretrained(f"{tmp_path}/net")
+        loaded = sc.load(f"{tmp_path}/net")
+        assert torch.equal(loaded.stem.get_buffer("directions"), network.stem.get_buffer("directions"))
+    finally:
+        registry._builders.pop("random_features")
+
+
 def test_controls_are_measured_beside_blocks_whose_branch_is_not_apart() -> None:
     """What a branch said on the way of another cut, or in another batch, is no control here."""
 

@@ -2,19 +2,20 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import stagecost as sc
 from helpers import BUILDERS, build, images, labels, objective
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
-from stagecost.losses import distilled
+from stagecost.losses import LossFunction, distilled, losses_of
 from stagecost.objective import StageCost, residual_parameters
 
 
@@ -59,6 +60,14 @@ def test_every_loss_with_every_builder(loss_name: str, builder: str) -> None:
     assert not terms.losses.requires_grad
     terms.total.backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("loss", [F.mse_loss, partial(F.huber_loss, delta=0.5), nn.L1Loss()])
+def test_outputs_of_one_number_are_not_compared_with_all_targets(loss: LossFunction) -> None:
+    with pytest.raises(StageCostError, match=r"shape \(4, 1\) and targets \(4,\)"):
+        losses_of(torch.zeros(3, 4, 1), torch.arange(4.0), loss)
+    expected = loss(torch.zeros(4), torch.arange(4.0))
+    assert torch.equal(losses_of(torch.zeros(3, 4), torch.arange(4.0), loss), expected.expand(3))
 
 
 def test_gradcheck_in_double_precision() -> None:

@@ -117,6 +117,9 @@ def _build(name: str, arguments: Mapping[str, Any]) -> ResidualNetwork:
             f"model {name!r}: {error}; it takes {', '.join(signature.parameters)}"
         ) from None
     network = builder(**arguments)
+    if "/" not in name and (unsaved := _unsaved_buffers(network)):
+        with torch.random.fork_rng(devices=[]):
+            _check_built_alike(name, unsaved, builder(**arguments))
     bound.apply_defaults()
     complete = dict(bound.arguments)
     for parameter in signature.parameters.values():
@@ -124,6 +127,23 @@ def _build(name: str, arguments: Mapping[str, Any]) -> ResidualNetwork:
             complete |= complete.pop(parameter.name)
     network.description = NetworkDescription(name, dict(writable(complete)))
     return network
+
+
+def _unsaved_buffers(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the buffers that no state dict holds: loading computes them anew."""
+    state = network.state_dict()
+    return {name: buffer for name, buffer in network.named_buffers() if name not in state}
+
+
+def _check_built_alike(name: str, unsaved: Mapping[str, torch.Tensor], again: nn.Module) -> None:
+    """Refuse random buffers that no file would hold: a network that is loaded would have other ones."""
+    buffers = dict(again.named_buffers())
+    for key, buffer in unsaved.items():
+        if not torch.allclose(buffer, buffers[key], equal_nan=True):
+            raise StageCostError(
+                f"model {name!r} has a buffer {key} that is other numbers each time it is built, and "
+                "that no file holds: register it without persistent=False"
+            )
 
 
 def _plain(value: Any) -> Any:
