@@ -11,7 +11,7 @@ removed. A state is a tensor; in views of other models it may be a tuple of tens
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import product
 from types import TracebackType
@@ -140,7 +140,8 @@ class Pass:
             (`stagecost.fast.reading`): equal up to rounding, and cheaper.
         gates: cuts that come first, each nested with all others of the pass; k is `Cut.first(k)`.
         beta: for each gate that is a part of an output's cut, the gradient of this output is multiplied
-            by it in the blocks of the gate, in stem and head. Outputs stay as they are, bit for bit.
+            by it in all that the gate uses: its blocks, the skips of all others, stem and head. Outputs
+            stay as they are, bit for bit.
     """
 
     checkpointing: bool = False
@@ -266,13 +267,14 @@ class Rollout:
         gates = [(gate, path.leaves_behind(gate)) for gate in self.gates]
         for position in range(k, stop):
             self._hand_out(path, position, state, starts, emit)
-            if not path.acts[position]:
-                state = self._bypass(position, state)
-                continue
-            if here := sum(place == position for _, place in gates):
-                state = gated(state, self.beta**here)
-            beta = self.beta ** sum(g.acts(position) for g, place in gates if -1 < place < position)
-            following = self._step(position, state, whole=path.whole, beta=beta)
+            behind = [gate for gate, place in gates if -1 < place <= position]
+            with self._held_back(position, behind) if behind else nullcontext():
+                if not path.acts[position]:
+                    state = self._bypass(position, state)
+                    continue
+                if here := sum(place == position for _, place in gates):
+                    state = gated(state, self.beta**here)
+                following = self._step(position, state, whole=path.whole)
             if self.observe is not None and path.whole:
                 self.observe(position, state, following)
             state = following
@@ -293,10 +295,17 @@ class Rollout:
         if k in path.ends:
             emit(_End(k, state, path.ends[k], path.whole))
 
-    def _step(self, k: int, state: Tensor, *, whole: bool, beta: float = 1.0) -> Tensor:
+    @contextmanager
+    def _held_back(self, k: int, gates: Sequence[Cut]) -> Iterator[None]:
+        """Gate block k for all gates in which it acts, and its skip, which every gate has, for all."""
+        acting, block = sum(gate.acts(k) for gate in gates), self.blocks[k]
+        skipping = gated_weights([skip_of(block)], self.beta ** (len(gates) - acting))
+        with gated_weights([block], self.beta**acting), skipping:
+            yield
+
+    def _step(self, k: int, state: Tensor, *, whole: bool) -> Tensor:
         block, scale = self.blocks[k], None if self.scales is None else self.scales[k]
-        frozen = nullcontext() if whole or not self.training else FrozenStatistics([block])
-        with frozen, nullcontext() if beta == 1 else gated_weights(block, beta):
+        with nullcontext() if whole or not self.training else FrozenStatistics([block]):
             return step(block, state, scale)
 
     def _bypass(self, k: int, state: Tensor) -> Tensor:
@@ -309,16 +318,13 @@ class Rollout:
 
     def _read(self, end: _End, cuts: Sequence[Cut]) -> dict[int, Tensor]:
         """Send a state through its tail and the head."""
-        state = self.tail(end.state, end.k)
-        with nullcontext() if end.whole or not self.training else FrozenStatistics([self.head]):
-            output = self._answer(state, cuts[end.numbers[0]])
+        cut, left = cuts[end.numbers[0]], map(skip_of, self.blocks[end.k :])
+        frozen = nullcontext() if end.whole or not self.training else FrozenStatistics([self.head])
+        with gated_weights([self.head, *left], self.beta ** sum(gate < cut for gate in self.gates)):
+            state = self.tail(end.state, end.k)
+            with frozen:
+                output: Tensor = self.head(state, cut.depth)
         return dict.fromkeys(end.numbers, output)
-
-    def _answer(self, state: Tensor, cut: Cut) -> Tensor:
-        beta = self.beta ** sum(gate < cut for gate in self.gates)
-        with nullcontext() if beta == 1 else gated_weights(self.head, beta):
-            output: Tensor = self.head(state, cut.depth)
-        return output
 
     def _check_gates(self, cuts: Sequence[Cut]) -> None:
         for gate, cut in product(self.gates, cuts):

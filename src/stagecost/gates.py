@@ -4,7 +4,7 @@ Values pass unchanged, bit for bit; gradients that come back are multiplied. Whe
 `stagecost.dynamics.Pass` says.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,12 +37,16 @@ def gated(values: Tensor, beta: float) -> Tensor:
 
 
 @contextmanager
-def gated_weights(part: nn.Module, beta: float) -> Iterator[None]:
-    """Give the weights of a part beta times the gradient of what is computed meanwhile.
+def gated_weights(parts: Iterable[nn.Module], beta: float) -> Iterator[None]:
+    """Give the weights of some parts beta times the gradient of what is computed meanwhile.
 
-    They stand in its modules, or in those that a module of it names as their `owners`.
+    They stand in the modules of a part, or in those that a module of it names as its `parameter_owners`.
     """
-    wanted, modules = {id(p) for p in part.parameters()}, list(part.modules())
+    if beta == 1:
+        yield
+        return
+    modules = list(dict.fromkeys(module for part in parts for module in part.modules()))
+    wanted = {id(p) for module in modules for p in module.parameters()}
     owners = {owner for module in modules for owner in getattr(module, "parameter_owners", (module,))}
     held = [(o._parameters, name, p) for o in owners for name, p in o.named_parameters(recurse=False)]
     held = [(place, name, p) for place, name, p in held if id(p) in wanted]

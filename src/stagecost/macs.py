@@ -108,7 +108,7 @@ def counting(
     network: ResidualNetwork, image_shape: Sequence[int]
 ) -> Iterator[tuple[ResidualNetwork, Tensor, Callable[[], int]]]:
     """Give a copy of a network in eval mode, an image for it, and what tells the MACs of its calls."""
-    twin = copied(network).eval()
+    twin = copied(network).eval().requires_grad_(False)  # a weight may be a part of a view's state
     with torch.no_grad():
         if _has_plain_layers(twin):
             calls: list[int] = []

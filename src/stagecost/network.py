@@ -410,7 +410,7 @@ class ResidualNetwork(nn.Module):
         write_saved(folder, self.state_dict(), description, details)
 
     def _tail(self, blocks: Sequence[nn.Module], how: Pass, *, own: bool = False) -> Tail:
-        collapsed = collapsed_tails(blocks) if how.collapsed else None
+        collapsed = collapsed_tails(blocks) if how.collapsed and not how.gates else None
         return SkipChain(blocks, own=own) if collapsed is None else collapsed
 
     def check_images(self, images: Tensor) -> None:

@@ -310,9 +310,9 @@ def residual_parameters(network: ResidualNetwork) -> list[list[nn.Parameter]]:
 def equilibrate(network: ResidualNetwork, stage_cost: StageCost, how: Pass = LITERALLY) -> None:
     """Turn gradients from sums into means: each block gets the mean of the losses behind it.
 
-    Stem and head get the mean of all, norms of a target cut its loss alone; what several parts share
-    is the first one's. Source: Li et al., "Improved Techniques for Training Adaptive Deep Networks"
-    (2019), who scale the gradients of states instead.
+    Stem, skips and head get the mean of all, as every output goes through them, norms of a target cut
+    its loss alone; what several parts share is the first one's. Source: Li et al., "Improved Techniques
+    for Training Adaptive Deep Networks" (2019), who scale the gradients of states instead.
 
     Args:
         network: its parameters have the gradients of a stage cost, in one backward pass.
@@ -323,7 +323,7 @@ def equilibrate(network: ResidualNetwork, stage_cost: StageCost, how: Pass = LIT
     whole_cut = network.resolve(Cut.whole())
     how = replace(how, gates=tuple(gate for gate in how.gates if gate < whole_cut))
     whole = stage_cost.weight_behind(-1, how)
-    shares: list[tuple[nn.Module, float]] = [(network.stem, whole), (network.head, whole)]
+    shares = [(part, whole) for part in (network.stem, *network.skips, network.head)]
     blocks = enumerate(network.blocks.values())
     shares += [(block, stage_cost.weight_behind(k, how)) for k, block in blocks]
     shares += [(norms, targets[t]) for t, norms in zip(network.targets, network.norms, strict=True)]

@@ -24,7 +24,6 @@ from stagecost.errors import StageCostError
 from stagecost.losses import LossFunction
 from stagecost.macs import count_macs, count_parameters, macs_by_branch
 from stagecost.network import ResidualNetwork
-from stagecost.objective import residual_parameters
 from stagecost.records import JsonObject, writable
 from stagecost.text import format_indices, html_table
 from stagecost.trajectory import Loader, Score, Trajectory, evaluate_cuts
@@ -132,14 +131,16 @@ def plan_pruning(
     if limits.are_none and keep is None:
         raise StageCostError("say how much to prune: give max_drop, or the blocks to keep")
     candidates = _candidates(network, trajectory, keep, loader, loss)
-    chosen = _chosen(network, candidates, macs_by_branch(network, trajectory.image_shape), limits)
+    chosen, pruned = _chosen(
+        network, candidates, macs_by_branch(network, trajectory.image_shape), limits
+    )
     if not limits.allow(chosen):
         counts = stage_counts(chosen.cut, network.stage_positions)
         raise StageCostError(
             f"keeping {list(counts or chosen.cut.blocks)} blocks would lose {limits.lost(chosen)}: "
             "keep more blocks or allow more"
         )
-    return _plan(network, trajectory.image_shape, before, chosen)
+    return _plan(network, trajectory.image_shape, before, chosen, pruned)
 
 
 @dataclass(frozen=True)
@@ -224,9 +225,10 @@ def _candidates(
         wanted = [network.resolve(keep)]
         network.keep(wanted[0])  # or say that it is impossible
     if isinstance(keep, int):
+        fewest = min(len(cut.blocks) for cut in wanted)
         wanted = [cut for cut in wanted if len(cut.blocks) == keep and not isinstance(keep, bool)]
         if not wanted:
-            _check_count(network, keep)
+            check_count(network, keep, fewest)
             raise StageCostError(f"no cut to {keep} blocks was tried: give the blocks of each stage")
     rows = {row.cut: row for row in known}
     missing = [cut for cut in wanted if cut not in rows]
@@ -251,12 +253,21 @@ def _check_same(before: Score, again: Score) -> None:
         )
 
 
-def _check_count(network: ResidualNetwork, count: int) -> None:
-    least = 1 if network.can_keep(Cut.first(1)) else len(network.stage_positions)
-    if isinstance(count, bool) or not least <= count <= network.num_blocks:
+def check_count(network: ResidualNetwork, count: int, fewest: int) -> None:
+    """Refuse a number of blocks that cannot be kept.
+
+    Args:
+        network: that is cut.
+        count: of blocks to keep.
+        fewest: of the cuts that were tried.
+
+    Raises:
+        StageCostError: it is less, or more than there are.
+    """
+    if isinstance(count, bool) or not fewest <= count <= network.num_blocks:
         raise StageCostError(
             f"keeping {count} of {network.num_blocks} blocks is impossible: give a number "
-            f"from {least} to {network.num_blocks}"
+            f"from {fewest} to {network.num_blocks}"
         )
 
 
@@ -283,26 +294,27 @@ def choose(candidates: Sequence[Score], macs: Sequence[int], limits: Limits) -> 
 
 def _chosen(
     network: ResidualNetwork, candidates: Sequence[Score], macs: Sequence[int], limits: Limits
-) -> Score:
-    """Choose a cut that can be made: that a model's own forward needs a block shows when it is tried."""
+) -> tuple[Score, ResidualNetwork]:
+    """Choose a cut and make it: that a model's own forward needs a block shows when it is tried."""
     left = list(candidates)
     while True:
         chosen = choose(left, macs, limits)
         try:
-            network.keep(chosen.cut)
+            return chosen, network.keep(chosen.cut)
         except StageCostError as error:
             left.remove(chosen)
             if not left:
                 raise
             LOG.warning("cut %s cannot be made: %s", chosen.cut, error)
-        else:
-            return chosen
 
 
 def _plan(
-    network: ResidualNetwork, image_shape: Sequence[int], before: Score, chosen: Score
+    network: ResidualNetwork,
+    image_shape: Sequence[int],
+    before: Score,
+    chosen: Score,
+    pruned: ResidualNetwork,
 ) -> PruningPlan:
-    parameters = count_parameters(network)
     return PruningPlan(
         num_blocks=network.num_blocks,
         cut=chosen.cut,
@@ -311,19 +323,11 @@ def _plan(
         accuracy_predicted=chosen.accuracy,
         loss_before=before.loss,
         loss_predicted=chosen.loss,
-        parameters_before=parameters,
-        parameters_after=parameters - _parameters_that_go(network, chosen.cut),
+        parameters_before=count_parameters(network),
+        parameters_after=count_parameters(pruned),
         macs_before=count_macs(network, image_shape),
         macs_after=count_macs(network, image_shape, chosen.cut),
     )
-
-
-def _parameters_that_go(network: ResidualNetwork, cut: Cut) -> int:
-    """Count the parameters of branches that do not act, as far as no other block needs them."""
-    blocks = enumerate(network.blocks.values())
-    needed = {id(p) for k, block in blocks if cut.acts(k) for p in block.parameters()}
-    gone = [p for k, b in enumerate(residual_parameters(network)) if not cut.acts(k) for p in b]
-    return sum(p.numel() for p in gone if id(p) not in needed)
 
 
 def carry_optimizer(

@@ -75,6 +75,18 @@ def test_a_gate_at_the_last_depth_holds_nothing_back() -> None:
         assert torch.equal(parameter.grad, other.grad)
 
 
+def test_equilibrium_takes_skips_for_parts_of_every_loss() -> None:
+    network, cost = build("staged").train(), StageCost((Cut.first(1), Cut.first(3)), (0.5, 2.0))
+    separate = by_output(network, cost)
+    cost(network(images(), cost.outputs), labels()).total.backward()
+    equilibrate(network, cost)
+    projections = [name for name, _ in network.named_parameters() if ".skip." in name]
+    assert projections
+    for name in projections:
+        mean = sum(part[name] for part in separate) / 3.5
+        torch.testing.assert_close(network.get_parameter(name).grad, mean, rtol=1e-4, atol=1e-6)
+
+
 def test_equilibrium_scales_what_blocks_share_once() -> None:
     network = build("homogeneous").train()
     network.blocks["2"].residual = network.blocks["0"].residual
@@ -106,12 +118,14 @@ def test_gate_multiplies_what_comes_back_from_beyond_a_target(beta: float, own: 
         torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-6)
 
 
-NESTED = {
-    "homogeneous": (Cut((0, 3)), Cut((0, 2, 3))),
-    "staged": (Cut.stages(1, 1, 1), Cut.stages(1, 2, 2)),
-    "timm/test_resnet": (Cut.stages(1, 1, 1, 1), Cut.whole()),
-    "timm/test_vit": (Cut((0, 2, 4)), Cut((0, 2, 3, 4))),
-}
+NESTED = [
+    ("homogeneous", (Cut((0, 3)), Cut((0, 2, 3)))),
+    ("staged", (Cut.stages(1, 1, 1), Cut.stages(1, 2, 2))),
+    ("staged", (Cut.first(1), Cut.first(3))),  # projections that the gates have as skips alone
+    ("staged", (Cut((1, 3)), Cut((1, 3, 5)))),
+    ("timm/test_resnet", (Cut.stages(1, 1, 1, 1), Cut.whole())),
+    ("timm/test_vit", (Cut((0, 2, 4)), Cut((0, 2, 3, 4)))),
+]
 
 
 def network_of(name: str) -> ResidualNetwork:
@@ -124,10 +138,12 @@ def network_of(name: str) -> ResidualNetwork:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", NESTED)
-def test_a_gate_may_be_any_part_of_a_network(name: str, checkpointing: bool) -> None:
+@pytest.mark.parametrize(("name", "nested"), NESTED)
+def test_a_gate_may_be_any_part_of_a_network(
+    name: str, nested: tuple[Cut, ...], checkpointing: bool
+) -> None:
     network = network_of(name)
-    gates = tuple(map(network.resolve, NESTED[name]))
+    gates = tuple(map(network.resolve, nested))
     targets = tuple(cut for cut in gates if len(cut.blocks) < network.num_blocks)
     cost = StageCost(targets, (0.5, 2.0)[: len(targets)])
     separate, plain = by_output(network, cost), network(images(), cost.outputs)
@@ -137,6 +153,8 @@ def test_a_gate_may_be_any_part_of_a_network(name: str, checkpointing: bool) -> 
     found = gradients(network, cost(outputs, labels()).total)
     named, cuts = dict(network.named_parameters()), [*targets, network.resolve(Cut.whole())]
     places = {id(p): k for k, block in enumerate(network.blocks.values()) for p in block.parameters()}
+    for parameter in (p for skip in network.skips for p in skip.parameters()):
+        places.pop(id(parameter))  # every cut has it
     for parameter, gradient in found.items():
         k = places.get(id(named[parameter]))
         before = [gate for gate in gates if k is None or gate.acts(k)]

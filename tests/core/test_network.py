@@ -392,9 +392,7 @@ def test_random_buffers_are_saved_or_refused(persistent: bool, tmp_path: object)
         drawn = torch.randn(1)
         torch.manual_seed(1)
         random_features()
-        assert torch.equal(
-            torch.randn(1), drawn
-        )  # the check moves no random number
+        assert torch.equal(torch.randn(1), drawn)  # the check moves no random number
         network.save_pretrained(f"{tmp_path}/net")
         loaded = sc.load(f"{tmp_path}/net")
         assert torch.equal(loaded.stem.get_buffer("directions"), network.stem.get_buffer("directions"))

@@ -719,9 +719,115 @@ def _by_the_batch(model: nn.Module, state: Tensor) -> Tensor:
     return model.last(state + model.branches[0](state))
 
 
+def _by_a_weight(model: nn.Module, state: Tensor) -> Tensor:
+    """The number would stay what it was when the view was made."""
+    return model.last(state + model.last.bias[0].item() * model.branches[0](state))
+
+
+def _by_one_sample(model: nn.Module, state: Tensor) -> Tensor:
+    state = model.first(state) if len(state) > 1 else state
+    return model.last(state + model.branches[0](state))
+
+
+def _by_many_samples(model: nn.Module, state: Tensor) -> Tensor:
+    state = model.first(state) if len(state) < 4 else state
+    return model.last(state + model.branches[0](state))
+
+
+class ByItsGain(nn.Module):
+    """A block that goes by the number of a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch, self.gain = branch(), nn.Parameter(torch.ones(()))
+
+    def forward(self, state: Tensor) -> Tensor:
+        return (state + self.branch(state)) * self.gain.item()
+
+
+def test_a_block_that_goes_by_the_number_of_a_weight_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), ByItsGain(), ByItsGain(), nn.Linear(WIDTH, 3))
+    with pytest.raises(StageCostError, match=r"1 goes on by the values of its tensors \(item\)"):
+        sc.adapt(model, EXAMPLE)
+
+
+class Averaging(nn.Module):
+    """Its norm reads how many batches there were: code that is called, and stays the module's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch, self.norm = branch(), nn.BatchNorm1d(WIDTH, momentum=None)
+
+    def forward(self, state: Tensor) -> Tensor:
+        return state + self.norm(self.branch(state))
+
+
+def test_readings_within_a_module_that_is_called_are_its_own() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(WIDTH, momentum=None), Averaging(), Averaging())
+    view, twin = sc.adapt(model, EXAMPLE), copy.deepcopy(model)
+    for seed in range(3):
+        assert torch.equal(view.train()(rows(seed=seed)), twin.train()(rows(seed=seed)))
+    assert torch.equal(view.eval()(rows(), Cut((1,))), model[2](model[0](rows())))
+
+
+class Rates(Loop):
+    """The drop rate of a branch goes by its place in the list, so an entry of it cannot be deleted."""
+
+    def forward(self, state: Tensor) -> Tensor:
+        state = self.first(state)
+        for rate, one in zip((0.0, 0.2, 0.4, 0.9), self.branches, strict=False):
+            state = state + F.dropout(one(state), rate, self.training)
+        return self.last(state)
+
+
+@torch.no_grad()
+def test_after_a_cut_the_forward_of_a_model_trains_as_the_view_does() -> None:
+    small, x = sc.adapt(Rates(), EXAMPLE).keep(Cut((2, 3))), rows(2000)
+    assert torch.equal(small.eval()(x), small.model(x))
+    states: list[Tensor] = []
+    small.model.last.register_forward_pre_hook(lambda _, given: states.append(given[0]))
+    for one in small.model.branches[2:]:
+        one.register_forward_hook(lambda *given: torch.ones_like(given[2]))
+    for network in (small.train(), small.model):
+        network(x)
+        added = states[-1] - small.model.first(x)
+        assert added.var().item() == pytest.approx(0.4 / 0.6 + 0.9 / 0.1, rel=0.1)
+
+
+class Gains(Loop):
+    """Gains of all branches in one parameter, or each in its own beside them."""
+
+    def __init__(self, *, stacked: bool) -> None:
+        super().__init__()
+        numbers = torch.rand(BLOCKS, WIDTH)
+        self.gains = nn.Parameter(numbers) if stacked else nn.ParameterList(map(nn.Parameter, numbers))
+
+    def forward(self, state: Tensor) -> Tensor:
+        state = self.first(state)
+        for k, one in enumerate(self.branches):
+            state = state + self.gains[k] * one(state)
+        return self.last(state)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_plan_counts_the_gains_that_stay_in_a_model(stacked: bool) -> None:
+    view, data = sc.adapt(Gains(stacked=stacked), EXAMPLE), [(rows(), torch.tensor([0, 1, 2, 0, 1]))]
+    cut = Cut((1, 2))
+    plan = sc.plan_pruning(view, sc.loss_trajectory(view, data, cuts=[cut]), keep=cut)
+    small = plan.apply(view)
+    assert plan.parameters_after == sum(p.numel() for p in small.model.parameters())
+    assert torch.equal(small(rows()), view.eval()(rows(), cut))
+    assert (plan.macs_before, plan.macs_after) == tuple(
+        WIDTH * WIDTH + 2 * blocks * WIDTH * WIDTH + 3 * WIDTH for blocks in (BLOCKS, 2)
+    )
+
+
 @pytest.mark.parametrize(
     ("forward", "reason"),
     [
+        (_by_a_weight, "values of its tensors"),
+        (_by_one_sample, "for a batch of 1"),
+        (_by_many_samples, "for a batch of 5"),
         (_without_gradients, "switches gradients"),
         (_in_half_precision, "autocast"),
         (_by_values, "values of its tensors"),

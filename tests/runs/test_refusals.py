@@ -83,6 +83,16 @@ def test_prune_staged(trained: Trained, tmp_path: Path, counts: tuple[int, ...])
     assert not small.exists()
 
 
+def test_a_search_for_fewer_blocks_than_there_must_be(tmp_path: Path) -> None:
+    """Two of three hold projections; of the first the skip is an identity."""
+    run, small = tmp_path / "run", tmp_path / "small"
+    train({**TINY, "model": "staged", "blocks_per_stage": [1, 1, 1], "widths": [4, 6, 8]}, run)
+    line = refusal(lambda: prune(run, small, keep=1, search=True))
+    assert "keeping 1 of 3 blocks is impossible: give a number from 2 to 3" in line
+    assert not small.exists()
+    assert prune(run, small, keep=2, search=True).kept_blocks == (1, 2)
+
+
 def test_nothing_is_pruned_into_a_folder_that_holds_something(trained: Trained, tmp_path: Path) -> None:
     for taken in (trained.saved, trained.two):
         copy = tmp_path / taken.name

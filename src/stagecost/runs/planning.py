@@ -10,7 +10,7 @@ from stagecost.data.batches import sample_batches
 from stagecost.errors import StageCostError
 from stagecost.macs import count_macs
 from stagecost.models.catalogue import cut_to
-from stagecost.prune import Limits, PruningPlan, plan_pruning
+from stagecost.prune import Limits, PruningPlan, check_count, plan_pruning
 from stagecost.runs.analysis import measure
 from stagecost.runs.certainty import check_points
 from stagecost.runs.trained import Judged, Trained
@@ -92,6 +92,8 @@ class Request:
         least = self.keep if isinstance(self.keep, int) else 1
         found = search_cuts(network, some, loss=trained.loss, least=least, observe=tell)
         cuts = [score.cut for score in found]
+        if isinstance(self.keep, int):
+            check_count(network, self.keep, len(cuts[-1].blocks))
         trajectory = loss_trajectory(network, val.batches, cuts=cuts, loss=trained.loss)
         if isinstance(self.keep, int):
             return trajectory, cuts[-1]

@@ -84,7 +84,7 @@ def flow_of(trace: Trace, *, split_branches: bool) -> Flow:
         raise StageCostError(_why_none(analysis))
     opened = {holder for call in (*whole, *loose) for holder in call.holders()} | set(loose)
     items = list(_flatten(trace.root, opened))
-    refuse_readings(trace, items)
+    refuse_readings(trace, opened)
     stretches = {call: _block_of_module(analysis, call) for call in whole}
     line: list[Operation | Stretch] = [stretches.get(item, item) for item in items]
     for call, sums in loose.items():
@@ -162,14 +162,17 @@ def _flatten(call: Operation, opened: set[Operation]) -> Iterator[Operation]:
 
 
 def _block_of_module(analysis: Analysis, call: Operation) -> Stretch:
-    skip = _skip_of_module(analysis, call)
-    refuse_readings(analysis.trace, skip)
-    return Stretch(str(call.target), [call], skip, call, [])
+    refuse_readings(analysis.trace, _opened(analysis, call))
+    return Stretch(str(call.target), [call], _skip_of_module(analysis, call), call, [])
+
+
+def _opened(analysis: Analysis, call: Operation) -> set[Operation]:
+    """Return the module calls around the sums of a block: its skip path does their code."""
+    return {holder for s in analysis.sums(call) for holder in s.operation.holders()}
 
 
 def _skip_of_module(analysis: Analysis, call: Operation) -> list[Operation]:
-    sums = analysis.sums(call)
-    opened = {holder for s in sums for holder in s.operation.holders()}
+    sums, opened = analysis.sums(call), _opened(analysis, call)
     given = leaves((call.args, call.kwargs), Value)
     like = next(value for value in given if not analysis.trace.sources.get(value))
     return _without_branches(analysis.trace, _flatten(call, opened), sums, like)

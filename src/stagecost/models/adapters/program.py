@@ -6,7 +6,7 @@ whole number that follows the batch size is taken from the tensors. `torch.fx` w
 
 import copy
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -73,11 +73,10 @@ class Part:
                 )
 
 
-def refuse_readings(trace: Trace, operations: Iterable[Operation]) -> None:
-    """Refuse what goes on by the values of its tensors."""
-    calls = set(operations)
+def refuse_readings(trace: Trace, opened: Container[Operation]) -> None:
+    """Refuse modules that are done in their place and go on by the values of tensors."""
     for name, call in trace.readings:
-        if calls.isdisjoint((call, *call.holders())):
+        if call in opened:
             where = call.target or "its forward"
             raise StageCostError(f"{where} goes on by the values of its tensors ({name})")
 

@@ -124,7 +124,8 @@ class Trace:
     #: value → the path of the parameter or other tensor of the model that it is
     sources: dict[Value, str] = field(default_factory=dict)
     shapes: dict[Value, tuple[int, ...]] = field(default_factory=dict)  #: value → its shape
-    #: names of functions that gave Python the value of a varying tensor, and by what call
+    weights: set[Value] = field(default_factory=set)  #: values that the model's tensors are in
+    #: names of functions that gave Python the value of a tensor that can change, and by what call
     readings: list[tuple[str, Operation]] = field(default_factory=list)
 
     @property
@@ -164,6 +165,8 @@ class _Recorder(TorchFunctionMode):
         if id(leaf) not in self.current:
             value = self._number(leaf)
             self.trace.sources[value] = self.names.get(id(leaf), "")
+            if self.trace.sources[value]:
+                self.trace.weights.add(value)
         return self.current[id(leaf)]
 
     def __torch_function__(
@@ -179,13 +182,17 @@ class _Recorder(TorchFunctionMode):
         state = torch.get_rng_state()
         result = func(*args, **kwargs)
         changed = [t for t, version in zip(given, versions, strict=True) if t._version != version]
-        if func.__name__ in READERS and (self.trace.varying | self.drawn).intersection(operation.uses):
+        if func.__name__ in READERS and any(map(self._can_change, operation.uses)):
             self.trace.readings.append((func.__name__, self.stack[-1]))
         if leaves(result, Tensor) or changed:
             self._close(operation, result, changed)
             if self.drawn.intersection(operation.uses) or not state.equal(torch.get_rng_state()):
                 self.drawn.update(operation.makes)
         return result
+
+    def _can_change(self, value: Value) -> bool:
+        """Tell whether a value may be another one in another pass: by inputs, chance, or training."""
+        return value in self.trace.varying or value in self.drawn or value in self.trace.weights
 
     def _open(self, target: Any, args: Any, kwargs: Any) -> Operation:
         context = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
@@ -208,8 +215,9 @@ class _Recorder(TorchFunctionMode):
         self.trace.functions.append(operation)
         self.stack[-1].inside.append(operation)
         self.trace.producers.update(dict.fromkeys(made, operation))
-        if self.trace.varying.intersection(operation.uses):
-            self.trace.varying.update(made)
+        for kind in (self.trace.varying, self.trace.weights):
+            if kind.intersection(operation.uses):
+                kind.update(made)
 
     def _note_change(self, function: Operation, before: Value, after: Value) -> None:
         for operation in (*self.stack, function):

@@ -10,6 +10,7 @@ dict is the live model's. What cannot be viewed is refused with a reason; nothin
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -36,6 +37,9 @@ from stagecost.network import NetworkDescription, ResidualNetwork, first_tensor
 from stagecost.norms import hooks_of, with_norms
 from stagecost.records import JsonObject
 from stagecost.text import one_line
+
+OTHER_BATCHES = 1, 5
+"""Sizes of batches that a view is tried with beside those it was made from."""
 
 
 class AdaptedNetwork(ResidualNetwork):
@@ -251,23 +255,37 @@ def cut_model(model: nn.Module, example: Tensor | Sequence[Tensor], cut: Cut) ->
 
 @torch.no_grad()
 def check(view: AdaptedNetwork) -> None:
-    """Compare a view with its model in both modes, on several inputs and two batch sizes.
+    """Compare a view with its model in both modes, on batches of several sizes, of one sample as well.
 
     Raises:
         StageCostError: its terminal output is not the model's own, to the last bit.
     """
     with torch.random.fork_rng(devices=[]):
-        for batch in BATCHES:
-            for mode in MODES:
-                inputs = tuple(resampled(tensor, batch) for tensor in view.example)
-                view.train(mode)
-                state, buffers = torch.get_rng_state(), [(b, b.clone()) for b in view.model.buffers()]
-                expected = view.model(*inputs)
-                torch.set_rng_state(state)
-                for buffer, before in buffers:  # of spectral norms, which each pass moves
-                    buffer.copy_(before)
-                if not same(view(inputs), expected):
-                    name = "training" if mode else "evaluation"
-                    raise StageCostError(f"its parts together give another output in {name} mode")
+        for batch, mode in product((*BATCHES, *OTHER_BATCHES), MODES):
+            view.train(mode)
+            inputs = tuple(resampled(tensor, batch) for tensor in view.example)
+            expected = _again(view.model, view.model, inputs)
+            if expected is None and batch in OTHER_BATCHES:
+                continue  # which the model itself does not take
+            found = _again(view.model, view, inputs)
+            if expected is None or found is None or not same(found, expected):
+                name = "training" if mode else "evaluation"
+                raise StageCostError(
+                    f"its parts together give another output in {name} mode, for a batch of {batch}"
+                )
         view.eval()
         view(tuple(resampled(tensor, BATCHES[0]) for tensor in view.example), depths=0)
+
+
+def _again(model: nn.Module, network: nn.Module, inputs: Inputs) -> Tensor | None:
+    """Return an output, None where there is none; random numbers and the model's buffers stay."""
+    state, buffers = torch.get_rng_state(), [(b, b.clone()) for b in model.buffers()]
+    try:
+        output: Tensor = network(*inputs) if network is model else network(inputs)
+    except (ValueError, RuntimeError, IndexError):
+        return None
+    finally:
+        torch.set_rng_state(state)
+        for buffer, before in buffers:  # of spectral norms, which each pass moves
+            buffer.copy_(before)
+    return output
