@@ -51,6 +51,36 @@ def test_a_view_refuses_a_model_that_has_changed_in_its_own_code() -> None:
     torch.testing.assert_close(sc.adapt(model, EXAMPLE)(x), model(x))
 
 
+class Switched(Loop):
+    """Code that goes by a switch and a list of rates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.doubled, self.rates, self.grad_checkpointing = False, [1.0, 0.5, 0.25, 0.125], False
+
+    def forward(self, state: Tensor) -> Tensor:
+        state = self.first(state)
+        for rate, one in zip(self.rates, self.branches, strict=True):
+            state = state + (2 * rate if self.doubled else rate) * one(state)
+        return self.last(state)
+
+
+def test_switches_and_lists_are_watched() -> None:
+    model, x = Switched().eval(), rows()
+    view = sc.adapt(model, EXAMPLE)
+    model.grad_checkpointing = True  # which changes no number
+    assert torch.equal(view(x), model(x))
+    model.doubled = True
+    with pytest.raises(StageCostError, match=r"doubled of the model was False .* and is True now"):
+        view(x)
+    model.doubled = False
+    model.rates[1] = 1.0
+    with pytest.raises(StageCostError, match=r"rates of the model was \(1.0, 0.5, .* \[1.0, 1.0, "):
+        view(x)
+    model.rates[1] = 0.5
+    assert torch.equal(view(x), model(x))
+
+
 class Gained(nn.Module):
     """A block whose skip calls nothing: the view does all of its code for y_k."""
 

@@ -15,6 +15,9 @@ from torch import nn
 from stagecost.errors import StageCostError
 from stagecost.models.adapters.parts import Inputs, same
 
+Held = Real | str | tuple[Real | str, ...]
+"""What a module holds that its code may go by: a number, a switch, a word, or a row of them."""
+
 
 class Opened:
     """What must stay as it was when a view was made: numbers, words, and modes if code goes by them.
@@ -31,14 +34,10 @@ class Opened:
         """
         self.paths = sorted({path for holder in holders for path in _beginnings(holder)})
         self.asks_mode = False  #: the code of a module within the model goes by the module's own mode
-        self.held: dict[str, dict[str, Real | str]] = {}
+        self.held: dict[str, dict[str, Held]] = {}
         for path, module in _there(model, self.paths):
-            self.held[path] = {
-                name: value
-                for name, value in vars(module).items()
-                # Words of frameworks change, as the name of the hook that is called now.
-                if _is_noted(value) and not (isinstance(value, str) and name.startswith("_"))
-            }
+            held = {name: _held(value) for name, value in vars(module).items() if _is_told(name, value)}
+            self.held[path] = {name: value for name, value in held.items() if value is not None}
 
     def of(self, model: nn.Module) -> Self:
         """Return the same with what another model holds."""
@@ -95,13 +94,28 @@ class Opened:
                     yield path, name, then, now
 
 
-def _is_noted(value: object) -> bool:
-    return isinstance(value, Real | str) and not isinstance(value, bool)
+def _is_told(name: str, value: object) -> bool:
+    """Tell whether a module's code may go by an attribute.
+
+    Words and switches of frameworks change, as the name of the hook that is called now; what is computed
+    twice to save memory is the same.
+    """
+    own = name.startswith("_") or name == "training" or "checkpointing" in name
+    return not (own and isinstance(value, str | bool))
 
 
-def _is_same(then: object, now: object) -> bool:
-    counts = isinstance(then, Integral) and isinstance(now, Integral)
-    return counts or (_is_noted(now) and (now == then or str(now) == str(then)))  # nan is nan
+def _held(value: object) -> Held | None:
+    """Return a number or word, or a copy of a row of them; None of anything else."""
+    if isinstance(value, list | tuple) and value and all(isinstance(v, Real | str) for v in value):
+        return tuple(value)
+    return value if isinstance(value, Real | str) else None
+
+
+def _is_same(then: Held, now: object) -> bool:
+    if isinstance(then, Integral) and isinstance(now, Integral) and not isinstance(then, bool):
+        return True  # it counts
+    other = _held(now)
+    return other is not None and (other == then or str(other) == str(then))  # nan is nan
 
 
 def _there(model: nn.Module, paths: Iterable[str]) -> Iterator[tuple[str, nn.Module]]:
