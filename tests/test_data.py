@@ -368,6 +368,16 @@ def read_idx_colour(folder: Path) -> torch.Tensor:
     return load_data(config, seed=0, splits=("train",), like=like).splits["train"].images
 
 
+def test_a_class_that_the_training_images_lack(tmp_path: Path) -> None:
+    for name, labels in (("train", [0, 1] * 20), ("test", [0, 1, 2] * 4)):
+        write_idx(
+            tmp_path / f"{name}-images-idx3-ubyte",
+            np.random.default_rng(0).integers(0, 255, (len(labels), 6, 6), np.uint8),
+        )
+        write_idx(tmp_path / f"{name}-labels-idx1-ubyte", np.array(labels, np.uint8))
+    refuse("test images of classes that its training images lack .class 2", DataConfig(str(tmp_path)))
+
+
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_original_files_have_names_of_classes(tmp_path: Path, name: str) -> None:
     write_idx_folder(tmp_path / "set", "", idx.FIRST_LABELS[name])

@@ -232,6 +232,18 @@ def test_copies_that_were_there_from_the_start(tmp_path: Path) -> None:
         check_fingerprint(saved, load(folder, splits=("test",), like=run.format), "test")
 
 
+def test_broken_images_that_are_left_out_are_no_change(tmp_path: Path) -> None:
+    """Training decodes some splits and a judge others; which images there are stays the same."""
+    folder = tree(tmp_path / "set", OWN)
+    copy_to_test(folder)
+    for broken in ("train/cat/001.png", "test/cat/201.png"):
+        (folder / broken).write_bytes(b"?")
+    run = load(folder, splits=("train", "val"), skip_broken=True)
+    now = load(folder, splits=("test",), like=run.format, skip_broken=True)
+    (told,) = check_fingerprint(fingerprint(run), now, "test")
+    assert told == "1 of the 8 test images are copies of ones that were trained on, which flatters"
+
+
 def test_a_copy_on_both_sides_of_held_out_images(tmp_path: Path) -> None:
     """Nothing has changed since the training, so nothing that is judged was trained on as itself."""
     folder = tree(tmp_path / "set", HELD_OUT)

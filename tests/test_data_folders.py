@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data_files import classes_seen, counts, fill, load, parquet, refuse, tree
+from stagecost.data.class_names import name_key, places
 from stagecost.data.config import DataConfig
 from stagecost.data.images import ImageFormat
 
@@ -452,6 +453,40 @@ def test_classes_that_the_network_does_not_know(
         load(folder, like=network(*names))
     else:
         refuse(match, folder, like=network(*names))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1.5", "15"),
+        ("-1", "1"),
+        ("A+", "A"),
+        ("C++", "C"),
+        ("C#", "C"),
+        ("10-20", "1020"),
+        ("1 0", "10"),
+    ],
+)
+def test_signs_that_make_another_class(tmp_path: Path, one: str, other: str) -> None:
+    assert name_key(one) != name_key(other)
+    assert places([one, other], [one, "x"]) == [0, None]
+    assert places([other], [one, "x"]) == [None]
+    folder = tree(tmp_path, {f"{one}/{one}".split("/")[0]: 4, other: 4, "x": 4})
+    bundle = load(folder, classes=f"{one},x", splits=["all"])
+    assert len(bundle.splits["all"]) == 8
+    assert any(
+        f"left out 4 images of classes not in --classes: {other} (4)" in w for w in bundle.warnings
+    )
+
+
+def test_two_spellings_of_one_class_are_not_made_one() -> None:
+    assert places(["Cat", "cat", "dog"], ["cat", "dog"]) == [None, 0, 1]
+    assert places(["Cat", "CAT", "dog"], ["cat", "dog"]) == [None, None, 1]
+    assert places(["T - shirt / top", "class_7", "rock+roll"], ["t-shirt/top", "7", "rock roll"]) == [
+        0,
+        None,
+        2,
+    ]
 
 
 def test_the_list_of_classes_tells_what_numbers_mean(tmp_path: Path) -> None:

@@ -116,6 +116,34 @@ def test_camera_held_sideways() -> None:
     assert seen.tolist() == np.rot90(pixels, -1).tolist()
 
 
+def test_the_note_may_stand_behind_the_pixels_or_be_xmp() -> None:
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(Image.fromarray(pixels), exif=exif)
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+    before_end = content.index(b"IEND") - 4
+    late = content[:start] + content[end:before_end] + content[start:end] + content[before_end:]
+    note = (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="6"/></rdf:RDF>'
+        b"</x:xmpmeta>"
+    )
+    xmp = encoded(Image.fromarray(pixels), "JPEG", xmp=note, quality=100)
+    for one in (late, xmp):
+        seen = decode(one).array[0, 0].astype(int)
+        assert np.abs(seen - np.rot90(pixels, -1)).max() < 8
+
+
+def test_a_clear_value_of_16_bits_is_white() -> None:
+    pixels = (np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)
+    seen = decode(encoded(Image.fromarray(pixels), transparency=3000)).array[0, 0]
+    expected = np.rint(pixels / 65535 * 255)
+    expected[0, 3] = 255
+    assert seen.tolist() == expected.tolist()
+
+
 @settings(max_examples=40)
 @given(
     pixels=arrays.arrays(np.uint8, (3, 3, 4)),
@@ -316,7 +344,9 @@ def test_all_broken_images_are_named_at_once(tmp_path: Path) -> None:
         "val": 4,
         "test": 4,
     }
-    assert [len(bundle.chosen[name].index) for name in ("train", "val", "test")] == [10, 4, 4]
+    assert [len(bundle.kept[name].index) for name in ("train", "val", "test")] == [10, 4, 4]
+    assert [len(bundle.chosen[name].index) for name in ("train", "val", "test")] == [12, 6, 6]
+    assert "train: 10 images" in bundle.summary()
     assert any(text.startswith("left out 6 images cannot") for text in bundle.warnings)
 
 

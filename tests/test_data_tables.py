@@ -1,6 +1,7 @@
 """Tables of images: which columns are meant, what labels mean, and which files belong together."""
 
 import json
+import shutil
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -460,5 +461,31 @@ def test_metadata_beside_class_directories(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").unlink()
     (tmp_path / "metadata.csv").write_text("file_name,kind,split\nx,1,train\ny,1,test\n")
     refuse("which rows are test, train: put each", DataConfig(str(tmp_path), label_column="kind"))
+    for values in (("train", "extra"), ("0", "1")):  # a further word, and numbers
+        rows = "".join(f"{row},1,{value}\n" for row, value in zip("xy", values, strict=True))
+        (tmp_path / "metadata.csv").write_text("file_name,kind,split\n" + rows)
+        refuse("says in its column split which rows are", DataConfig(str(tmp_path), label_column="kind"))
     (tmp_path / "metadata.csv").write_text("file_name,file_name\nx,y\n")
     refuse("two columns file_name: rename", DataConfig(str(tmp_path), label_column="kind"))
+
+
+def test_a_table_above_the_splits_is_parted_by_the_directories_of_its_pictures(tmp_path: Path) -> None:
+    rows = []
+    for split, count in (("train", 8), ("test", 4)):
+        for number in range(2):
+            fill(tmp_path / split, number, count, first=100 * number)
+            names = (f"{split}/{100 * number + index:03d}.png" for index in range(count))
+            rows += [f"{name},{ANIMALS[number]}" for name in names]
+    rows.sort(key=lambda row: row[::-1])  # so that the rows of a split are not in a row
+    (tmp_path / "metadata.csv").write_text("file_name,animal\n" + "\n".join(rows) + "\n")
+    bundle = load(tmp_path, label_column="animal", val_fraction=0)
+    assert {name: len(split) for name, split in bundle.splits.items()} == {"train": 16, "test": 8}
+    for split in bundle.splits.values():
+        assert split.targets.tolist() == classes_seen(split)
+    (tmp_path / "train_or_test").mkdir()
+    shutil.copy(tmp_path / "train" / "000.png", tmp_path / "train_or_test" / "x.png")
+    table = tmp_path / "metadata.csv"
+    table.write_text(table.read_text() + "train_or_test/x.png,cat\n")
+    refuse(
+        "train_or_test may hold test or train images", DataConfig(str(tmp_path), label_column="animal")
+    )

@@ -54,19 +54,46 @@ def parse_classes(text: str | Sequence[str] | None) -> tuple[str, ...]:
 def places(names: Iterable[str], known: Sequence[str]) -> list[int | None]:
     """Return the place of each name in the list `known`; None for a name that is not in it.
 
-    A name is looked for as it is, then by its letters and digits alone. 'class 7' and '7' are one.
+    A name is looked for as it is, then by its `name_key`. 'class 7' and '7' are one. Of two names with
+    one place, that which is not written as in the list is none of it.
     """
     exact = {name: place for place, name in enumerate(known)}
     keys = [name_key(name) for name in known]
     counts = Counter(keys)
     loose = {key: place for place, key in enumerate(keys) if key and counts[key] == 1}
-    return [exact.get(name, loose.get(name_key(name))) for name in names]
+    given = list(names)
+    found = [exact.get(name, loose.get(name_key(name))) for name in given]
+    several = Counter(found)
+    return [
+        None if several[place] > 1 and name not in exact else place
+        for place, name in zip(found, given, strict=True)
+    ]
 
 
 def name_key(name: str) -> str:
-    """Reduce a class name to what copies of a data set agree on: letters and digits."""
-    number = class_number(name)
-    return str(number) if number is not None else "".join(filter(str.isalnum, name.casefold()))
+    """Reduce a class name to what copies of a data set agree on: letters and digits.
+
+    Signs that make other names are left: between digits ('1.5', '10-20'), before one ('-1'), and at the
+    end ('A+', 'C#').
+    """
+    number, text = class_number(name), name.casefold().strip()
+    return str(number) if number is not None else re.sub(r"[\W_]+", _signs_left, text)
+
+
+def _signs_left(run: re.Match[str]) -> str:
+    """Return what is left of the signs and spaces between letters and digits."""
+    before, after = run.string[: run.start()][-1:], run.string[run.end() :][:1]
+    signs = "".join(run[0].split())
+    if before.isdigit() and after.isdigit():
+        return signs or " "
+    if (
+        after.isdigit()
+        and not run[0][:-1].strip()
+        and run[0][-1] in "+-"
+        and (not before or len(run[0]) > 1)
+    ):
+        return run[0][-1]
+    return signs if before and not after and set(signs) <= set("+-#") else ""
 
 
 def shown(text: object) -> str:

@@ -44,9 +44,10 @@ def one_source(
     if classes:
         numbered, warnings = _by_list(name, every, classes, complete)
     else:
-        classes = _union(name, files.get("train") or every)
+        training = files.get("train") or every
+        classes, learned = _union(name, training), {n for part in training for n in part.used()}
         for split, parts in files.items():
-            _check_lacking(name, split, parts, classes)
+            _check_lacking(name, split, parts, tuple(n for n in classes if n in learned))
         place_of = {name: place for place, name in enumerate(classes)}
         numbered = [_numbered(part, classes, [place_of.get(n) for n in part.names]) for part in every]
     order = iter(numbered)

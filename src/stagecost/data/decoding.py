@@ -30,6 +30,7 @@ logger = logging.getLogger("stagecost")
 MIXED_SIZE = 64  # side, in pixels, for images that do not share one square size
 BACKGROUND = "white"  # under transparent pixels
 GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
+ORIENTATION = 0x0112  # in a camera's notes: how it was held
 DEEP = "more than 8 bits a colour"  # where it is noted in a picture's own notes
 CHUNK = 256  # images that one thread decodes at a time
 # Pillow lets other threads run while it decodes; for smaller images that costs more than it brings
@@ -249,7 +250,8 @@ def _upright(picture: "Image") -> "Image":
     from PIL import ImageOps
 
     picture.info[DEEP] = any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ()))
-    return ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
+    turned = picture.getexif().get(ORIENTATION, 1) != 1
+    return ImageOps.exif_transpose(picture) if turned else picture
 
 
 def _is_colour(picture: "Image") -> bool:
@@ -269,7 +271,11 @@ def _to_array(picture: "Image", channels: int, size: int, shape: _Shape) -> Byte
         # JPEG can be decoded at 1/2, 1/4, 1/8 of its size; twice the wanted size keeps it sharp.
         picture.draft(None, (2 * size, 2 * size))
     if _is_deep(picture):
+        clear = picture.info.get("transparency")
+        hidden = np.asarray(picture) == clear if isinstance(clear, int) else None
         picture = _eight_bits(picture, shape.levels)
+        if hidden is not None:
+            picture.paste(BACKGROUND, mask=Image.fromarray(hidden))
     elif picture.has_transparency_data:
         picture = _on_background(picture)
     if picture.mode != mode:

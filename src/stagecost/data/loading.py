@@ -42,6 +42,8 @@ class DataBundle:
     name: str  #: the data set's name
     #: which images make each split, those included that were not asked for
     chosen: Mapping[str, Rows] = field(default_factory=dict)
+    #: of these, all that were not left out as broken; a split that was not read has them all
+    kept: Mapping[str, Rows] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()  #: what was left out, and what looks odd; a line each
 
     @property
@@ -60,7 +62,7 @@ class DataBundle:
         lines = [
             f"{shown(self.name)}: {self.num_classes} classes ({names}), {kind} images of {size}×{size}"
         ]
-        for split, rows in self.chosen.items():
+        for split, rows in self.kept.items():
             counts = _counts(rows, self.num_classes)
             each = f"{min(counts)} to {max(counts)} of each class"
             if len(counts) <= 10:
@@ -124,6 +126,7 @@ def load_data(
         loaded,
         _augmentation(resembling(source), image_format.size, config.augment),
         source.name,
+        rows,
         reader.rows,
         (*source.warnings, *_lacking(reader.rows, image_format.class_names), *reader.warnings),
     )

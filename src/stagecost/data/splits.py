@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stagecost.data.class_names import shown
+from stagecost.data.class_names import counted, shown
 from stagecost.data.config import DataConfig
 from stagecost.data.encoded import LEFT_OUT, IntArray, Part, Source
 from stagecost.data.split_names import SPLITS
@@ -72,9 +72,12 @@ def check_present(split: str, rows: Mapping[str, Rows], config: DataConfig) -> N
     if split == "val" and "train" in rows:
         count = len(rows["train"].index)
         enough = max(0.1, np.ceil(100 / count) / 100)
+        remedy = (
+            f"hold out more of them (--val-fraction {enough:g})" if count > 1 else "give more images"
+        )
         raise StageCostError(
-            f"--val-fraction {config.val_fraction} of {count} training images leaves none for "
-            f"validation: hold out more of them (--val-fraction {enough:g})"
+            f"--val-fraction {config.val_fraction} of {counted(count, 'training image')} leaves none "
+            f"for validation: {remedy}"
         )
     raise StageCostError(
         f"{shown(config.data)} has no {split} split (only {', '.join(rows)}): give data with training "

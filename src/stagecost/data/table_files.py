@@ -183,17 +183,21 @@ def open_metadata(
         pictures: in it; those that no table lists are left out.
 
     Returns:
-        The tables of each split, and what is odd about them.
+        The tables of each split, by the directories of the pictures, and what is odd about them.
 
     Raises:
         StageCostError: a table is damaged, or has no such column.
     """
     tables, told = defaultdict[str, list[Table]](list), Counter[str]()
     for name in names:
-        place = name.rpartition("/")[0]
-        table, files = _metadata(folder / name)
-        tables[_split_of_file(folder, place) or "train"].append(table)
-        told.update(os.path.relpath(folder / place / file, folder) for file in files if file)
+        content, files = _metadata(folder / name)
+        beside = (folder / name).parent
+        paths = [os.path.relpath(beside / file, folder) if file else "" for file in files]
+        for split, rows in _rows_of_splits(folder, paths).items():
+            tables[split].append(
+                _table_beside(folder / name, content.take(rows), [files[r] for r in rows])
+            )
+        told.update(path for path in paths if path)
     if twice := [file for file, count in told.items() if count > 1]:
         which = shown(folder / names[0]) if len(names) == 1 else f"tables in {shown(folder)}"
         verb = "has" if len(names) == 1 else "have"
@@ -205,7 +209,17 @@ def open_metadata(
     return dict(tables), (text,) if left_out else ()
 
 
-def _metadata(path: Path) -> tuple[Table, list[str]]:
+def _rows_of_splits(folder: Path, paths: Sequence[str]) -> dict[str, list[int]]:
+    """Return the rows of each split, as the directories of their pictures name them."""
+    places = [path.rpartition("/")[0] for path in paths]
+    split_of = {place: _split_of_file(folder, place) or "train" for place in dict.fromkeys(places)}
+    rows = defaultdict[str, list[int]](list)
+    for row, place in enumerate(places):
+        rows[split_of[place]].append(row)
+    return dict(rows)
+
+
+def _metadata(path: Path) -> tuple["pa.Table", list[str]]:
     """Return a table, and the names of its pictures, from its folder on; "" where there is none."""
     from pyarrow import json
 
@@ -219,15 +233,18 @@ def _metadata(path: Path) -> tuple[Table, list[str]]:
             f"{shown(path)} has no column file_name (its columns: {listed(columns)}): add it, or "
             "remove the file"
         )
-    names = [name if isinstance(name, str) else "" for name in files]
+    return table, [name if isinstance(name, str) else "" for name in files]
+
+
+def _table_beside(path: Path, table: "pa.Table", names: Sequence[str]) -> Table:
+    """Return a table of a file beside pictures, of which it has these rows."""
     noted = b'{"info": {"features": {"file_name": {"_type": "Image"}}}}'
-    opened = Table(
+    return Table(
         shown(path),
         table.schema.with_metadata({b"huggingface": noted}),
         table.column,
         lambda _: file_images(path.parent, names),
     )
-    return opened, names
 
 
 def _read_csv(file: BinaryIO) -> "pa.Table":

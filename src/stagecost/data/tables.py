@@ -86,7 +86,9 @@ def read_tables(tables: Mapping[str, Sequence[Table]], config: DataConfig) -> di
 
 def _read(table: Table, config: DataConfig) -> Part:
     kinds = _kinds(table)
-    _refuse_splits(table, [name for name, kind in kinds.items() if kind == "text"])
+    may_part = ("text", "whole", "bool", "class")
+    columns = [name for name, kind in kinds.items() if kind in may_part and name != config.label_column]
+    _refuse_splits(table, columns)
     images = [name for name, kind in kinds.items() if kind == "image"]
     image = _choose(table, "image", config.image_column, images, _IMAGES, images)
     label = _label_column(table, config)
@@ -102,11 +104,13 @@ def _refuse_splits(table: Table, columns: Sequence[str]) -> None:
     """Refuse a column that parts the rows into splits: they would be mixed."""
     for name in columns:
         if name.casefold() in _SPLITS:
-            values = sorted({value for value in table.column(name).to_pylist() if value})
-            if len(values) > 1 and all(splits_in(value) for value in values):
+            values = sorted({value for value in table.column(name).to_pylist() if value is not None})
+            numbers = not any(isinstance(value, str) for value in values)
+            if len(values) > 1 and (numbers or any(splits_in(value) for value in values)):
                 raise StageCostError(
-                    f"{table.origin} says in its column {shown(name)} which rows are {listed(values)}: "
-                    "put each into a table in a directory of that name, or remove the column"
+                    f"{table.origin} says in its column {shown(name)} which rows are "
+                    f"{listed([*map(str, values)])}: put each into a table in a directory of that name, "
+                    "or remove the column"
                 )
 
 

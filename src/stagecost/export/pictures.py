@@ -25,7 +25,8 @@ def decode(spec: dict[str, Any], path: str) -> Any:
     size, picture = spec["size"], cast("Any", Image.open(path))
     if picture.mode[0] in "IF":
         sys.exit(f"{path} has more than 8 bits: convert it")
-    picture = ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
+    turned = picture.getexif().get(0x0112, 1) != 1  # the camera was held sideways
+    picture = ImageOps.exif_transpose(picture) if turned else picture
     picture.draft(None, (2 * size, 2 * size))
     if picture.has_transparency_data:
         layer, picture = picture.convert("RGBA"), Image.new("RGB", picture.size, "white")
