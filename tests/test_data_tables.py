@@ -18,6 +18,9 @@ from hypothesis import strategies as st
 from data_files import STEP, classes_seen, counts, fill, grey, load, parquet, png, refuse
 from stagecost.data.config import DataConfig
 from stagecost.data.images import ImageFormat
+from stagecost.errors import StageCostError
+from stagecost.runs.evaluation import evaluate
+from stagecost.runs.training import train
 
 PLACES = [index % 3 for index in range(30)]
 ANIMALS = ["cat", "dog", "emu"]
@@ -467,6 +470,21 @@ def test_metadata_beside_class_directories(tmp_path: Path) -> None:
         refuse("says in its column split which rows are", DataConfig(str(tmp_path), label_column="kind"))
     (tmp_path / "metadata.csv").write_text("file_name,file_name\nx,y\n")
     refuse("two columns file_name: rename", DataConfig(str(tmp_path), label_column="kind"))
+
+
+def test_a_network_of_a_table_is_judged_on_directories(tmp_path: Path) -> None:
+    for number in range(2):
+        fill(tmp_path / "table", number, 12, first=100 * number)
+        fill(tmp_path / "tree" / ANIMALS[number], number, 5, first=50)
+    rows = [f"{100 * n + i:03d}.png,{ANIMALS[n]}" for n in range(2) for i in range(12)]
+    (tmp_path / "table" / "metadata.csv").write_text("file_name,animal\n" + "\n".join(rows) + "\n")
+    settings = {"data": str(tmp_path / "table"), "label_column": "animal", "num_blocks": 1, "width": 2}
+    train({**settings, "epochs": 1, "batch_size": 8, "device": "cpu"}, tmp_path / "run")
+    judged = evaluate(tmp_path / "run", data=str(tmp_path / "tree"), split="all")
+    assert judged.num_images == 10
+    (tmp_path / "tree" / ANIMALS[0] / "050.png").write_bytes(b"?")
+    with pytest.raises(StageCostError, match=r"replace or remove it$"):
+        evaluate(tmp_path / "run", data=str(tmp_path / "tree"), split="all")
 
 
 def test_a_table_above_the_splits_is_parted_by_the_directories_of_its_pictures(tmp_path: Path) -> None:

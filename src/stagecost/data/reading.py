@@ -33,7 +33,7 @@ class Reader:
                 "trained on: leave it out"
             )
         self.source, self.rows, self.config = source, dict(rows), config
-        self.known_format = like
+        self.known_format, self.judging = like, like is not None
         self.interpolation = config.interpolation or ImageFormat.interpolation
         self.splits: dict[str, ImageSplit] = {}
         self.broken: list[str] = []
@@ -61,9 +61,8 @@ class Reader:
         if empty:
             raise StageCostError(f"{text}: replace them, as no {empty[0]} image is left")
         if not self.config.skip_broken:
-            raise StageCostError(
-                f"{text}: replace or remove it, or leave such images out by --skip-broken"
-            )
+            remedy = "" if self.judging else ", or leave such images out by --skip-broken"
+            raise StageCostError(f"{text}: replace or remove it{remedy}")
         self.warnings.append(f"left out {text}")
 
     def _decode(self, splits: Sequence[str], image_format: ImageFormat | None) -> Pixels:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +33,7 @@ from stagecost.text import one_line
 logger = logging.getLogger("stagecost")
 
 # Where Debian's package dataset-fashion-mnist puts its four files.
+METADATA = ("metadata.csv", "metadata.jsonl")  # tables beside pictures
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -108,6 +110,19 @@ def _refuse_columns(what: str, config: DataConfig) -> None:
             raise StageCostError(f"{what}: leave --{column.replace('_', '-')} out")
 
 
+def at(config: DataConfig, data: str) -> DataConfig:
+    """Return the same for other images: their columns are named only where there is a table."""
+    folder = Path(data).expanduser()
+    config = replace(config, data=data)
+    if not folder.is_dir() or any(map(_is_table, list_folder(folder).files)):
+        return config
+    return replace(config, label_column=None, image_column=None)
+
+
+def _is_table(file: str) -> bool:
+    return file.endswith(".parquet") or file.rsplit("/", maxsplit=1)[-1] in METADATA
+
+
 def _from_idx(folder: Path, name: str) -> _Opened:
     parts = read_idx_folder(folder)
     return name, {split: [parts[split]] for split in parts}, ()
@@ -150,9 +165,7 @@ def _from_folder(folder: Path, config: DataConfig, expected: Sequence[str]) -> _
 
 def _from_pictures(listing: Listing, name: str, config: DataConfig, expected: Sequence[str]) -> _Opened:
     """Read pictures whose classes are their directories, or stand in a table beside them."""
-    beside = [
-        file for file in listing.files if file.split("/")[-1] in ("metadata.csv", "metadata.jsonl")
-    ]
+    beside = [file for file in listing.files if file.split("/")[-1] in METADATA]
     folders = {file.rpartition("/")[0] for file in beside}
     pictures = listing.ending_in(image_suffixes())
     flat = all(file.rpartition("/")[0] in folders for file in pictures)

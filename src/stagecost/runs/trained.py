@@ -13,6 +13,7 @@ from stagecost.data.config import DataConfig
 from stagecost.data.fingerprint import check_fingerprint, digest_of, trained_images
 from stagecost.data.images import ImageFormat
 from stagecost.data.loading import ALL, DataBundle, has_validation, load_data
+from stagecost.data.sources import at
 from stagecost.errors import StageCostError, refusing
 from stagecost.losses import LossFunction
 from stagecost.models.catalogue import load
@@ -82,8 +83,7 @@ class Trained:
         """Return the same with its images at another place; None leaves them where they are."""
         if data is None:
             return self
-        config = replace(self.settings.data, data=data)
-        return replace(self, settings=replace(self.settings, data=config))
+        return replace(self, settings=replace(self.settings, data=at(self.settings.data, data)))
 
     def load(self, *splits: str, data: str | None = None) -> DataBundle:
         """Load splits of the images that it was trained on, or of other data prepared alike.
