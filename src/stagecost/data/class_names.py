@@ -76,24 +76,18 @@ def name_key(name: str) -> str:
     Signs that make other names are left: between digits ('1.5', '10-20'), before one ('-1'), and at the
     end ('A+', 'C#').
     """
-    number, text = class_number(name), name.casefold().strip()
-    return str(number) if number is not None else re.sub(r"[\W_]+", _signs_left, text)
+    if (number := class_number(name)) is not None:
+        return str(number)
+    return "".join("".join(part.split()) or " " for part in _PARTS.findall(name.casefold().strip()))
 
 
-def _signs_left(run: re.Match[str]) -> str:
-    """Return what is left of the signs and spaces between letters and digits."""
-    before, after = run.string[: run.start()][-1:], run.string[run.end() :][:1]
-    signs = "".join(run[0].split())
-    if before.isdigit() and after.isdigit():
-        return signs or " "
-    if (
-        after.isdigit()
-        and not run[0][:-1].strip()
-        and run[0][-1] in "+-"
-        and (not before or len(run[0]) > 1)
-    ):
-        return run[0][-1]
-    return signs if before and not after and set(signs) <= set("+-#") else ""
+_PARTS = re.compile(
+    r"""[^\W_]+                     # letters and digits
+    | (?<=\d) [\W_]+ (?=\d)        # what stands between digits
+    | (?: ^ | (?<=\s) ) [+-] (?=\d) # the sign of a number
+    | (?<=[^\W_]) [+\#-]+ $        # signs at the end""",
+    re.VERBOSE,
+)
 
 
 def shown(text: object) -> str:
