@@ -62,7 +62,7 @@ SETTINGS = [
     (["--val-fraction", "0.0001"], "0.0001", "hold out more"),
     (["--limit-train", "0"], "--limit-train 0", "at least 1"),
     (["--limit-test", "-1"], "--limit-test -1", "at least 1"),
-    (["--limit-train", "1"], "1 training image", "hold out more"),
+    (["--limit-train", "1"], "1 training image", "give more images"),
     (["--image-size", "0"], "--image-size 0", "at least 1"),
     (["--augment", "all"], "'all'", "'auto', 'none'"),
     (["--device", "foo"], "'foo'", "choose auto, cpu, cuda or mps"),
