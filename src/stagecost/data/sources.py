@@ -32,8 +32,8 @@ from stagecost.text import one_line
 
 logger = logging.getLogger("stagecost")
 
-# Where Debian's package dataset-fashion-mnist puts its four files.
 METADATA = ("metadata.csv", "metadata.jsonl")  # tables beside pictures
+# Where Debian's package dataset-fashion-mnist puts its four files.
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 

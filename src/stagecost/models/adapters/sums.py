@@ -59,11 +59,7 @@ class Analysis:
 
     def is_weight(self, value: Value) -> bool:
         """Tell whether a value is made of the model's tensors alone."""
-        if self.trace.sources.get(value):
-            return True
-        if value in self.trace.varying or value not in self.trace.producers:
-            return False
-        return any(map(self.is_weight, self.trace.producers[value].uses))
+        return value in self.trace.weights and value not in self.trace.varying
 
     def term(self, region: Iterable[Operation], inner: set[Value]) -> Term:
         """Describe what happens on the way from the state to a term of a sum."""
