@@ -1,5 +1,6 @@
 """What is exported gives the network's outputs and decisions, also where torch is not installed."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -329,6 +330,28 @@ def test_large_outputs_may_differ_by_more(tmp_path: Path) -> None:
         compare(other, [tmp_path / "out" / "model.pt2"], exported.depths, pixels)
 
 
+def test_a_link_to_an_empty_folder_is_followed(tmp_path: Path) -> None:
+    network, pixels = network_of("homogeneous")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    export_network(network, tmp_path / "link", pixels, format="pt2")
+    assert (tmp_path / "there" / "model.pt2").is_file()
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_no_room_for_a_pt2_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes | str) -> None:
+        if path.suffix == ".pt2":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    monkeypatch.setattr("stagecost.export.graphs.write_atomically", full)
+    network, pixels = network_of("homogeneous")
+    with pytest.raises(OSError, match="No space left"):
+        export_network(network, tmp_path / "out", pixels, format="pt2")
+    assert not list(tmp_path.iterdir())
+
+
 def test_refusals_are_one_line_and_leave_nothing(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,6 +360,11 @@ def test_refusals_are_one_line_and_leave_nothing(
             export(**{"network": runs.saved, "output": tmp_path / "out", "format": "pt2", **options})
         assert not list(tmp_path.glob("*out*"))
 
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with monkeypatch.context() as here:
+        here.chdir(empty)
+        refuse(r"--output \. is the current folder", output=".")
     for segments in ("1,9", "2,1", "-1,2", "1,1"):
         refuse("give ascending depths from 0 to 2", segments=segments)
     refuse("--segments is 'x'", segments="x")

@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import ModelCard
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -232,3 +233,13 @@ def test_images_are_learned() -> None:
 def test_what_cannot_be_learned_is_refused(rows: object, labels: object, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         StageCostClassifier(**SMALL).fit(rows, labels)
+
+
+def test_a_fit_that_is_refused_leaves_nothing_that_answers() -> None:
+    rows, classes = np.random.default_rng(0).normal(size=(60, 5)), np.arange(60) % 2
+    classifier = StageCostClassifier(**SMALL | {"epochs": 1}).fit(rows, classes)
+    with pytest.raises(StageCostError, match="lr is -1"):
+        classifier.set_params(lr=-1).fit(100 + 50 * rows, np.where(classes == 1, "a", "b"))
+    with pytest.raises(NotFittedError):
+        classifier.predict(rows)
+    assert not hasattr(classifier, "plan_")

@@ -140,8 +140,9 @@ class Pass:
             (`stagecost.fast.reading`): equal up to rounding, and cheaper.
         gates: cuts that come first, each nested with all others of the pass; k is `Cut.first(k)`.
         beta: for each gate that is a part of an output's cut, the gradient of this output is multiplied
-            by it in all that the gate uses: its blocks, the skips of all others, stem and head. Outputs
-            stay as they are, bit for bit.
+            by it in all that the gate uses: its blocks, the skips of all others, stem and head; but not
+            in their norms, where the gate or the cut has some of its own. Outputs stay as they are, bit
+            for bit.
     """
 
     checkpointing: bool = False
@@ -186,6 +187,7 @@ class Rollout:
         checkpointing: see `Pass`; outputs come on the way.
         gates: see `Pass`.
         beta: see `Pass`.
+        apart: gates that are parts of all cuts of the pass and have other norms than it.
     """
 
     blocks: Sequence[nn.Module]
@@ -198,6 +200,7 @@ class Rollout:
     checkpointing: bool = False
     gates: tuple[Cut, ...] = ()
     beta: float = 1.0
+    apart: tuple[Cut, ...] = ()
 
     def outputs(self, x_0: Tensor, cuts: Sequence[Cut]) -> list[Tensor]:
         """Return the terminal output of every cut from x_0, (B, …), in one pass.
@@ -209,7 +212,8 @@ class Rollout:
         Raises:
             StageCostError: a gate and a cut are not nested.
         """
-        self._check_gates(cuts)
+        check_gates(self.gates, cuts)
+        x_0 = gated(x_0, self.beta ** len(self.apart)) if self.apart else x_0
         starts: dict[int, Tensor] = {0: x_0}
         outputs: dict[int, Tensor] = {}
         ends: list[_End] = []
@@ -268,7 +272,7 @@ class Rollout:
         for position in range(k, stop):
             self._hand_out(path, position, state, starts, emit)
             behind = [gate for gate, place in gates if -1 < place <= position]
-            with self._held_back(position, behind) if behind else nullcontext():
+            with self._held_back(position, behind), self._held_back(position, self.apart, norms=False):
                 if not path.acts[position]:
                     state = self._bypass(position, state)
                     continue
@@ -296,11 +300,11 @@ class Rollout:
             emit(_End(k, state, path.ends[k], path.whole))
 
     @contextmanager
-    def _held_back(self, k: int, gates: Sequence[Cut]) -> Iterator[None]:
+    def _held_back(self, k: int, gates: Sequence[Cut], *, norms: bool = True) -> Iterator[None]:
         """Gate block k for all gates in which it acts, and its skip, which every gate has, for all."""
         acting, block = sum(gate.acts(k) for gate in gates), self.blocks[k]
-        skipping = gated_weights([skip_of(block)], self.beta ** (len(gates) - acting))
-        with gated_weights([block], self.beta**acting), skipping:
+        skipping = gated_weights([skip_of(block)], self.beta ** (len(gates) - acting), norms=norms)
+        with gated_weights([block], self.beta**acting, norms=norms), skipping:
             yield
 
     def _step(self, k: int, state: Tensor, *, whole: bool) -> Tensor:
@@ -318,21 +322,14 @@ class Rollout:
 
     def _read(self, end: _End, cuts: Sequence[Cut]) -> dict[int, Tensor]:
         """Send a state through its tail and the head."""
-        cut, left = cuts[end.numbers[0]], map(skip_of, self.blocks[end.k :])
+        cut, parts = cuts[end.numbers[0]], [self.head, *map(skip_of, self.blocks[end.k :])]
         frozen = nullcontext() if end.whole or not self.training else FrozenStatistics([self.head])
-        with gated_weights([self.head, *left], self.beta ** sum(gate < cut for gate in self.gates)):
+        held = gated_weights(parts, self.beta ** sum(gate < cut for gate in self.gates))
+        with held, gated_weights(parts, self.beta ** len(self.apart), norms=False):
             state = self.tail(end.state, end.k)
             with frozen:
                 output: Tensor = self.head(state, cut.depth)
         return dict.fromkeys(end.numbers, output)
-
-    def _check_gates(self, cuts: Sequence[Cut]) -> None:
-        for gate, cut in product(self.gates, cuts):
-            if not (gate <= cut or cut <= gate):
-                raise StageCostError(
-                    f"a gate of cut {gate} beside cut {cut}: give gates that hold the blocks of other "
-                    "cuts, or are held by them"
-                )
 
     def _checkpointed(
         self,
@@ -362,6 +359,20 @@ class Rollout:
             target[name] = value
         reached: Tensor = last
         return reached
+
+
+def check_gates(gates: Iterable[Cut], cuts: Sequence[Cut]) -> None:
+    """Refuse a gate that is not nested with a cut.
+
+    Raises:
+        StageCostError: it holds blocks that the cut does not, and the other way round.
+    """
+    for gate, cut in product(gates, cuts):
+        if not (gate <= cut or cut <= gate):
+            raise StageCostError(
+                f"a gate of cut {gate} beside cut {cut}: give gates that hold the blocks of other "
+                "cuts, or are held by them"
+            )
 
 
 class FrozenStatistics:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stagecost.norms import NORMS
+
 
 class _Gate(torch.autograd.Function):
     """Input: values (…), beta; output: the values."""
@@ -37,16 +39,19 @@ def gated(values: Tensor, beta: float) -> Tensor:
 
 
 @contextmanager
-def gated_weights(parts: Iterable[nn.Module], beta: float) -> Iterator[None]:
+def gated_weights(parts: Iterable[nn.Module], beta: float, *, norms: bool = True) -> Iterator[None]:
     """Give the weights of some parts beta times the gradient of what is computed meanwhile.
 
     They stand in the modules of a part, or in those that a module of it names as its `parameter_owners`.
+    Without `norms` those of norms are left out.
     """
     if beta == 1:
         yield
         return
     modules = list(dict.fromkeys(module for part in parts for module in part.modules()))
     wanted = {id(p) for module in modules for p in module.parameters()}
+    if not norms:
+        wanted -= {id(p) for m in modules if isinstance(m, NORMS) for p in m.parameters()}
     owners = {owner for module in modules for owner in getattr(module, "parameter_owners", (module,))}
     held = [(o._parameters, name, p) for o in owners for name, p in o.named_parameters(recurse=False)]
     held = [(place, name, p) for place, name, p in held if id(p) in wanted]

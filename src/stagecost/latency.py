@@ -25,6 +25,7 @@ from stagecost.trajectory import evaluation_mode
 
 WARM_UP = 3  # calls of each network that are not counted
 LEAST_CALLS = 20
+MOST_THREADS = 2**15
 
 Inputs = Tensor | tuple[Tensor, ...]
 Forward = Callable[[Inputs], object]
@@ -80,9 +81,10 @@ def measure_latency(
     first = images if isinstance(images, Tensor) else images[0]
     if not networks or len(first) == 0:
         raise StageCostError("there is nothing to time: give at least one network and one image")
-    if not 0 < seconds < math.inf or (threads is not None and threads < 1):
+    if not 0 < seconds < math.inf or not (threads is None or 1 <= threads <= MOST_THREADS):
         raise StageCostError(
-            f"{seconds} seconds on {threads} threads: give more than 0 of both, and no endless time"
+            f"{seconds} seconds on {threads} threads: give more than 0 of both, no endless time, and at "
+            f"most {MOST_THREADS:,} threads"
         )
     times: dict[str, list[float]] = {name: [] for name in networks}
     with torch.no_grad(), ExitStack() as undo:

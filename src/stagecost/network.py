@@ -18,7 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from stagecost.cut import Cut, Depths, are_several, resolve_cuts, resolve_depths
-from stagecost.dynamics import Observer, Pass, Rollout, SkipChain, Tail, is_identity, skip_of
+from stagecost.dynamics import (
+    Observer,
+    Pass,
+    Rollout,
+    SkipChain,
+    Tail,
+    check_gates,
+    is_identity,
+    skip_of,
+)
 from stagecost.errors import StageCostError
 from stagecost.fast.chains import collapsed_tails
 from stagecost.fast.reading import LeanHead, reader_of
@@ -139,11 +148,12 @@ class ResidualNetwork(nn.Module):
             wanted = tuple(Cut.first(k) for k in resolve_depths(depths, self.num_blocks))
         else:
             wanted = resolve_cuts(cuts, self.stage_positions)
-        x_0, shared = self.stem(images), tuple(cut for cut in wanted if cut not in self.targets)
+        if how.gates:
+            how = replace(how, gates=tuple(map(self.resolve, how.gates)))
+        x_0 = self.stem(images)
         by_cut: dict[Cut, Tensor] = {}
-        for together in (shared, *((cut,) for cut in self.targets if cut in wanted)):
-            if together:
-                by_cut |= zip(together, self._pass(x_0, together, how, scales, observe), strict=True)
+        for together in self._passes(wanted, how.gates):
+            by_cut |= zip(together, self._pass(x_0, together, how, scales, observe), strict=True)
         outputs = [by_cut[cut] for cut in wanted]
         single = isinstance(cuts, Cut) or (cuts is None and not are_several(depths))
         return outputs[0] if single else torch.stack(outputs)
@@ -156,6 +166,13 @@ class ResidualNetwork(nn.Module):
         """
         blocks = list(self.blocks.values())
         return Rollout(blocks, self.head, self._tail(blocks, how), training=self.training)
+
+    def _passes(self, cuts: tuple[Cut, ...], gates: tuple[Cut, ...]) -> list[tuple[Cut, ...]]:
+        """Return which cuts share a pass: those without norms of their own, unless a gate has some."""
+        shared = tuple(cut for cut in cuts if cut not in self.targets)
+        alone = shared if any(gate in self.targets for gate in gates) else ()
+        own = (cut for cut in (*alone, *self.targets) if cut in cuts)
+        return [*([shared] if shared and not alone else []), *((cut,) for cut in own)]
 
     def _pass(
         self,
@@ -171,6 +188,8 @@ class ResidualNetwork(nn.Module):
         tail = self._tail(blocks, how, own=own)
         reader = head if how.gates else reader_of(head, tail)
         lean = reader if isinstance(reader, LeanHead) else None
+        apart = tuple(gate for gate in how.gates if own or gate in self.targets)
+        check_gates(apart, cuts)
         rollout = Rollout(
             blocks,
             reader,
@@ -180,8 +199,9 @@ class ResidualNetwork(nn.Module):
             training=self.training and not own,  # statistics of its own follow the cut
             read_late=self.training and lean is None,  # a lean head draws no random numbers
             checkpointing=how.checkpointing,
-            gates=how.gates,
+            gates=tuple(gate for gate in how.gates if gate not in apart),
             beta=how.beta,
+            apart=tuple(gate for gate in apart if gate < cuts[0]),
         )
         outputs = rollout.outputs(x_0, cuts)
         return outputs if lean is None else lean.outputs(outputs, cuts)

@@ -13,7 +13,7 @@ In a loop of your own, two lines change::
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -29,6 +29,7 @@ from stagecost.dynamics import Pass
 from stagecost.errors import StageCostError
 from stagecost.losses import LossFunction, StageLoss, distilled, losses_of  # noqa: F401 (was here)
 from stagecost.network import LITERALLY, ResidualNetwork
+from stagecost.norms import norms_in
 
 
 @dataclass(frozen=True)
@@ -199,13 +200,14 @@ class StageCost:
         last, parts = self.terminal_weight / whole, tuple(weight / whole for weight in weights)
         return replace(drawn, weights=parts, terminal_weight=last, normalized=False)
 
-    def weight_behind(self, k: int, how: Pass = LITERALLY) -> float:
+    def weight_behind(self, k: int, how: Pass = LITERALLY, *, apart: Collection[Cut] = ()) -> float:
         """Return the weight of all losses behind block k: of the cuts in which it acts, and of L_N.
 
-        Of a loss beyond a gate as much counts as comes back. k = -1 is before all blocks.
+        Of a loss beyond a gate as much counts as comes back. k = -1 is before all blocks. Cuts that are
+        `apart`, with norms of their own, are not behind norms, nor are these held back for them.
         """
-        gates = [gate for gate in how.gates if k < 0 or gate.acts(k)]
-        pairs = zip(self.cuts, self.weights, strict=True)
+        gates = [gate for gate in how.gates if (k < 0 or gate.acts(k)) and gate not in apart]
+        pairs = [(cut, w) for cut, w in zip(self.cuts, self.weights, strict=True) if cut not in apart]
         reached = [(w, sum(g < cut for g in gates)) for cut, w in pairs if k < 0 or cut.acts(k)]
         crossed = [*reached, (self.terminal_weight, len(gates))]
         return sum(weight * how.beta**number for weight, number in crossed)
@@ -310,23 +312,29 @@ def residual_parameters(network: ResidualNetwork) -> list[list[nn.Parameter]]:
 def equilibrate(network: ResidualNetwork, stage_cost: StageCost, how: Pass = LITERALLY) -> None:
     """Turn gradients from sums into means: each block gets the mean of the losses behind it.
 
-    Stem, skips and head get the mean of all, as every output goes through them, norms of a target cut
-    its loss alone; what several parts share is the first one's. Source: Li et al., "Improved Techniques
-    for Training Adaptive Deep Networks" (2019), who scale the gradients of states instead.
+    Stem, skips and head get the mean of all, as every output goes through them; norms of a target cut
+    its loss alone, and those of the others theirs. What several parts share is the first one's. Source:
+    Li et al., "Improved Techniques for Training Adaptive Deep Networks" (2019), who scale the gradients
+    of states instead.
 
     Args:
         network: its parameters have the gradients of a stage cost, in one backward pass.
         stage_cost: this one, its cuts by the positions of their acting blocks.
         how: the pass was done: gates weigh the losses beyond them.
     """
-    targets = dict(zip(stage_cost.cuts, stage_cost.weights, strict=True))
+    targets, apart = dict(zip(stage_cost.cuts, stage_cost.weights, strict=True)), network.targets
     whole_cut = network.resolve(Cut.whole())
     how = replace(how, gates=tuple(gate for gate in how.gates if gate < whole_cut))
-    whole = stage_cost.weight_behind(-1, how)
-    shares = [(part, whole) for part in (network.stem, *network.skips, network.head)]
-    blocks = enumerate(network.blocks.values())
-    shares += [(block, stage_cost.weight_behind(k, how)) for k, block in blocks]
-    shares += [(norms, targets[t]) for t, norms in zip(network.targets, network.norms, strict=True)]
+    places = [(-1, part) for part in (*network.skips, network.head)]
+    places += enumerate(network.blocks.values())
+    shares = [
+        (norm, stage_cost.weight_behind(k, how, apart=apart))
+        for k, part in places
+        for norm in norms_in(part).values()
+        if apart
+    ]
+    shares += [(part, stage_cost.weight_behind(k, how)) for k, part in [(-1, network.stem), *places]]
+    shares += [(norms, targets.get(t, 0.0)) for t, norms in zip(apart, network.norms, strict=True)]
     factor = stage_cost.scale if stage_cost.normalized else 1.0
     behind_of = {p: behind for part, behind in reversed(shares) for p in part.parameters()}
     for parameter, behind in behind_of.items():

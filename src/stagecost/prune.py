@@ -10,10 +10,11 @@ import copy
 import inspect
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from numbers import Integral
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -366,10 +367,7 @@ def carry_optimizer(
 
     if not any(id(p) in names for group in optimizer.param_groups for p in group["params"]):
         raise StageCostError("the optimiser has no parameter of this network: give its own")
-    groups = [
-        {**group, "params": [p for p in map(left, group["params"]) if p is not None]}
-        for group in optimizer.param_groups
-    ]
+    groups = [_group_left(group, left, survivors) for group in optimizer.param_groups]
     accepted = inspect.signature(type(optimizer)).parameters
     carried = type(optimizer)(groups, **{k: v for k, v in optimizer.defaults.items() if k in accepted})
     carried.defaults = copy.deepcopy(optimizer.defaults)
@@ -377,3 +375,17 @@ def carry_optimizer(
         if (survivor := left(parameter)) is not None:
             carried.state[survivor] = copy.deepcopy(state)
     return carried
+
+
+def _group_left(
+    group: Mapping[str, Any],
+    left: Callable[[Tensor], Tensor | None],
+    survivors: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    """Return a group of an optimiser with the parameters that are left, and their names if known."""
+    kept = [(place, p) for place, p in enumerate(map(left, group["params"])) if p is not None]
+    now = {**group, "params": [p for _, p in kept]}
+    if "param_names" in group:
+        names = {id(p): name for name, p in survivors.items()}
+        now["param_names"] = [names.get(id(p), group["param_names"][place]) for place, p in kept]
+    return now

@@ -482,3 +482,24 @@ def test_leaving_early_takes_less_time() -> None:
     assert early.latency_ms_exit < early.latency_ms_full
     assert early.ratio_range[0] <= early.ratio_range[1] < 0.8
     assert early.ratio < 0.6
+
+
+def test_a_part_in_training_mode_is_refused() -> None:
+    network = build("homogeneous").eval()
+    network.head.train()
+    with pytest.raises(StageCostError, match="a part is in training mode"):
+        sc.EarlyExit(network, sc.ExitPolicy((1, 3), (0.0,)))
+
+
+@pytest.mark.parametrize("combine", [False, True])
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_of_short_numbers_are_those_of_single_precision(
+    dtype: torch.dtype, criterion: Criterion, combine: bool
+) -> None:
+    torch.manual_seed(0)
+    outputs = torch.randn(3, 40, 5).to(dtype)
+    short, single = (sc.exits.policy.Votes(criterion, combine=combine) for _ in range(2))
+    for output in outputs:
+        for one, other in zip(short.add(output), single.add(output.float()), strict=True):
+            assert torch.equal(one, other)

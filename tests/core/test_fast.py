@@ -222,3 +222,34 @@ def test_bfloat16_states_are_pooled_in_single_precision() -> None:
         literal, fast = one_step(network, batch), one_step(network, batch, FAST)
     scale = literal[0].abs().max()
     assert (literal[0].float() - fast[0].float()).abs().max() < 0.05 * scale
+
+
+class Adapted(nn.Linear):
+    """A linear map with something beside it, as LoRA makes one."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return super().forward(values) + 5 * values[:, :1] * torch.arange(float(self.out_features))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_classifier_of_another_make_is_called(training: bool) -> None:
+    network = prepared("homogeneous", {}).train(training)
+    features, classes = network.head.linear.in_features, network.head.linear.out_features
+    made = Adapted(features, classes), nn.Sequential(nn.Linear(features, 6), nn.Linear(6, classes))
+    for linear in made:
+        network.head.linear = linear
+        with torch.no_grad():
+            literal = network(images(4), depths="all")
+            fast = network(images(4), depths="all", how=FAST)
+        torch.testing.assert_close(fast, literal, rtol=1e-4, atol=1e-4)
+
+
+def test_half_precision_is_read_literally() -> None:
+    network = prepared("homogeneous", {}).eval()
+    with torch.no_grad():
+        network.head.norm.weight.fill_(1e-5)  # so that the ReLU opens beyond the largest half
+        network.head.norm.bias.fill_(-1.0)
+        network.half()
+        outputs = network(images(4).half(), depths="all", how=FAST)
+        assert torch.equal(outputs, network(images(4).half(), depths="all"))
+    assert bool(outputs.isfinite().all())

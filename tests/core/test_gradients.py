@@ -97,6 +97,43 @@ def test_equilibrium_scales_what_blocks_share_once() -> None:
         torch.testing.assert_close(parameter.grad, total / COST.weight_behind(0))
 
 
+NORMS = ("norms.", "head.norm", *(f"blocks.{k}.residual.{i}" for k in range(4) for i in (0, 3)))
+"""Where parameters of norms are: a branch is norm, relu and convolution, twice."""
+
+
+def test_equilibrium_of_norms_is_the_mean_of_the_losses_that_they_serve() -> None:
+    network = build("homogeneous").train()
+    network.give_norms(TARGETS[0])
+    for gates, beta in (((), 1.0), ((1, 3), 0.3)):
+        how = sc.Pass(gates=gates, beta=beta)
+        separate = by_output(network)
+        network.zero_grad()
+        COST(network(images(), COST.outputs, how=how), labels()).total.backward()
+        equilibrate(network, COST, how)
+        behind_last = beta if gates else 1.0  # the gate at 3 has these norms as well, the one at 1 not
+        for name in (name for name, _ in network.named_parameters() if name.startswith(NORMS)):
+            k = -1 if name.startswith("head") else block_of(name)
+            if name.startswith("norms."):
+                wanted = separate[0][name] / 0.5
+            elif k == 3:
+                wanted = separate[2][name]
+            else:
+                total = separate[1][name] + behind_last * separate[2][name]
+                wanted = total / (2.0 + behind_last)
+            torch.testing.assert_close(
+                network.get_parameter(name).grad, wanted, rtol=1e-4, atol=1e-6, msg=name
+            )
+
+
+def test_equilibrium_passes_over_a_target_without_a_loss() -> None:
+    network = build("homogeneous").train()
+    network.give_norms(*TARGETS)
+    cost = StageCost.targets(TARGETS[1])
+    cost(network(images(), cost.outputs), labels()).total.backward()
+    equilibrate(network, cost)
+    assert all(p.grad is None for p in network.norms[0].parameters())
+
+
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 def test_gate_multiplies_what_comes_back_from_beyond_a_target(beta: float, own: bool) -> None:
@@ -109,11 +146,11 @@ def test_gate_multiplies_what_comes_back_from_beyond_a_target(beta: float, own: 
     assert torch.equal(outputs, plain)
     gated = gradients(network, COST(outputs, labels()).total)
     for name, gradient in gated.items():
-        if name.startswith("norms."):
-            continue  # one loss alone reaches them, through a gate or not
         k = block_of(name)
         before = 0 if k is None else k  # all gates are behind the stem and the first block
         crossed = [sum(before < gate < cut for gate in (1, 3)) for cut in (1, 3, 4)]
+        if own and any(name.startswith(path) for path in NORMS):
+            crossed = [0, 0, 0]  # no gate uses those of the whole network, or of another target
         wanted = sum(beta**n * part[name] for n, part in zip(crossed, separate, strict=True))
         torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-6)
 

@@ -42,7 +42,9 @@ def test_networks_take_turns_and_keep_their_mode() -> None:
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("options", [{"threads": 0}, {"seconds": 0.0}, {"seconds": float("inf")}])
+@pytest.mark.parametrize(
+    "options", [{"threads": 0}, {"threads": 3_000_000_000}, {"seconds": 0.0}, {"seconds": float("inf")}]
+)
 def test_no_time_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(sc.StageCostError, match="more than 0 of both"):
         sc.measure_latency({"one": build("homogeneous")}, images(), **options)

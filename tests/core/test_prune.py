@@ -464,3 +464,15 @@ def test_what_blocks_share_outlives_a_cut_of_the_first() -> None:
 def test_cuts_are_written_shortly() -> None:
     assert format_indices((0, 1, 2, 9, 18, 19)) == "0-2, 9, 18-19"
     assert build("staged").resolve(Cut.stages(1, 2, 1)) == Cut((0, 2, 3, 5))
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_carried_optimizer_names_what_it_holds(by_name: bool) -> None:
+    whole = build("homogeneous")
+    given = whole.named_parameters() if by_name else whole.parameters()
+    optimizer = torch.optim.AdamW(given, lr=1e-3)
+    small = whole.keep(Cut.first(2))
+    group = sc.carry_optimizer(optimizer, whole, small).param_groups[0]
+    names = {id(p): name for name, p in small.named_parameters()}
+    assert ("param_names" in group) == by_name
+    assert group.get("param_names", [*names.values()]) == [names[id(p)] for p in group["params"]]

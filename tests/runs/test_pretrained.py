@@ -516,3 +516,35 @@ def test_one_classifier_of_two_is_not_fitted_alone() -> None:
     network = sc.adapt(Two(), torch.randn(2, 8))
     with pytest.raises(sc.StageCostError, match="2 linear classifiers of 3 classes"):
         fit_classifier(network, [(torch.randn(9, 8), torch.arange(9) % 3)], 3)
+
+
+@pytest.mark.parametrize(
+    ("format_", "reason"),
+    [
+        (None, "damaged"),
+        ([1], "damaged"),
+        ({"size": 8}, "has no entry"),
+        ({"mean": 1, "std": 1}, "has no entry"),
+    ],
+)
+def test_a_folder_of_weights_that_does_not_fit_is_named(
+    tmp_path: Path, format_: object, reason: str
+) -> None:
+    sc.create_model("homogeneous", num_blocks=2, width=4).save_pretrained(tmp_path)
+    other = {**SETTINGS, "model": "staged", "image_size": 8, "weights": str(tmp_path)}
+    with pytest.raises(StageCostError, match="holds a network 'homogeneous': give it as --model"):
+        train(other, tmp_path / "run")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "image_format": format_}))
+    with pytest.raises(StageCostError, match=f"stored image format .*{reason}"):
+        train({**other, "model": "homogeneous"}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    network = sc.create_model("homogeneous", num_blocks=2, width=4)
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state["blocks.1.residual.2.weight"][0] = math.nan
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(StageCostError, match=r"weights.pt has a weight that is no finite number"):
+        sc.create_model("homogeneous", weights=tmp_path / "weights.pt", num_blocks=2, width=4)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -25,8 +26,9 @@ from stagecost.runs.demo import demo
 from stagecost.runs.evaluation import evaluate
 from stagecost.runs.pruning import prune
 from stagecost.runs.reporting import report
-from stagecost.runs.training import train
+from stagecost.runs.training import Stop, train
 from stagecost.storage import write_atomically
+from stagecost.train.interruption import StoppedError
 
 MODEL: dict[str, Any] = {**TINY, "num_blocks": 2, "width": 4}
 
@@ -278,6 +280,20 @@ def test_interruption_saves_and_says_how_to_go_on(tmp_path: Path, number: int) -
     assert evaluate(run).num_blocks == 4
     assert train({}, run, resume=True).epochs == 6
     assert same_tensors(run, twin)
+
+
+def test_processes_leave_together_once_an_interrupted_epoch_is_saved() -> None:
+    """Those that leave first would have the one that still writes killed."""
+    told: list[str] = []
+    files, state = mock.MagicMock(), mock.MagicMock()
+    files.setup.settings.training.checkpoint_minutes = 10.0
+    files.run.path = "run"
+    files.save.side_effect = lambda *_: told.append("saved")
+    state.fabric.barrier.side_effect = lambda: told.append("waited")
+    state.fabric.world_size, state.progress.epoch = 1, 0
+    with pytest.raises(StoppedError):
+        Stop(files, lambda: True).save_or_stop(state)
+    assert told == ["saved", "waited"]
 
 
 def test_a_verb_that_is_ended_says_so(

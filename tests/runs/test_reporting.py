@@ -24,7 +24,7 @@ from stagecost.runs.exiting import exit_early
 from stagecost.runs.measuring import Measurements, measure
 from stagecost.runs.mistakes import mistakes_of, saved_network, thumbnail
 from stagecost.runs.pruning import prune
-from stagecost.runs.reporting import compare, report
+from stagecost.runs.reporting import compare, report, report_data
 from stagecost.runs.trained import open_trained
 from stagecost.runs.training import train
 
@@ -257,3 +257,11 @@ def test_times_of_another_network_are_not_shown(trained: Trained, tmp_path: Path
     shutil.copy(file, other / "latency.json")
     report(other, device="cpu")  # which measures anew
     assert json.loads((other / "latency.json").read_text())["networks"][0]["num_blocks"] == 2
+
+
+def test_settings_of_a_report_are_those_of_the_training(tmp_path: Path) -> None:
+    train({**TINY, "num_blocks": 4, "width": 4, "epochs": 2, "cut_at": "1:2"}, tmp_path / "run")
+    opened = open_trained(tmp_path / "run", device="cpu")
+    data = report_data(opened, analyze(tmp_path / "run", device="cpu"))
+    assert data.settings["num_blocks"] == 4
+    assert data.analysis.num_blocks == 2

@@ -351,3 +351,51 @@ def test_a_batch_without_a_variance_is_refused_before_it_is_trained(count: int, 
         with pytest.raises(StageCostError, match="--batch-size"):
             check_batch(network, (1, 2, 2), count)
     check_batch(network, (1, 8, 8), 1)  # some pixels are left: they have a variance
+
+
+def late(moment: Moment) -> StageCost:
+    """The stage cost of the second half of the last epoch."""
+    full = StageCost.uniform(3, 0.2)
+    return full if moment.step >= moment.total_steps - moment.steps_per_epoch / 2 else full.scaled(0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule", "always"),
+    [
+        ({"targets": "1,2"}, None, {1, 2}),
+        ({"num_blocks": 5, "targets": "1,2,3,4", "sandwich": True}, None, {1}),
+        ({"num_blocks": 6, "sampled_depths": 2}, None, set()),
+        ({}, late, set()),
+    ],
+)
+def test_head_statistics_of_what_not_every_step_visits_are_estimated(
+    settings: dict[str, Any], rule: Any, always: set[int]
+) -> None:
+    setup, told = setup_of(**{"gamma": 0.2, "epochs": 1, **settings}), list[Epoch]()
+    state = fitted(setup, stage_cost=rule, on_epoch=lambda _, epoch: told.append(epoch))
+    assert told[0].visited == {Cut(tuple(range(k))) for k in always}
+    norm = state.network.head.get_submodule("norm")
+    before = norm.running_mean.clone()
+    setup.validation.calibrate(state.network, told[0], setup.recipe)
+    changed = {
+        k for k in range(setup.network.num_blocks) if not torch.equal(norm.running_mean[k], before[k])
+    }
+    assert changed == set(range(setup.network.num_blocks)) - always
+
+
+def test_a_gradient_whose_norm_is_no_number_is_refused_where_it_would_be_clipped() -> None:
+    setup = setup_of(epochs=1, gamma=1e20, clip_norm=1.0, sampled_depths=0)
+    with pytest.raises(StageCostError, match=r"norm of the gradient is inf in epoch 1, batch 1: lower"):
+        fitted(setup)
+
+
+def test_training_leaves_the_random_numbers_of_the_caller(tmp_path: Path) -> None:
+    drawn = []
+    for seed in (5, 77):
+        torch.manual_seed(seed)
+        expected = torch.rand(2)
+        torch.manual_seed(seed)
+        train({**TINY, "epochs": 1}, tmp_path / str(seed))
+        drawn.append(torch.rand(2))
+        assert torch.equal(drawn[-1], expected)
+    assert not torch.equal(*drawn)

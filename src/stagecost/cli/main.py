@@ -213,7 +213,8 @@ def _fail(message: str, as_json: bool) -> NoReturn:
 def _is_out_of_memory(error: Exception) -> bool:
     # torch has no type of its own for this on a CPU.
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
+    said = ("out of memory", "allocate memory", "storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(words in text for words in said)
 
 
 def _quieten() -> None:

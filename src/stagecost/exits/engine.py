@@ -43,8 +43,10 @@ class EarlyExit:
         """
         policy.check(network.num_blocks)
         check_norms(network, policy.depths)
-        if network.training:
-            raise StageCostError("a network in training mode lets nobody leave: call network.eval()")
+        if any(module.training for module in network.modules()):
+            raise StageCostError(
+                "a network lets nobody leave while a part is in training mode: call network.eval()"
+            )
         self.network, self.policy = network, policy
         self.rollout = network.rollout(COLLAPSED)
         with torch.no_grad():

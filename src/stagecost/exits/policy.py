@@ -109,6 +109,8 @@ class Votes:
                 f"exits need outputs (B, classes) of at least two classes, not {tuple(outputs.shape)}: "
                 "use the network without exits"
             )
+        if outputs.dtype in (torch.float16, torch.bfloat16):  # thresholds are of finer numbers
+            outputs = outputs.float()
         self.asked += 1
         if self.criterion == "max-probability" and not self.combine:
             best, labels = outputs.softmax(dim=1).max(dim=1)

@@ -128,8 +128,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder, which takes its place when all is done and is deleted if that fails.
 
     Raises:
-        StageCostError: something is in its place.
+        StageCostError: something is in its place, or it is the folder where this runs.
     """
+    if path.resolve() == Path.cwd():
+        raise StageCostError(f"--output {path} is the current folder: give the name of a new one")
+    path = path.resolve()
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise StageCostError(f"{path} holds something already: give another --output")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Graphs of a network: traced by torch.export with any batch size, written for ONNX Runtime or torch."""
 
+import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.export import Dim, ExportedProgram
 from stagecost.dynamics import ResidualBlock, Rollout, SkipChain
 from stagecost.exits.policy import ExitPolicy, Votes
 from stagecost.network import ResidualNetwork, copied
+from stagecost.storage import write_atomically
 
 Format = Literal["onnx", "pt2"]
 State = tuple[Tensor, ...]
@@ -96,7 +98,9 @@ def trace(segment: Segment, example: State) -> ExportedProgram:
 def write(program: ExportedProgram, path: Path, spec: Mapping[str, Any], *, first: bool = True) -> None:
     """Write a graph in the format that the ending of the path says, and in it what describes it."""
     if path.suffix == ".pt2":
-        torch.export.save(program, path, extra_files={"stagecost.json": json.dumps(spec)})
+        content = io.BytesIO()  # torch itself aborts the process where a disk is full
+        torch.export.save(program, content, extra_files={"stagecost.json": json.dumps(spec)})
+        write_atomically(path, content.getvalue())
         return
     tensors = program.example_inputs[0]
     handed = len(program.graph_signature.user_outputs) - len(ANSWERS)

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from stagecost.cut import Cut
 from stagecost.dynamics import Tail
 from stagecost.fast.chains import CollapsedChain, CollapsedTails, is_watched
-from stagecost.head import OutputHead
+from stagecost.head import OutputBatchNorm2d, OutputHead
 
 NOTHING = 1e-30  # a scale below it would need an edge that no float has
 
@@ -30,11 +30,17 @@ def reader_of(head: nn.Module, tail: Tail) -> nn.Module:
     """
     if is_watched(head) or torch.compiler.is_compiling() or not isinstance(tail, CollapsedTails):
         return head
-    if type(head) is not OutputHead:
+    if type(head) is not OutputHead or not _is_plain(head):
         return head
     if head.norm.training:
         return LeanHead(head, tail.chains)
     return head if torch.is_grad_enabled() else FoldedHead(head)
+
+
+def _is_plain(head: OutputHead) -> bool:
+    """Tell whether norm and linear map are what they seem, with numbers of a wide enough range."""
+    kinds = type(head.norm) is OutputBatchNorm2d and type(head.linear) is nn.Linear
+    return kinds and head.norm.weight.dtype in (torch.float32, torch.float64)
 
 
 class FoldedHead(nn.Module):

@@ -28,6 +28,10 @@ SAMPLED_DEPTHS = 3
 LARGEST_BATCH = 1024  # where there is no step to take
 
 
+FITTED = "classes_", "network_", "trajectory_", "plan_", "n_features_in_", "feature_names_in_"
+"""What `fit` leaves."""
+
+
 class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A residual network that is as deep as the data need.
 
@@ -88,6 +92,8 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             ValueError: X and y do not go together, or hold what is no finite number.
             StageCostError: an impossible parameter.
         """
+        for name in FITTED:  # what an earlier fit left would answer in half, were this one refused
+            self.__dict__.pop(name, None)
         samples, labels = validate_data(self, X, y, allow_nd=True)
         check_classification_targets(labels)
         self.classes_, numbers = np.unique(labels, return_inverse=True)
@@ -108,7 +114,7 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float32]:  # noqa: N803
         """Return the probability of each class, (n, classes)."""
-        check_is_fitted(self)
+        check_is_fitted(self, "network_")
         samples = self._scaled(validate_data(self, X, allow_nd=True, reset=False))
         with evaluation_mode(self.network_):
             parts = [self.network_(part.to(self.device)) for part in torch.split(samples, LARGEST_BATCH)]
@@ -127,7 +133,7 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             StageCostError: the labels are neither numbers nor texts.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "network_")
         labels = self.classes_.tolist()
         if not all(isinstance(label, bool | int | float | str) for label in labels):
             raise StageCostError(f"labels such as {labels[0]!r} are no JSON: fit to numbers or texts")

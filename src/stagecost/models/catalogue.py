@@ -78,6 +78,7 @@ def pretrained_model(
         arguments, kept_blocks = {**saved.arguments, **arguments}, saved.kept_blocks
     else:
         tensors = read_weights(weights)
+        check_finite(tensors, Path(weights))
     network = _build(name, arguments)
     assert network.description is not None
     if kept_blocks is not None:
@@ -94,8 +95,7 @@ def _saved(
     """Read a saved network that others are to start from."""
     config, tensors, _ = read_saved(folder)
     saved = read_description(config, folder / CONFIG_FILE)
-    if saved.name != name:
-        raise StageCostError(f"{folder} holds a network {saved.name!r}: give it as --model")
+    check_name(saved, name, folder)
     given = writable(arguments)
     for key in given.keys() & saved.arguments.keys() & {"num_blocks", "blocks_per_stage"}:
         if given[key] != saved.arguments[key]:  # of other arguments the shapes tell
@@ -104,6 +104,12 @@ def _saved(
                 f"{given[key]}: leave --{key.replace('_', '-')} out"
             )
     return saved, tensors
+
+
+def check_name(saved: NetworkDescription, name: str, folder: Path) -> None:
+    """Refuse a saved network of another model, by a StageCostError."""
+    if saved.name != name:
+        raise StageCostError(f"{folder} holds a network {saved.name!r}: give it as --model")
 
 
 def _build(name: str, arguments: Mapping[str, Any]) -> ResidualNetwork:

@@ -114,8 +114,9 @@ def inspect_model(
     settings = parse_settings({key: value for key, value in given.items() if value is not None})
     bundle = load_data(data_config(settings), seed=settings.training.seed, splits=("train", "val"))
     place = select_device(device)
-    torch.manual_seed(settings.training.seed)
-    network, fresh = pretrained_model(model, weights, **network_arguments(settings, bundle))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.training.seed)
+        network, fresh = pretrained_model(model, weights, **network_arguments(settings, bundle))
     network.eval().to(device=place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     train, val = (
         sample_batches(

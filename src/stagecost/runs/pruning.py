@@ -258,6 +258,13 @@ def finetune(
     The learning rate starts at a tenth of the run's and falls to zero; nothing is written. With a
     teacher, half of the loss is the divergence from the whole network.
     """
+    with torch.random.fork_rng(devices=[]):
+        return _finetuned(trained, pruned, bundle, epochs, teacher=teacher)
+
+
+def _finetuned(
+    trained: Trained, pruned: ResidualNetwork, bundle: DataBundle, epochs: int, *, teacher: bool
+) -> ResidualNetwork:
     setup = prepare(finetune_settings(trained, epochs), bundle, network=pruned)
     state = setup.start()
     before = make_optimizer(trained.network, trained.settings.training, weight_decay=0.0)

@@ -201,13 +201,14 @@ def report_data(
 ) -> ReportData:
     """Return what a report tells of an opened run."""
     checkpoint, run = trained.run_checkpoint(), RunFolder(trained.path)
-    settings = {**trained.settings.to_flat(), "gamma": checkpoint.gamma}
+    began = len(checkpoint.metadata.get("initial_blocks") or range(analysis.num_blocks))
+    settings = {**trained.settings.to_flat(), "gamma": checkpoint.gamma, "num_blocks": began}
     macs = mac_costs(trained.network, trained.image_shape)
     measured, times = _times(trained)
     pruning, exits = _record(run.pruning, Pruning, trained), saved_exits(trained)
     content = {
         "run": str(run.path),
-        "settings": {**settings, "num_blocks": analysis.num_blocks},
+        "settings": settings,
         "analysis": {
             **analysis.to_json(),
             "macs": macs.cuts,

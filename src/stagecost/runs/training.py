@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any
 
 import torch
+from torch.random import fork_rng
 
 from stagecost.data.fingerprint import check_fingerprint, fingerprint
 from stagecost.data.images import ImageFormat
@@ -97,7 +98,7 @@ def train(
     """
     run = RunFolder(Path(folder))
     flat = given.to_flat() if isinstance(given, RunSettings) else given
-    with _claimed(run, flat, resume=resume) as (settings, lock):
+    with _claimed(run, flat, resume=resume) as (settings, lock), fork_rng(devices=[]):
         checkpoint = read_checkpoint(run.last) if run.last.is_file() else None
         setup = _prepare(run, settings, checkpoint)
         _check_images(run, setup)
@@ -245,6 +246,7 @@ class Stop:
             self.saved = monotonic()
             self.files.save(state, run.last)
         if stop:
+            state.fabric.barrier()  # who leaves first would have the others killed as they write
             raise StoppedError(
                 f"interrupted in epoch {state.progress.epoch + 1} of {training.epochs}, everything is "
                 f"saved: go on with `stagecost train --resume --output {shlex.quote(str(run.path))}`"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from stagecost.cut import Cut
 from stagecost.dynamics import Pass
 from stagecost.errors import StageCostError
 from stagecost.objective import ObjectiveTerms, StageCost, equilibrate
@@ -40,7 +41,7 @@ class Epoch:
     number: int  #: counted from 1
     sums: Sums  #: over its images
     moment: Moment  #: of its last step
-    stage_cost: StageCost  #: of its last step, see `Step`
+    visited: frozenset[Cut]  #: the cuts that bore the stage cost in every step
     gamma: float  #: the stage weight of its last step
     learning_rate: float  #: of its last step
 
@@ -124,13 +125,26 @@ def train_step(
     if recipe.equilibrium:
         equilibrate(state.network, stage_cost, how)
     if recipe.clip_norm:
-        state.fabric.clip_gradients(state.model, state.optimizer, max_norm=recipe.clip_norm)
+        _clip(state, recipe, moment)
     state.optimizer.step()
     state.optimizer.zero_grad()
     if state.average is not None:
         state.average.update_parameters(state.network)
     correct = int((outputs[-1].argmax(dim=1) == targets).sum())
     return Step(moment, stage_cost, terms, correct, len(images))
+
+
+def _clip(state: State, recipe: Recipe, moment: Moment) -> None:
+    """Shorten the gradient to the largest norm; one that has none is refused, or skipped in fp16."""
+    norm = state.fabric.clip_gradients(
+        state.model, state.optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False
+    )
+    scales = getattr(state.fabric.strategy.precision, "scaler", None) is not None  # it skips the step
+    if norm is not None and not torch.isfinite(norm) and not scales:
+        raise StageCostError(
+            f"the norm of the gradient is {norm.item()} in epoch {moment.epoch + 1}, batch "
+            f"{moment.batch + 1}: lower --lr or --gamma; the last good checkpoint is kept"
+        )
 
 
 def _weighed(state: State, total: Tensor, images: int, batch_size: int) -> Tensor:
@@ -170,12 +184,11 @@ def end_epoch(state: State, rule: StageCostRule, recipe: Recipe, steps: int) -> 
     check_weights(state)
     # Not what the optimiser holds: one that goes on behind the last step has not stepped yet.
     last = Moment(progress.epoch, steps - 1, steps, recipe.epochs)
-    whole = rule(last)
-    left = after_cuts(whole, state.stages, state.left)
+    visited = _always_visited(state, rule, recipe, last)
     sums, progress.sums = progress.sums, Sums()
     progress.epoch, progress.batch = progress.epoch + 1, 0
     rate = recipe.learning_rate(last)
-    return Epoch(progress.epoch, sums, last, left, acting_gamma(whole), rate)
+    return Epoch(progress.epoch, sums, last, visited, acting_gamma(rule(last)), rate)
 
 
 def check_weights(state: State) -> None:
@@ -197,6 +210,26 @@ def _sampled(stage_cost: StageCost, recipe: Recipe, moment: Moment) -> StageCost
     if recipe.sandwich:
         return stage_cost.sandwiched(generator)
     return stage_cost.sampled(recipe.sampled_depths, generator)
+
+
+def _always_visited(state: State, rule: StageCostRule, recipe: Recipe, last: Moment) -> frozenset[Cut]:
+    """Return the cuts that bear the stage cost in every step of an epoch, up to its last one.
+
+    They follow from the steps, so that a run which went on within the epoch knows those before, too.
+    """
+    given = left = seen = None
+    always: set[Cut] = set()
+    for batch in range(last.steps_per_epoch):
+        moment = replace(last, batch=batch)
+        if (stage_cost := rule(moment)) is not given or left is None:
+            given, left = stage_cost, after_cuts(stage_cost, state.stages, state.left)
+        drawn = _sampled(left, recipe, moment)
+        if drawn is not seen:
+            always = set(drawn.cuts) if seen is None else always & set(drawn.cuts)
+            seen = drawn
+        if not always:
+            break
+    return frozenset(always)
 
 
 def _gated(recipe: Recipe, stage_cost: StageCost) -> Pass:

@@ -3,7 +3,6 @@
 Nothing heavy is imported here, so that the command line can show its help at once.
 """
 
-import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from stagecost.data.config import DataConfig
 from stagecost.errors import StageCostError
 
 MAX_SEED = 2**63 - 1
+LARGEST = 1e30  # that a setting may be: what is larger is no number in single precision, or soon none
 SAMPLED_DEPTHS = 3
 TRACKERS = "tensorboard", "trackio", "mlflow", "wandb"
 
@@ -132,8 +132,10 @@ class TrainingSettings:
             _check_part(self, name)
         for name in ("lr", "checkpoint_minutes"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise StageCostError(f"{flag(name)} is {value}: give a number above 0")
+            if value is not None and not 0 < value <= LARGEST:
+                raise StageCostError(
+                    f"{flag(name)} is {value}: give a number above 0, at most {LARGEST:g}"
+                )
         if unknown := set(self.tracker).difference(TRACKERS):
             raise StageCostError(f"--tracker is {min(unknown)!r}: give some of {', '.join(TRACKERS)}")
         if not 0 < self.layer_decay <= 1:
@@ -281,6 +283,8 @@ class RunSettings:
         _check_part(self.data, "val_fraction")
         self.training.check()
         self.stage.check(self.training.epochs)
+        if self.model.weights == "":
+            raise StageCostError("--weights is '': give a file, a folder, or pretrained")
         own = self.stage.target_norms == "own"
         if own and self.training.gamma == 0:
             raise StageCostError("--gamma 0 trains no targets, and so no --target-norms own: raise it")
@@ -354,8 +358,10 @@ def _parse_cut(name: str, whole: str | None, text: str) -> Cut:
 
 def _check_least(part: object, name: str, least: int) -> None:
     value = getattr(part, name)
-    if value is not None and not (math.isfinite(value) and value >= least):
-        raise StageCostError(f"{flag(name)} is {value}: give a finite number of at least {least}")
+    if value is not None and not least <= value <= LARGEST:
+        raise StageCostError(
+            f"{flag(name)} is {value}: give a finite number of at least {least}, at most {LARGEST:g}"
+        )
 
 
 def _check_part(part: object, name: str) -> None:

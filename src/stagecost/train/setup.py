@@ -9,13 +9,13 @@ import torch
 
 from stagecost.data.batches import ImageBatches, check_shares, eval_batches, sample_batches
 from stagecost.data.config import DataConfig
-from stagecost.data.images import INTERPOLATIONS
+from stagecost.data.images import INTERPOLATIONS, ImageFormat
 from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
-from stagecost.models.catalogue import create_model
+from stagecost.models.catalogue import check_name, create_model, read_description
 from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost
-from stagecost.saved import read_config
+from stagecost.saved import CONFIG_FILE, read_config
 from stagecost.train.checkpoint import Checkpoint, restore_state
 from stagecost.train.cutting import check_schedule
 from stagecost.train.devices import check_compiler, launch, make_fabric
@@ -131,11 +131,12 @@ def prepare(
     torch.manual_seed(training.seed)
     if network is None:
         network = create_network(settings, data)
+    stage_cost = stage_cost_of(settings, network)
     if settings.stage.target_norms == "own":
         network.give_norms(*settings.stage.cuts())
     check_schedule(settings.stage.schedule(), network)
     check_batch(network, data.format.shape, min(training.batch_size, images) // training.num_processes)
-    return Setup(settings, data, fabric, network, stage_cost_of(settings, network))
+    return Setup(settings, data, fabric, network, stage_cost)
 
 
 def create_network(settings: RunSettings, data: DataBundle) -> ResidualNetwork:
@@ -157,7 +158,7 @@ def data_config(settings: RunSettings) -> DataConfig:
     """Return which images to use, prepared as the weights want them where the settings leave it open.
 
     Raises:
-        StageCostError: a folder of weights that holds no saved network.
+        StageCostError: a folder of weights that holds no saved network, or another one.
     """
     data, weights, name = settings.data, settings.model.weights, settings.model.model
     wanted: Mapping[str, Any] = {}
@@ -166,16 +167,26 @@ def data_config(settings: RunSettings) -> DataConfig:
 
         wanted = preprocessing(name).to_json()
     if weights is not None and Path(weights).is_dir():
-        saved = read_config(Path(weights))
-        size = dict(saved.get("arguments", {})).get("image_size")
-        wanted = {**wanted, **({"size": size} if size else {}), **saved.get("image_format", {})}
+        wanted = {**wanted, **_format_of(Path(weights), name)}
     if not wanted:
         return data
     way = wanted.get("interpolation")
     return replace(
         data,
         image_size=data.image_size or wanted.get("size"),
-        mean=data.mean or tuple(wanted["mean"]),
-        std=data.std or tuple(wanted["std"]),
+        mean=data.mean or wanted.get("mean"),
+        std=data.std or wanted.get("std"),
         interpolation=data.interpolation or (way if way in INTERPOLATIONS else None),
     )
+
+
+def _format_of(folder: Path, name: str) -> Mapping[str, Any]:
+    """Return how a saved network of this name wants its images, as far as it says."""
+    config = read_config(folder)
+    saved = read_description(config, folder / CONFIG_FILE)
+    check_name(saved, name, folder)
+    size = saved.arguments.get("image_size")
+    given = {"size": size} if size else {}
+    if "image_format" not in config:
+        return given
+    return {**given, **vars(ImageFormat.from_json(config["image_format"]))}

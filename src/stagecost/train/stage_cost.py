@@ -8,7 +8,7 @@ from itertools import combinations
 import torch.nn.functional as F
 
 from stagecost.cut import Cut, Stages
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, refusing
 from stagecost.losses import LossFunction, distilled
 from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost
@@ -46,7 +46,10 @@ def stage_cost_of(settings: RunSettings, network: ResidualNetwork) -> StageCost:
         )
     if not stage.targets:
         return StageCost.uniform(num_blocks, gamma, first=stage.first_depth, **options)
-    targets = [network.resolve(cut) for cut in stage.cuts()]
+    targets = []
+    for text, cut in zip(stage.targets, stage.cuts(), strict=True):
+        with refusing(f"--targets {text} is impossible", "give other ones", StageCostError):
+            targets.append(network.resolve(cut))
     for text, cut in zip(stage.targets, targets, strict=True):
         if len(cut.blocks) == num_blocks:
             raise StageCostError(f"--targets {text} is the whole network: give fewer blocks")

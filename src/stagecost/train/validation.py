@@ -57,8 +57,5 @@ class Validation:
         """
         if recipe.freeze_norms:
             return
-        cuts = epoch.stage_cost.cuts
-        sampled = 0 < recipe.sampled_depths < len(cuts)
-        visited = set() if sampled else set(cuts)
-        unvisited = [k for k in range(network.num_blocks) if Cut.first(k) not in visited]
+        unvisited = [k for k in range(network.num_blocks) if Cut.first(k) not in epoch.visited]
         calibrate_outputs(network, self.calibration, unvisited)
