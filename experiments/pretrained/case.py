@@ -18,7 +18,7 @@ from stagecost.data.batches import eval_batches
 from stagecost.data.loading import DataBundle, load_data
 from stagecost.errors import StageCostError
 from stagecost.models.catalogue import create_model, load
-from stagecost.network import ResidualNetwork
+from stagecost.network import ResidualNetwork, copied
 from stagecost.probes import fit_classifier
 from stagecost.runs.pruning import train_in_memory
 from stagecost.storage import read_tensors, write_json, write_tensors
@@ -120,11 +120,14 @@ class Case:
     Attributes:
         context: of the run.
         settings: of plain fine-tuning, with the file of weights.
+        bundles: the images, by seed.
+        given: the pretrained network with a random head, by seed.
     """
 
     context: Context
     settings: Settings
     bundles: dict[int, DataBundle] = field(default_factory=dict)
+    given: dict[int, ResidualNetwork] = field(default_factory=dict)
 
     @classmethod
     def of(cls, context: Context) -> "Case":
@@ -198,17 +201,25 @@ class Case:
 
     def with_head(self, seed: int, cut: Cut | None = None, *, beside: bool = False) -> ResidualNetwork:
         """Return the pretrained network, or a cut of it, with a head fitted as `fitted` says."""
-        bundle, settings = self.bundle(seed), parse_settings({**self.settings, "data": self.data})
-        torch.manual_seed(seed)
-        halves = {"split_branches": True} if self.context.dataset in HALVED else {}
-        given = network_arguments(settings, bundle) | halves
-        network = create_model(settings.model.model, weights=settings.model.weights, **given).eval()
-        small = (network if cut is None or beside else network.keep(cut)).to(self.settings["device"])
+        bundle, network = self.bundle(seed), self._given(seed)
+        small = copied(network) if cut is None or beside else network.keep(cut)
+        small = small.to(self.settings["device"])
         batches = eval_batches(bundle.splits["train"], bundle.format, batch_size=64)
         if "cifar10" not in self.context.dataset:  # there the head is the author's
             cuts = [Cut.whole(), cut] if cut is not None and beside else [Cut.whole()]
             fit_classifier(small, batches, bundle.num_classes, cuts)
         return small
+
+    def _given(self, seed: int) -> ResidualNetwork:
+        """Return the pretrained network, with a random head."""
+        if seed not in self.given:
+            bundle, settings = self.bundle(seed), parse_settings({**self.settings, "data": self.data})
+            halves = {"split_branches": True} if self.context.dataset in HALVED else {}
+            arguments = network_arguments(settings, bundle) | halves
+            torch.manual_seed(seed)
+            network = create_model(settings.model.model, weights=settings.model.weights, **arguments)
+            self.given[seed] = network.eval()
+        return self.given[seed]
 
     @cached_property
     def cut(self) -> Cut:

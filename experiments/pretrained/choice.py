@@ -71,8 +71,8 @@ def halves(case: "Case") -> list[Score]:
     for parts_of_mlps, parts_of_attentions in ((1 / 2, 1 / 12), (1 / 3, 1 / 3), (1 / 4, 1 / 2)):
         rows = list(_in_a_row(mlps, round(parts_of_mlps * len(mlps))))
         alone = [_without(case, num_blocks, row) for row in rows]
-        (_, best_row) = min(zip(alone, rows, strict=True), key=lambda pair: pair[0].rank)
-        beside = _in_a_row(attentions, round(parts_of_attentions * len(attentions)))
+        _, best_row = min(zip(alone, rows, strict=True), key=lambda pair: pair[0].rank)
+        beside = _in_a_row(attentions, max(1, round(parts_of_attentions * len(attentions))))
         scores += alone + [_without(case, num_blocks, [*best_row, *row]) for row in beside]
     return scores
 
