@@ -272,7 +272,7 @@ class Rollout:
         for position in range(k, stop):
             self._hand_out(path, position, state, starts, emit)
             behind = [gate for gate, place in gates if -1 < place <= position]
-            with self._held_back(position, behind), self._held_back(position, self.apart, norms=False):
+            with self._held_back(position, behind) if behind or self.apart else nullcontext():
                 if not path.acts[position]:
                     state = self._bypass(position, state)
                     continue
@@ -300,11 +300,24 @@ class Rollout:
             emit(_End(k, state, path.ends[k], path.whole))
 
     @contextmanager
-    def _held_back(self, k: int, gates: Sequence[Cut], *, norms: bool = True) -> Iterator[None]:
+    def _held_back(self, k: int, gates: Sequence[Cut]) -> Iterator[None]:
         """Gate block k for all gates in which it acts, and its skip, which every gate has, for all."""
-        acting, block = sum(gate.acts(k) for gate in gates), self.blocks[k]
-        skipping = gated_weights([skip_of(block)], self.beta ** (len(gates) - acting), norms=norms)
-        with gated_weights([block], self.beta**acting, norms=norms), skipping:
+        block, skip = [self.blocks[k]], [skip_of(self.blocks[k])]
+        acting, apart = (sum(gate.acts(k) for gate in some) for some in (gates, self.apart))
+        with (
+            gated_weights(block, self.beta**acting),
+            gated_weights(skip, self.beta ** (len(gates) - acting)),
+            gated_weights(block, self.beta**apart, norms=False),
+            gated_weights(skip, self.beta ** (len(self.apart) - apart), norms=False),
+        ):
+            yield
+
+    @contextmanager
+    def _reading_held_back(self, k: int, cut: Cut) -> Iterator[None]:
+        """Gate the head, and the skips on the way to it from x_k, for the gates of a cut."""
+        parts = [self.head, *map(skip_of, self.blocks[k:])]
+        shared = gated_weights(parts, self.beta ** sum(gate < cut for gate in self.gates))
+        with shared, gated_weights(parts, self.beta ** len(self.apart), norms=False):
             yield
 
     def _step(self, k: int, state: Tensor, *, whole: bool) -> Tensor:
@@ -322,10 +335,9 @@ class Rollout:
 
     def _read(self, end: _End, cuts: Sequence[Cut]) -> dict[int, Tensor]:
         """Send a state through its tail and the head."""
-        cut, parts = cuts[end.numbers[0]], [self.head, *map(skip_of, self.blocks[end.k :])]
+        cut, gated_at_all = cuts[end.numbers[0]], self.gates or self.apart
         frozen = nullcontext() if end.whole or not self.training else FrozenStatistics([self.head])
-        held = gated_weights(parts, self.beta ** sum(gate < cut for gate in self.gates))
-        with held, gated_weights(parts, self.beta ** len(self.apart), norms=False):
+        with self._reading_held_back(end.k, cut) if gated_at_all else nullcontext():
             state = self.tail(end.state, end.k)
             with frozen:
                 output: Tensor = self.head(state, cut.depth)
