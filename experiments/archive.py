@@ -175,5 +175,6 @@ ARCHIVE["targets-every-step"] = Experiment(
 for _name, _title in (
     ("pretrained-fewer-epochs", "Networks that others trained, in fewer epochs"),
     ("pretrained-slower-cuts", "Networks that others trained, cuts at the rates of the whole network"),
+    ("pretrained-half-blocks", "A ViT that others trained, cuts of half blocks"),
 ):
     ARCHIVE[_name] = Experiment(_name, _title, {}, pretrained_section)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from experiments.pretrained import cifar_resnet  # noqa: F401 (its model enters the catalogue)
-from experiments.pretrained.choice import HALVED, HELD_OUT, best, candidates
+from experiments.pretrained.choice import HELD_OUT, best, candidates
 from experiments.recipes import Settings
 from experiments.records import RESULTS, Record, Row, record_name
 from experiments.runner import Context, Tier
@@ -17,14 +17,14 @@ from stagecost.cut import Cut
 from stagecost.data.batches import eval_batches
 from stagecost.data.loading import DataBundle, load_data
 from stagecost.errors import StageCostError
-from stagecost.models.catalogue import create_model, load
-from stagecost.network import ResidualNetwork, copied
+from stagecost.models.catalogue import load
+from stagecost.network import ResidualNetwork
 from stagecost.probes import fit_classifier
 from stagecost.runs.pruning import train_in_memory
 from stagecost.storage import read_tensors, write_json, write_tensors
 from stagecost.text import format_indices
 from stagecost.train.parsing import parse_settings
-from stagecost.train.setup import data_config, network_arguments, prepare
+from stagecost.train.setup import create_network, data_config, prepare
 from stagecost.train.stage_cost import loss_of
 from stagecost.train.teacher import Taught
 
@@ -85,7 +85,7 @@ MODELS: dict[str, Settings] = {
 }
 ON_DATA: dict[str, Settings] = {
     "trashnet-112-lite0": {"image_size": 80, "limit_train": 1200},  # of 112×84
-    "trashnet-112-vit": {"limit_train": 1000, "layer_decay": 0.9},  # 0.8 for two halves of a block
+    "trashnet-112-vit": {"limit_train": 1000},
 }
 """What differs on some images."""
 ON_GPU: Settings = {"device": "cuda", "data_on_device": True}
@@ -120,14 +120,11 @@ class Case:
     Attributes:
         context: of the run.
         settings: of plain fine-tuning, with the file of weights.
-        bundles: the images, by seed.
-        given: the pretrained network with a random head, by seed.
     """
 
     context: Context
     settings: Settings
     bundles: dict[int, DataBundle] = field(default_factory=dict)
-    given: dict[int, ResidualNetwork] = field(default_factory=dict)
 
     @classmethod
     def of(cls, context: Context) -> "Case":
@@ -195,31 +192,15 @@ class Case:
         if (folder / "config.json").is_file():
             return folder
         self.context.report(f"{self.context.dataset}: head of {name}, seed {seed}")
-        network = self.with_head(seed, cut, beside=beside)
-        network.save_pretrained(folder, image_format=bundle.format.to_json())
-        return folder
-
-    def with_head(self, seed: int, cut: Cut | None = None, *, beside: bool = False) -> ResidualNetwork:
-        """Return the pretrained network, or a cut of it, with a head fitted as `fitted` says."""
-        bundle, network = self.bundle(seed), self._given(seed)
-        small = copied(network) if cut is None or beside else network.keep(cut)
-        small = small.to(self.settings["device"])
+        torch.manual_seed(seed)
+        network = create_network(parse_settings({**self.settings, "data": self.data}), bundle).eval()
+        small = (network if cut is None or beside else network.keep(cut)).to(self.settings["device"])
         batches = eval_batches(bundle.splits["train"], bundle.format, batch_size=64)
         if "cifar10" not in self.context.dataset:  # there the head is the author's
             cuts = [Cut.whole(), cut] if cut is not None and beside else [Cut.whole()]
             fit_classifier(small, batches, bundle.num_classes, cuts)
-        return small
-
-    def _given(self, seed: int) -> ResidualNetwork:
-        """Return the pretrained network, with a random head."""
-        if seed not in self.given:
-            bundle, settings = self.bundle(seed), parse_settings({**self.settings, "data": self.data})
-            halves = {"split_branches": True} if self.context.dataset in HALVED else {}
-            arguments = network_arguments(settings, bundle) | halves
-            torch.manual_seed(seed)
-            network = create_model(settings.model.model, weights=settings.model.weights, **arguments)
-            self.given[seed] = network.eval()
-        return self.given[seed]
+        small.save_pretrained(folder, image_format=bundle.format.to_json())
+        return folder
 
     @cached_property
     def cut(self) -> Cut:

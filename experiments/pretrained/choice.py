@@ -3,7 +3,7 @@
 `SEARCHED` has the way of each model. All are done before any training, with a seed of its own.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,6 @@ from stagecost.cut import Cut
 from stagecost.data.batches import eval_batches
 from stagecost.macs import count_macs
 from stagecost.search import search_cuts
-from stagecost.text import format_indices
 from stagecost.trajectory import Loader, Score, evaluate_cuts, terminal_score
 
 if TYPE_CHECKING:
@@ -23,9 +22,6 @@ LARGEST_PART = 0.67
 SEED_OF_CHOICE, HELD_OUT, SEARCH_IMAGES = 10, 1 / 3, 256
 """Cut and recipe are chosen on validation images of this seed, of which more are held out."""
 
-HALVED = frozenset({"trashnet-112-vit"})
-"""Where attention and MLP of a transformer's block are two blocks, so that cuts are finer."""
-
 Scores = list[tuple[Score, float]]
 """Candidates, with their part of the whole network's MACs."""
 
@@ -33,8 +29,7 @@ Scores = list[tuple[Score, float]]
 def candidates(case: "Case") -> Scores:
     """Return the candidates of a case that holds out the images of the choice."""
     network, shape = case.network(case.fitted(SEED_OF_CHOICE)), case.bundle(SEED_OF_CHOICE).format.shape
-    search = halves if case.context.dataset in HALVED else SEARCHED.get(case.model, searched)
-    whole, scores = count_macs(network, shape), search(case)
+    whole, scores = count_macs(network, shape), SEARCHED.get(case.model, searched)(case)
     return [(score, count_macs(network, shape, score.cut) / whole) for score in scores]
 
 
@@ -55,39 +50,12 @@ def stretches(case: "Case") -> list[Score]:
     Without so many blocks a transformer's outputs mean nothing to the whole network's head.
     """
     num_blocks = case.network(case.fitted(SEED_OF_CHOICE)).num_blocks
-    gone = -(-num_blocks // 3)
-    return [_without(case, num_blocks, removed) for removed in _in_a_row(range(num_blocks), gone)]
-
-
-def halves(case: "Case") -> list[Score]:
-    """Return cuts without some MLPs in a row, and beside the best such row some attentions in a row.
-
-    Of twelve blocks, six MLPs and one attention, four of both, or three MLPs and six attentions are a
-    third of the MACs.
-    """
-    num_blocks = case.network(case.fitted(SEED_OF_CHOICE)).num_blocks
-    attentions, mlps = range(0, num_blocks, 2), range(1, num_blocks, 2)
-    scores: list[Score] = []
-    for parts_of_mlps, parts_of_attentions in ((1 / 2, 1 / 12), (1 / 3, 1 / 3), (1 / 4, 1 / 2)):
-        rows = list(_in_a_row(mlps, round(parts_of_mlps * len(mlps))))
-        alone = [_without(case, num_blocks, row) for row in rows]
-        _, best_row = min(zip(alone, rows, strict=True), key=lambda pair: pair[0].rank)
-        beside = _in_a_row(attentions, max(1, round(parts_of_attentions * len(attentions))))
-        scores += alone + [_without(case, num_blocks, [*best_row, *row]) for row in beside]
+    gone, scores = -(-num_blocks // 3), []
+    for first in range(num_blocks - gone + 1):
+        cut = Cut(tuple(k for k in range(num_blocks) if not first <= k < first + gone))
+        fitted = case.network(case.fitted(SEED_OF_CHOICE, cut))
+        scores.append(replace(terminal_score(fitted, _validation(case)), cut=cut))
     return scores
-
-
-def _in_a_row(blocks: Sequence[int], count: int) -> Iterator[Sequence[int]]:
-    """Return every run of so many neighbours."""
-    return (blocks[first : first + count] for first in range(len(blocks) - count + 1))
-
-
-def _without(case: "Case", num_blocks: int, removed: Sequence[int]) -> Score:
-    """Score the network without some blocks, with a head of its own."""
-    cut = Cut(tuple(k for k in range(num_blocks) if k not in removed))
-    case.context.report(f"{case.context.dataset}: without {format_indices(removed)}")
-    network = case.with_head(SEED_OF_CHOICE, cut)
-    return replace(terminal_score(network, _validation(case)), cut=cut)
 
 
 def two_thirds(case: "Case") -> list[Score]:
