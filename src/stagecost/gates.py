@@ -4,13 +4,16 @@ Values pass unchanged, bit for bit; gradients that come back are multiplied. Whe
 `stagecost.dynamics.Pass` says.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from stagecost.cut import Cut
+from stagecost.errors import StageCostError
 from stagecost.norms import NORMS
 
 
@@ -62,3 +65,17 @@ def gated_weights(parts: Iterable[nn.Module], beta: float, *, norms: bool = True
     finally:
         for place, name, parameter in held:
             place[name] = parameter
+
+
+def check_gates(gates: Iterable[Cut], cuts: Sequence[Cut]) -> None:
+    """Refuse a gate that is not nested with a cut.
+
+    Raises:
+        StageCostError: it holds blocks that the cut does not, and the other way round.
+    """
+    for gate, cut in product(gates, cuts):
+        if not (gate <= cut or cut <= gate):
+            raise StageCostError(
+                f"a gate of cut {gate} beside cut {cut}: give gates that hold the blocks of other "
+                "cuts, or are held by them"
+            )

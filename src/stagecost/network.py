@@ -18,19 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from stagecost.cut import Cut, Depths, are_several, resolve_cuts, resolve_depths
-from stagecost.dynamics import (
-    Observer,
-    Pass,
-    Rollout,
-    SkipChain,
-    Tail,
-    check_gates,
-    is_identity,
-    skip_of,
-)
+from stagecost.dynamics import Observer, Pass, Rollout, SkipChain, Tail, is_identity, skip_of
 from stagecost.errors import StageCostError
 from stagecost.fast.chains import collapsed_tails
 from stagecost.fast.reading import LeanHead, reader_of
+from stagecost.gates import check_gates
 from stagecost.norms import copies_of_norms, norms_in, with_norms
 from stagecost.records import JsonObject
 from stagecost.saved import write_saved
@@ -170,9 +162,10 @@ class ResidualNetwork(nn.Module):
     def _passes(self, cuts: tuple[Cut, ...], gates: tuple[Cut, ...]) -> list[tuple[Cut, ...]]:
         """Return which cuts share a pass: those without norms of their own, unless a gate has some."""
         shared = tuple(cut for cut in cuts if cut not in self.targets)
-        alone = shared if any(gate in self.targets for gate in gates) else ()
-        own = (cut for cut in (*alone, *self.targets) if cut in cuts)
-        return [*([shared] if shared and not alone else []), *((cut,) for cut in own)]
+        split = any(gate in self.targets for gate in gates)
+        passes = [*((cut,) for cut in shared)] if split else [shared]
+        own = ((cut,) for cut in self.targets if cut in cuts)
+        return [together for together in (*passes, *own) if together]
 
     def _pass(
         self,
@@ -183,13 +176,13 @@ class ResidualNetwork(nn.Module):
         observe: Observer | None,
     ) -> list[Tensor]:
         """Return the outputs of one pass: of a cut with norms of its own, or of several without."""
+        check_gates(how.gates, cuts)
         own = cuts[0] in self.targets
         blocks, head = self.parts_of(cuts[0])
         tail = self._tail(blocks, how, own=own)
         reader = head if how.gates else reader_of(head, tail)
         lean = reader if isinstance(reader, LeanHead) else None
         apart = tuple(gate for gate in how.gates if own or gate in self.targets)
-        check_gates(apart, cuts)
         rollout = Rollout(
             blocks,
             reader,

@@ -165,7 +165,7 @@ def data_config(settings: RunSettings) -> DataConfig:
     if weights is not None and "/" in name:
         from stagecost.models.adapters.libraries import preprocessing
 
-        wanted = preprocessing(name).to_json()
+        wanted = vars(preprocessing(name))
     if weights is not None and Path(weights).is_dir():
         wanted = {**wanted, **_format_of(Path(weights), name)}
     if not wanted:
