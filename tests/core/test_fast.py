@@ -86,6 +86,20 @@ def test_collapsed_chains_agree_in_double_precision(name: str, changes: dict[str
     assert_agree(one_step(network, batch), one_step(network, batch, Pass(collapsed=True)), 1e-10)
 
 
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_a_lean_reading_agrees_whatever_the_norm_of_the_head_is(offset: float) -> None:
+    """A ReLU that opens above or below, everywhere or never; states far from 0."""
+    network = build("homogeneous", width=12).double().train()
+    weights, biases = torch.tensor([0.0, 1.5, -1.5, 1e-9]), torch.tensor([0.0, 0.7, -0.7])
+    with torch.no_grad():
+        pairs = torch.cartesian_prod(weights, biases).double()
+        for parameter, values in zip(network.head.norm.parameters(), pairs.unbind(1), strict=True):
+            parameter.copy_(values)
+        next(iter(network.blocks.values())).register_forward_hook(lambda *io: io[2] + offset)
+    batch = images(8).double()
+    assert_agree(one_step(network, batch), one_step(network, batch, FAST), 1e-9)
+
+
 @pytest.mark.parametrize("depths", [[1, 3, 4], [0, 4], [3, 0, 4], [4]])
 def test_some_depths_and_their_order(depths: list[int]) -> None:
     network, batch = prepared("homogeneous", {}).train(), images(8)
