@@ -10,17 +10,16 @@ removed. A state is a tensor; in views of other models it may be a tuple of tens
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from types import TracebackType
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from stagecost.cut import Cut
+from stagecost.frozen_statistics import FrozenStatistics
 from stagecost.gates import gated, gated_weights
 from stagecost.paths import Path, plan_paths
 
@@ -365,39 +364,3 @@ class Rollout:
             target[name] = value
         reached: Tensor = last
         return reached
-
-
-class FrozenStatistics:
-    """A context in which norms do all that they do, but leave their running statistics as they are.
-
-    What is computed a second time must not be counted a second time. (The norms still go through the
-    motions, with a momentum of 0: a second computation has to save the same tensors as the first.)
-    """
-
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        """Take the norms with statistics of batches among the modules and their parts."""
-        parts = (part for module in modules for part in module.modules())
-        norms = (part for part in parts if isinstance(part, _NormBase))
-        self.norms = [(norm, norm.num_batches_tracked) for norm in norms if norm.track_running_stats]
-
-    def __enter__(self) -> None:
-        """Stop tracking."""
-        self.before = [(norm.momentum, _copy(count)) for norm, count in self.norms]
-        for norm, _ in self.norms:
-            norm.momentum = 0.0
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Track again."""
-        for (norm, count), (momentum, before) in zip(self.norms, self.before, strict=True):
-            norm.momentum = momentum
-            if count is not None and before is not None:
-                count.copy_(before)
-
-
-def _copy(count: Tensor | None) -> Tensor | None:
-    return None if count is None else count.clone()

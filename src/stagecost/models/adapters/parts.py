@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stagecost.dynamics import FrozenStatistics
 from stagecost.errors import StageCostError
+from stagecost.frozen_statistics import FrozenStatistics
 from stagecost.models.adapters.blocks import Flow, flow_of
 from stagecost.models.adapters.kinds import IDEMPOTENT, KINDS, Kind
 from stagecost.models.adapters.program import Part, Program, State, needed
