@@ -405,6 +405,24 @@ def test_an_error_in_several_processes_is_one_line(tmp_path: Path) -> None:
     assert "lower --lr" in lines[0]
 
 
+@pytest.mark.slow
+def test_an_error_in_one_of_several_processes_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stagecost", "train", *RECIPE, "--num-processes", "2"]
+    done = subprocess.run(  # the first process alone writes files, and they may not be so large
+        ["sh", "-c", 'ulimit -f 40; exec "$@"', "sh", *map(str, command), "--output", tmp_path / "run"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("stagecost: ")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "ulimit" in lines[0]
+
+
 def test_no_validation_images(cli: CommandLine, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = (*RECIPE, "--num-blocks", 2, "--width", 4, "--val-fraction", 0)

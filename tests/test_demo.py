@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 import stagecost as sc
+from stagecost.errors import StageCostError
+from stagecost.runs.demo import demo
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,6 +40,14 @@ def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
         text=True,
     )
     check_promises(json.loads(again.stdout))
+
+
+def test_what_is_of_no_demo_stays(tmp_path: Path) -> None:
+    (tmp_path / "pruned").mkdir()
+    (tmp_path / "pruned" / "mine").write_text("mine")
+    with pytest.raises(StageCostError, match="give another --output"):
+        demo(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["pruned", "mine"]
 
 
 def check_promises(found: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 import stagecost as sc
 from environments import make_environment
@@ -24,6 +26,7 @@ from stagecost.exits.engine import run_with_exits
 from stagecost.exits.policy import POLICY_FILE, ExitPolicy, votes_at
 from stagecost.export.folder import compare, export_network
 from stagecost.export.graphs import open_graph
+from stagecost.export.pictures import read
 from stagecost.export.runner import classify
 from stagecost.network import ResidualNetwork
 from stagecost.prediction import image_format_of, predict
@@ -109,6 +112,54 @@ def run_graphs(folder: Path, pixels: Tensor) -> tuple[list[int], list[float], li
     graphs = [onnxruntime.InferenceSession(folder / file) for file in spec["files"]]
     labels, shares, depths = classify(spec, graphs, pixels.numpy())
     return [int(k) for k in labels], shares.tolist(), [int(k) for k in depths]
+
+
+class Rows(nn.Module):
+    """Its states hold a number, and a table of as many rows as a graph is traced with images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(3 * 8 * 8, 8), nn.Linear(8, 5)
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, table = self.stem(x.flatten(1)), torch.linspace(0, 1, 16).view(2, 8)
+        gain = self.head.weight.square().mean()
+        for block in self.blocks:
+            x = x + block(x).relu() * table.mean(0) * gain
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+class Folded(Rows):
+    """Its states have two rows for each image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(torch.cat([x.flatten(1), x.flatten(1)]))
+        for block in self.blocks:
+            x = x + block(x).relu()
+        return self.head(x.unflatten(0, (2, -1)).mean(0))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_what_has_no_row_for_each_image_is_handed_on_whole(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    numbers = (0.5,) * 3, (0.25,) * 3
+    details = ImageFormat(3, 8, *numbers, ("a", "b", "c", "d", "e")).to_json()
+    pixels = torch.randint(256, (24, 3, 8, 8), dtype=torch.uint8)
+    network, folded = (sc.adapt(model, torch.zeros(1, 3, 8, 8)).eval() for model in (Rows(), Folded()))
+    network.details["image_format"] = folded.details["image_format"] = details
+    with torch.no_grad():
+        sure = network(prepared(network, pixels), depths=1).softmax(dim=1).amax(dim=1)
+    policy = ExitPolicy((1, 3), (float(sure.median()) + 1e-4,))
+    export_network(network, tmp_path / "out", pixels, format=kind, policy=policy)
+    if kind == "onnx":
+        expected = run_with_exits(network, prepared(network, pixels), policy)
+        labels, _, depths = run_graphs(tmp_path / "out", pixels)
+        assert set(depths) == {1, 3}
+        assert (labels, depths) == (expected.labels.tolist(), expected.depths.tolist())
+    with pytest.raises(sc.StageCostError, match="no row for each of 2 images: exits need the batch"):
+        export_network(folded, tmp_path / "folded", pixels, format=kind, policy=policy)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_cut_network_is_one_graph_with_its_classes_and_its_preparation(tmp_path: Path) -> None:
@@ -230,6 +281,20 @@ def test_it_runs_where_torch_is_not_installed(
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("error", [RuntimeError, struct.error, NotImplementedError, KeyError])
+def test_a_picture_that_a_decoder_gives_up_is_named(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As libavif does by a RuntimeError."""
+
+    def give_up(spec: object, path: str) -> None:
+        raise error("Decoding of color planes failed")
+
+    monkeypatch.setattr("stagecost.export.pictures.decode", give_up)
+    with pytest.raises(SystemExit, match=r"a\.avif cannot be read as a picture: .*color planes"):
+        read({}, "a.avif")
+
+
 def test_eight_bits_are_measured(runs: Runs, tmp_path: Path) -> None:
     result = export(runs.saved, tmp_path / "out", int8=True).to_json()
     small = result["int8"]
@@ -303,6 +368,65 @@ def test_too_few_images_and_another_precision_are_refused(tmp_path: Path) -> Non
     for given, images in ((network, pixels[:2]), (network.double(), pixels)):
         with pytest.raises(sc.StageCostError, match=r"at least 3, and network\.float"):
             export_network(given, tmp_path / "out", images, format="pt2")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("names", ["abcd", "abcdef"])
+def test_other_classes_than_the_network_has_are_refused(names: str, tmp_path: Path) -> None:
+    network, pixels = network_of("homogeneous")
+    network.details["image_format"]["class_names"] = list(names)
+    with pytest.raises(sc.StageCostError, match=f"has 5 outputs, .* names {len(names)} classes"):
+        export_network(network, tmp_path / "out", pixels, format="pt2")
+    assert not list(tmp_path.iterdir())
+
+
+class Attending(nn.Module):
+    """Its blocks attend within windows, (B, windows, heads, places, width): ONNX knows no such thing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(3 * 8 * 8, 64), nn.Linear(64, 5)
+        self.blocks = nn.ModuleList(nn.Linear(64, 64) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x.flatten(1))
+        for block in self.blocks:
+            parts = block(x).unflatten(1, (2, 2, 4, 4))
+            x = x + F.scaled_dot_product_attention(parts, parts, parts).flatten(1)
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+class Halves(Attending):
+    """Makes two rows of each image, by a size that torch.export does not follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(96, 64), nn.Linear(128, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = x.shape[0]
+        x = self.stem(x.reshape(count * 2, 96))
+        for block in self.blocks:
+            x = x + block(x).relu()
+        return self.head(x.reshape(count, 128))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (Attending, r"cannot write the network as ONNX \(.*: give --format pt2"),
+        (Halves, r"makes no graph .* any size \(.*: use the network by torch"),
+    ],
+)
+def test_what_torch_cannot_export_is_refused_by_a_line(
+    kind: type[nn.Module], words: str, tmp_path: Path
+) -> None:
+    network = sc.adapt(kind(), torch.zeros(1, 3, 8, 8)).eval()
+    details = ImageFormat(3, 8, (0.5,) * 3, (0.25,) * 3, ("a", "b", "c", "d", "e")).to_json()
+    network.details["image_format"] = details
+    pixels = torch.randint(256, (5, 3, 8, 8), dtype=torch.uint8)
+    with pytest.raises(sc.StageCostError, match=words):
+        export_network(network, tmp_path / "out", pixels)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,5 +1,6 @@
 """What notebooks show, the Hub, scikit-learn."""
 
+import json
 import pickle
 from pathlib import Path
 from unittest import mock
@@ -79,11 +80,8 @@ def test_a_network_goes_to_the_hub_with_a_card_that_is_filled_in(tmp_path: Path)
     assert "unknown" not in card.text
     for name, content in sent.items():
         (tmp_path / name).write_bytes(content)
-    config = mock.patch(
-        "huggingface_hub.hub_mixin.hf_hub_download", return_value=tmp_path / "config.json"
-    )
     files = mock.patch("stagecost.integrations.hub.snapshot_download", return_value=tmp_path)
-    with config, files as fetch:
+    with files as fetch:
         again = HubNetwork.from_pretrained("me/net").network
     assert fetch.call_args.args == ("me/net",)
     assert torch.equal(again(images()), network.eval()(images()))
@@ -105,9 +103,52 @@ def test_what_is_not_known_is_said_to_be_unknown(tmp_path: Path) -> None:
         HubNetwork(again.keep(sc.Cut.first(3)), plan=plan)
     HubNetwork(network.keep(plan.cut), plan=plan).save_pretrained(tmp_path / "small")
     assert f"Cut by a plan: {plan.summary}" in (tmp_path / "small" / "README.md").read_text()
-    offline = mock.patch("huggingface_hub.hub_mixin.hf_hub_download", side_effect=OSError("offline"))
-    with offline, pytest.raises(StageCostError, match="me/net cannot be loaded from the Hub"):
-        HubNetwork.from_pretrained("me/net")
+    for error in (OSError("offline"), Exception("407 Proxy Authentication Required")):
+        offline = mock.patch("stagecost.integrations.hub.snapshot_download", side_effect=error)
+        with offline, pytest.raises(StageCostError, match="me/net cannot be loaded from the Hub"):
+            HubNetwork.from_pretrained("me/net")
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "5", "[" * 100_000])
+def test_a_folder_of_the_hub_that_is_damaged(content: str, tmp_path: Path) -> None:
+    build("homogeneous").save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(StageCostError, match=r"config\.json"):
+        HubNetwork.from_pretrained(tmp_path)
+
+
+def test_details_may_be_called_as_what_a_card_tells(tmp_path: Path) -> None:
+    network, details = build("homogeneous"), {"data": "digits", "licence": "mit", "plan": {"keep": 2}}
+    network.save_pretrained(tmp_path, **details)
+    files = mock.patch("stagecost.integrations.hub.snapshot_download", autospec=True)
+    with files as fetch:
+        fetch.return_value = str(tmp_path)
+        for name in ("me/net", tmp_path):
+            again = HubNetwork.from_pretrained(name).network
+            assert again.details == details
+            assert torch.equal(again(images()), network.eval()(images()))
+
+
+def test_what_the_hub_does_not_get_leaves_a_folder_as_it_was(tmp_path: Path) -> None:
+    network, batches = build("homogeneous"), loader()
+    trajectory = sc.loss_trajectory(network, batches)
+    HubNetwork(network, trajectory=trajectory, data="first").save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    odd, narrow = build("homogeneous"), sc.create_model("homogeneous", num_blocks=4, in_channels=1)
+    odd.details["share"] = float("nan")
+    for told, words in (
+        (HubNetwork(odd, data="second"), "details are no JSON"),
+        (HubNetwork(narrow, trajectory=trajectory), "images have 3 channels"),
+    ):
+        with pytest.raises(StageCostError, match=words):
+            told.save_pretrained(tmp_path)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(StageCostError, match=r"controls are no accuracies .*give percents by name"):
+        HubNetwork(network, controls={"alone": "none"})  # type: ignore[dict-item]
+    HubNetwork(network, data="third").save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "Data: third" in card
+    assert "Not measured" in card
 
 
 SMALL = {"num_blocks": 3, "width": 8, "epochs": 8, "lr": 0.02}
@@ -149,6 +190,20 @@ def test_images_have_the_size_of_fit(tmp_path: Path) -> None:
         assert classifier.predict(pictures).shape == (20,)
         with pytest.raises(StageCostError, match=r"samples of \(1, 9, 8\), not \(1, 8, 8\) as in fit"):
             classifier.predict(np.ones((3, 1, 9, 8)))
+
+
+@pytest.mark.parametrize("change", [{"labels": [0, 1]}, {"labels": 5}, {"spread": [[1.0, 1.0, 1.0]]}])
+def test_a_classifier_of_other_labels_or_columns_is_refused(
+    change: dict[str, object], tmp_path: Path
+) -> None:
+    StageCostClassifier(**SMALL | {"epochs": 1}).fit(*load_iris(return_X_y=True)).save_pretrained(
+        tmp_path
+    )
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["classifier"] |= change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(StageCostError, match=r"holds no classifier \(labels, means or spreads"):
+        StageCostClassifier.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(("unit", "offset"), [(1e-9, 0.0), (1.0, 1.7e9)])

@@ -174,14 +174,19 @@ def probabilities(network: ResidualNetwork, pixels: Tensor, image_format: ImageF
         images = normalise(pixels.to(device_of(network)), image_format)
         outputs = network(images.to(first_tensor(network).dtype))
         shares: Tensor = outputs.float().softmax(dim=1).cpu()
-    if shares.shape[1] != len(image_format.class_names):
-        raise StageCostError(
-            f"the network has {shares.shape[1]} outputs, and its image format names "
-            f"{len(image_format.class_names)} classes: name each in network.details['image_format']"
-        )
+    check_classes(shares, image_format)
     if bool(shares.isnan().any()):
         raise StageCostError("the outputs of the network are no numbers: look at its weights")
     return shares
+
+
+def check_classes(outputs: Tensor, image_format: ImageFormat) -> None:
+    """Refuse outputs (n, classes) of other classes than an image format names, by a StageCostError."""
+    if outputs.shape[1] != len(image_format.class_names):
+        raise StageCostError(
+            f"the network has {outputs.shape[1]} outputs, and its image format names "
+            f"{len(image_format.class_names)} classes: name each in network.details['image_format']"
+        )
 
 
 def _named(

@@ -74,10 +74,27 @@ class Tabled(nn.Module):
         return self.head(x)  # type: ignore[no-any-return]
 
 
+class Late(Tabled):
+    """Makes the table behind the first block, so that not all states hold it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x.flatten(1))
+        x = x + self.first(x)
+        table = torch.linspace(0, 1, 24 * 8, device="cpu").view(24, 8)
+        for block in self.blocks:
+            x = block(x, table)
+        return self.head(x)  # type: ignore[no-any-return]
+
+
 def every_network() -> dict[str, ResidualNetwork]:
     torch.manual_seed(0)
     example = torch.zeros(2, 3, 16, 16)
-    foreign = {"adapted": sc.adapt(Foreign(), example), "tabled": sc.adapt(Tabled(), example)}
+    made = {"adapted": Foreign(), "tabled": Tabled(), "late": Late()}
+    foreign = {name: sc.adapt(model, example) for name, model in made.items()}
     return {name: each.eval() for name, each in foreign.items()} | {
         name: build(name).eval() for name in list(BUILDERS)[:3]
     }

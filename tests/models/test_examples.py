@@ -139,6 +139,23 @@ def test_cuts_of_stages_are_planned_by_the_images_that_the_depths_were_measured_
     assert depths.plan.accuracy_predicted == rows[depths.plan.cut].accuracy
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches")
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")
+@pytest.mark.parametrize("example", ["lightning_loop"], indirect=True)
+def test_a_network_that_the_module_does_not_have_is_told_before_the_training(
+    example: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = map(example.TensorDataset, *zip(*example.digits(8, 16), strict=True))
+    train, val = (example.DataLoader(part, 8) for part in parts)
+    monkeypatch.setattr(example.Classifier, "training_step", lambda *_: pytest.fail("it trains"))
+    trainer = example.Trainer(
+        max_epochs=1, callbacks=[example.DepthCallback("net")], accelerator="cpu", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    with pytest.raises(sc.StageCostError, match=r"no network 'net' .*: give the name of its attribute"):
+        trainer.fit(example.Classifier(), train, val)
+
+
 @pytest.mark.parametrize("example", ["trainer_loop"], indirect=True)
 def test_the_trainer_of_transformers_minimises_a_stage_cost(example: ModuleType) -> None:
     plan, model = example.train_and_cut(*example.digits(count=400), epochs=4)

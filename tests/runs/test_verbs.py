@@ -1,6 +1,7 @@
 """What the verbs tell, on real runs: typed results, JSON with the keys of the documentation."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,14 @@ def test_training_after_a_cut_keeps_the_decay_of_the_run(
     assert after.weight_decay == pytest.approx(decay)
     assert after.gamma == 0
     assert not after.normalize_objective
+
+
+def test_fine_tuning_is_where_the_network_was_opened(trained: Trained) -> None:
+    opened = open_trained(trained.two, device="cpu")
+    for precision, wanted in (("fp16", "32"), ("bf16", "bf16"), ("32", "32")):
+        elsewhere = opened.settings.with_training(device="cuda", precision=precision)
+        training = finetune_settings(replace(opened, settings=elsewhere), epochs=1).training
+        assert (training.device, training.precision) == ("cpu", wanted)
 
 
 def test_bound_says_when_something_else_was_minimised(trained: Trained, tmp_path: Path) -> None:

@@ -125,10 +125,44 @@ def test_uneven_shares_of_a_batch_weigh_as_their_images(tmp_path: Path) -> None:
         assert torch.allclose(one[name], two[name], atol=1e-4), name
 
 
+def test_several_processes_need_a_file_to_run_again(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CODE, str(tmp_path / "run"), "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 1
+    assert "--num-processes 2 run the program's file again" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_two_trainings_share_the_further_processes(tmp_path: Path) -> None:
+    again = CODE[CODE.index("settings =") :].replace("sys.argv[1]", "sys.argv[1] + '-again'")
+    (tmp_path / "train.py").write_text(f"{CODE}seen.clear()\n{again}")
+    command = [sys.executable, str(tmp_path / "train.py"), str(tmp_path / "run"), "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("train epoch 1/1") == 2
+    assert "Traceback" not in done.stderr
+
+
 def test_a_rank_of_another_launcher_makes_no_second_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ("1", "", "x"):
         monkeypatch.setenv("LOCAL_RANK", value)
         assert is_first_process()
+
+
+def test_a_further_process_is_no_run_of_its_own_when_the_first_has_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for started_by, is_first in ((os.getppid(), False), (os.getpid(), True)):
+        monkeypatch.setenv("STAGECOST_STARTED_BY", str(started_by))
+        assert is_first_process.__wrapped__() is is_first
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / "train.py").write_text(CODE)
+    command = [sys.executable, str(tmp_path / "train.py"), str(tmp_path / "run"), "1"]
+    environment = {**os.environ, "STAGECOST_STARTED_BY": str(gone.pid), "LOCAL_RANK": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=240)
+    assert done.returncode == 2
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

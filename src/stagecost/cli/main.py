@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         _fail(_describe(error), as_json)
     except (MemoryError, RuntimeError) as error:
+        if _has_lost_a_process(error):
+            _fail("another process of this training has ended: go on with train --resume", as_json)
         if not _is_out_of_memory(error):
             raise
         _fail("not enough memory: lower the batch size, --width or the number of blocks", as_json)
@@ -215,6 +217,13 @@ def _is_out_of_memory(error: Exception) -> bool:
     text = str(error).lower()
     said = ("out of memory", "allocate memory", "storage size calculation overflowed")
     return isinstance(error, MemoryError) or any(words in text for words in said)
+
+
+def _has_lost_a_process(error: Exception) -> bool:
+    # Nor has torch one for this; if it was the first process, that one has said why.
+    text = str(error).lower()
+    said = ("closed by peer", "reset by peer", "broken pipe", "remote process exited")
+    return any(words in text for words in said)
 
 
 def _quieten() -> None:

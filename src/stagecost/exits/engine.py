@@ -4,7 +4,7 @@ Whoever is sure leaves; the rows that are left are put together, so that the blo
 images. The states come from the network's own roll-out.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stagecost.cut import Cut
+from stagecost.dynamics import Rollout
 from stagecost.errors import StageCostError
 from stagecost.exits.policy import ExitPolicy, Votes
 from stagecost.fast.reading import reader_of
@@ -53,7 +54,7 @@ class EarlyExit:
             self.head = reader_of(network.head, self.rollout.tail)
         thresholds = (*policy.thresholds, None)
         self.stretches = list(zip(pairwise((0, *policy.depths)), thresholds, strict=True))
-        self._of_images: tuple[bool, ...] = ()
+        self._of_images: dict[int, tuple[bool, ...]] = {}
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Answers:
@@ -66,6 +67,10 @@ class EarlyExit:
             StageCostError: images of another shape, or states without a row for each image.
         """
         self.network.check_images(images)
+        depths = self.policy.depths[:-1]
+        if len(_parts(images)[0]) > 1 and depths and not self._of_images:
+            two = _first(images, 2)
+            self._of_images = parts_of_images(self.network, self.rollout, two, depths)
         state = self.network.stem(images)
         votes, left = Votes(self.policy.criterion, combine=self.policy.combine), Remaining()
         for (k, stop), threshold in self.stretches:
@@ -86,17 +91,36 @@ class EarlyExit:
                 left.leave(labels, ~staying, stop)
                 left.keep(rows)
                 votes.keep(rows)
-                state = self._rows_of(state, rows, images)
+                state = self._rows_of(state, rows, stop)
         return left.answers(labels, stop)
 
-    def _rows_of(self, state: State, rows: Tensor, images: State) -> State:
+    def _rows_of(self, state: State, rows: Tensor, depth: int) -> State:
         """Return some rows of a state; of a tuple, of all tensors that have a row for each image."""
-        if not self._of_images:
-            one, two = (_parts(self.network.stem(_first(images, count))) for count in (1, 2))
-            self._of_images = tuple(_is_of_images(*sizes) for sizes in zip(one, two, strict=True))
-        parts = zip(_parts(state), self._of_images, strict=True)
+        parts = zip(_parts(state), self._of_images[depth], strict=True)
         chosen = tuple(part[rows] if of_images else part for part, of_images in parts)
         return chosen[0] if isinstance(state, Tensor) else chosen
+
+
+def parts_of_images(
+    network: ResidualNetwork, rollout: Rollout, images: State, depths: Sequence[int]
+) -> dict[int, tuple[bool, ...]]:
+    """Tell which parts of the states at some depths have a row for each image: they differ by depth.
+
+    Args:
+        network: in eval mode.
+        rollout: of it.
+        images: two.
+        depths: ascending.
+
+    Raises:
+        StageCostError: a part has the images elsewhere than in its rows.
+    """
+    k, states = 0, [network.stem(_first(images, count)) for count in (1, 2)]
+    found: dict[int, tuple[bool, ...]] = {}
+    for depth in depths:
+        states, k = [rollout.advance(state, k, depth) for state in states], depth
+        found[depth] = tuple(map(_is_of_images, *map(_parts, states)))
+    return found
 
 
 def _first(images: State, count: int) -> State:

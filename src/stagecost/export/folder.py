@@ -12,12 +12,12 @@ from torch import Tensor
 
 from stagecost.data.images import normalise
 from stagecost.errors import StageCostError
-from stagecost.exits.engine import check_norms
+from stagecost.exits.engine import check_norms, parts_of_images
 from stagecost.exits.policy import ExitPolicy
 from stagecost.export.graphs import ANSWERS, EXAMPLE, Format, open_graph, segments_of, trace, write
 from stagecost.export.int8 import INT8_FILE, quantise
 from stagecost.network import ResidualNetwork, first_tensor
-from stagecost.prediction import image_format_of
+from stagecost.prediction import check_classes, image_format_of
 from stagecost.storage import write_json
 from stagecost.trajectory import evaluation_mode
 
@@ -56,7 +56,8 @@ def export_network(
 
     Raises:
         StageCostError: the folder holds something, a package is missing, the images are too few, the
-            precision is not single, or the graphs and the network disagree.
+            precision is not single, other classes are named than the network has, or the graphs and the
+            network disagree.
     """
     if format not in ("onnx", "pt2"):
         raise StageCostError(f"format {format!r} is unknown: give onnx or pt2")
@@ -84,8 +85,13 @@ def export_network(
         # What a runner has to know: files, exits, how images are prepared, names of classes.
         spec = {"files": files, **policy.to_json(), **image_format.to_json()}
         state: tuple[Tensor, ...] = (normalise(images[:EXAMPLE], image_format).contiguous(),)
-        for segment, file in zip(segments_of(network, policy), files, strict=True):
-            write(trace(segment, state), target / file, spec, first=file == files[0])
+        check_classes(network(state[0]), image_format)
+        handed = parts_of_images(network, network.rollout(), state[0], policy.depths[:-1])
+        rows = [(True,), *handed.values()]
+        for segment, file, of_images in zip(segments_of(network, policy), files, rows, strict=True):
+            votes = (True,) * (len(state) - len(of_images))
+            graph = trace(segment, state, (*of_images, *votes))
+            write(graph, target / file, spec, first=file == files[0])
             state = segment(*state)[: -len(ANSWERS)]
         difference = compare(network, [target / file for file in files], policy.depths, images)
         write_json(target / SPEC_FILE, spec)

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from stagecost.dynamics import ResidualBlock, Rollout, SkipChain
+from stagecost.errors import refusing
 from stagecost.exits.policy import ExitPolicy, Votes
 from stagecost.network import ResidualNetwork, copied
 from stagecost.storage import write_atomically
@@ -86,17 +87,26 @@ def segments_of(network: ResidualNetwork, policy: ExitPolicy) -> list[Segment]:
     return [Segment(network, policy, place).eval() for place in range(len(policy.depths))]
 
 
-def trace(segment: Segment, example: State) -> ExportedProgram:
+def trace(segment: Segment, example: State, of_images: Sequence[bool] = (True,)) -> ExportedProgram:
     """Trace a graph, with `EXAMPLE` images, that takes batches of any size.
 
-    What has no row for each image keeps its shape.
+    What has no row for each image, as `of_images` tells, keeps its shape.
+
+    Raises:
+        StageCostError: torch cannot.
     """
-    shapes = tuple({0: Dim("batch")} if len(part) == EXAMPLE else None for part in example)
-    return torch.export.export(segment, example, dynamic_shapes=(shapes,))
+    shapes = tuple({0: Dim("batch")} if rows else None for rows in of_images)
+    what = "torch.export makes no graph of the network for batches of any size"
+    with refusing(what, "use the network by torch", Exception):
+        return torch.export.export(segment, example, dynamic_shapes=(shapes,))
 
 
 def write(program: ExportedProgram, path: Path, spec: Mapping[str, Any], *, first: bool = True) -> None:
-    """Write a graph in the format that the ending of the path says, and in it what describes it."""
+    """Write a graph in the format that the ending of the path says, and in it what describes it.
+
+    Raises:
+        StageCostError: torch has no ONNX for a part of it.
+    """
     if path.suffix == ".pt2":
         content = io.BytesIO()  # torch itself aborts the process where a disk is full
         torch.export.save(program, content, extra_files={"stagecost.json": json.dumps(spec)})
@@ -104,13 +114,14 @@ def write(program: ExportedProgram, path: Path, spec: Mapping[str, Any], *, firs
         return
     tensors = program.example_inputs[0]
     handed = len(program.graph_signature.user_outputs) - len(ANSWERS)
-    graph = torch.onnx.export(
-        program,
-        dynamo=True,
-        verbose=False,
-        input_names=["images"] if first else [f"state_{k}" for k in range(len(tensors))],
-        output_names=[*(f"next_{k}" for k in range(handed)), *ANSWERS],
-    )
+    with refusing("torch cannot write the network as ONNX", "give --format pt2", RuntimeError):
+        graph = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            input_names=["images"] if first else [f"state_{k}" for k in range(len(tensors))],
+            output_names=[*(f"next_{k}" for k in range(handed)), *ANSWERS],
+        )
     assert graph is not None
     graph.model.metadata_props.update({key: json.dumps(value) for key, value in spec.items()})
     size = sum(tensor.nbytes for tensor in program.state_dict.values())

@@ -16,7 +16,8 @@ def classify(spec: dict[str, Any], graphs: list[Any], pixels: Any) -> Any:
     left, stay = np.arange(len(pixels)), np.full(len(pixels), True)
     for graph, depth, least in zip(graphs, spec["depths"], [*spec["thresholds"], -np.inf], strict=True):
         parts = zip(graph.get_inputs(), state, strict=True)  # a first size with a name is the batch's
-        feed = {one.name: part[stay] if isinstance(one.shape[0], str) else part for one, part in parts}
+        named = ((one.name, part, one.shape and isinstance(one.shape[0], str)) for one, part in parts)
+        feed = {name: part[stay] if of_images else part for name, part, of_images in named}
         left = left[stay]
         *state, _, label, share, score = graph.run(None, feed)
         answers[:, left], stay = (label, share, np.full(len(left), depth)), score < least

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 
 from stagecost.cut import Cut
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, refusing
 from stagecost.latency import measure_latency, this_machine
 from stagecost.macs import count_macs, count_parameters
 from stagecost.models.catalogue import load
@@ -17,7 +17,7 @@ from stagecost.network import ResidualNetwork
 from stagecost.prune import PruningPlan
 from stagecost.saved import CONFIG_FILE, WEIGHTS_FILE
 from stagecost.storage import write_atomically
-from stagecost.text import format_indices, markdown_table, one_line
+from stagecost.text import format_indices, markdown_table
 from stagecost.trajectory import Trajectory, evaluation_mode
 
 MOST_ROWS = 17
@@ -104,12 +104,42 @@ class HubNetwork(  # type: ignore[call-arg]
                 f"{format_indices(network.block_indices)}: give the plan that it was cut by"
             )
         self.network, self.trajectory, self.plan = network, trajectory, plan
-        self.controls, self.data, self.licence = dict(controls or {}), data, licence
+        with refusing("controls are no accuracies", "give percents by name", TypeError, ValueError):
+            self.controls = {name: float(accuracy) for name, accuracy in dict(controls or {}).items()}
+        self.data, self.licence = data, licence
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        self.network.save_pretrained(save_directory)
-        if self.trajectory is not None:
-            write_atomically(save_directory / PICTURE, self.trajectory.plot().png())
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> str | None:
+        """Save network, card and figure to a folder; where one is refused, the folder stays as it was.
+
+        Args:
+            save_directory: the folder; what it has of an earlier network is replaced, its card as well.
+            repo_id: where to push; the name of the folder if not given.
+            push_to_hub: push it, too.
+            model_card_kwargs: for the template of the card.
+            options: of `push_to_hub`.
+
+        Raises:
+            StageCostError: the network cannot be saved, or what there is to tell is of another one.
+        """
+        folder, fields = Path(save_directory), dict(model_card_kwargs or {})
+        card = str(self.generate_model_card(**fields))
+        figure = None if self.trajectory is None else self.trajectory.plot().png()
+        self.network.save_pretrained(folder)
+        write_atomically(folder / "README.md", card)
+        if figure is not None:
+            write_atomically(folder / PICTURE, figure)
+        if not push_to_hub:
+            return None
+        url: str = self.push_to_hub(repo_id or folder.name, model_card_kwargs=fields, **options)
+        return url
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "HubNetwork":
@@ -122,22 +152,13 @@ class HubNetwork(  # type: ignore[call-arg]
         Raises:
             StageCostError: there is no such network, or the Hub cannot be reached.
         """
-        try:
-            loaded: HubNetwork = super().from_pretrained(pretrained_model_name_or_path, **options)
-        except StageCostError:
-            raise
-        except (OSError, ValueError) as error:
-            raise StageCostError(
-                f"{pretrained_model_name_or_path} cannot be loaded from the Hub ({one_line(error)}): "
-                "check the name and the network"
-            ) from None
-        return loaded
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> "HubNetwork":
-        if not Path(model_id).is_dir():
-            model_id = snapshot_download(model_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE], **options)
-        return cls(load(model_id))
+        name, files = str(pretrained_model_name_or_path), [CONFIG_FILE, WEIGHTS_FILE]
+        if name and Path(name).is_dir():
+            return cls(load(name))
+        what, remedy = f"{name} cannot be loaded from the Hub", "check the name and the network"
+        with refusing(what, remedy, Exception):
+            folder = snapshot_download(name, allow_patterns=files, **options)
+        return cls(load(folder))
 
     def generate_model_card(self, *_: Any, **fields: Any) -> ModelCard:
         """Write the card; times are measured now, on this machine."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from stagecost.errors import refusing
 from stagecost.losses import LossFunction
 from stagecost.prune import PruningPlan, plan_pruning, possible_cuts
 from stagecost.trajectory import Trajectory, loss_trajectory
@@ -51,9 +52,12 @@ class DepthCallback(Callback):  # type: ignore[misc]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure and log; the batches of validation are (inputs, targets)."""
+        what = f"the module has no network {self.network!r}"
+        with refusing(what, "give the name of its attribute", AttributeError):
+            network = attrgetter(self.network)(pl_module)
         if trainer.sanity_checking:
             return
-        network, batches = attrgetter(self.network)(pl_module), _Prepared(trainer)
+        batches = _Prepared(trainer)
         fork = torch.random.fork_rng(devices=[])  # of loaders: a training goes on as if unwatched
         with fork, trainer.precision_plugin.forward_context():
             # In one pass: another one may see other images, where they are shuffled or augmented.

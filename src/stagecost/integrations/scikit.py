@@ -162,6 +162,9 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             classifier.classes_ = np.array(kept["labels"], dtype=kept["dtype"])
             mean, spread = (np.array(kept[name], np.float64) for name in ("mean", "spread"))
             classifier.n_features_in_ = mean.shape[1]
+            outputs = network.description and network.description.arguments["num_classes"]
+            if classifier.classes_.shape != (outputs,) or mean.shape != spread.shape:
+                raise ValueError("labels, means or spreads are of another network")
             shape = kept.get("shape")  # earlier versions did not keep it
             classifier._shape = shape and tuple(map(int, shape))
             if names := kept.get("features"):

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from stagecost.errors import StageCostError
 from stagecost.runs.analysis import Analysis, analysis_of
 from stagecost.runs.evaluation import evaluation_of
+from stagecost.runs.folder import RunFolder
 from stagecost.runs.pruning import Pruning, prune
 from stagecost.runs.reporting import NamedEvaluation, write_run_report
 from stagecost.runs.results import Result
@@ -56,12 +58,18 @@ class Demo(Result):
 
 
 def demo(output: str | Path = "stagecost-demo", *, seed: int = 0) -> Demo:
-    """Train, analyse, prune, compare and report; a demo that was stopped goes on in its folder."""
+    """Train, analyse, prune, compare and report; a demo that was stopped goes on in its folder.
+
+    Raises:
+        StageCostError: something else is in the place of the small network.
+    """
     folder = Path(output)
+    small = folder / "pruned"
+    if small.exists() and not RunFolder(folder / "stage-cost").config.is_file():
+        raise StageCostError(f"{small} is there already and of no demo: give another --output")
     stage = _trained(folder / "stage-cost", "stage cost", seed, {**RECIPE, **STAGE_COST})
     plain = _trained(folder / "plain", "plain", seed, {**RECIPE, "gamma": 0.0})
     analysis = analysis_of(stage, "val", TOLERANCE)
-    small = folder / "pruned"
     shutil.rmtree(small, ignore_errors=True)  # the outcome of an earlier demo in this folder
     pruning = prune(stage.path, small, max_drop=TOLERANCE)
     kept = len(pruning.kept_blocks)

@@ -308,7 +308,10 @@ def finetune_settings(
     """
     # What is left is trained for its own output, and stays as it is.
     plain = replace(trained.settings, stage=StageCostSettings())
+    device, precision = trained.device.type, trained.settings.training.precision
     return plain.with_training(
+        device=device,  # where the network was opened, which need not be where it was trained
+        precision="32" if (device, precision) == ("cpu", "fp16") else precision,
         gamma=0.0,
         epochs=epochs,
         lr=lr_factor * trained.settings.training.peak_lr,

@@ -5,6 +5,7 @@ one of several only if this program started it.
 """
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,8 +26,20 @@ _FOREIGN_BEGIN = ("SLURM_", "JSM_", "LSB_", "OMPI_", "TORCHELASTIC_", "LT_", "LI
 
 @cache  # whoever started it may have ended by now
 def is_first_process() -> bool:
-    """Tell whether this process is the one that the user started, not one that it started in turn."""
-    return os.environ.get(_STARTED_BY) != str(os.getppid())
+    """Tell whether this process is the one that the user started, not one that it started in turn.
+
+    A further process whose first one has ended meanwhile ends here: it is no run of its own.
+    """
+    started_by = os.environ.get(_STARTED_BY)
+    if started_by is None or started_by == str(os.getppid()):
+        return started_by is None
+    try:
+        os.kill(int(started_by), 0)
+    except ProcessLookupError:
+        raise SystemExit(2) from None
+    except PermissionError:  # somebody else's
+        pass
+    return True  # a program that a further process has started
 
 
 def select_device(name: str = "auto") -> "torch.device":
@@ -98,7 +111,16 @@ def make_fabric(
 
 
 def launch(fabric: "Fabric") -> None:
-    """Start the further processes, if any were asked for: they run this program's command again."""
+    """Start the further processes, if any were asked for: they run this program's command again.
+
+    Raises:
+        StageCostError: there is no file to run again, as in a notebook.
+    """
+    if fabric.world_size > 1 and getattr(sys.modules["__main__"], "__file__", None) is None:
+        raise StageCostError(
+            f"--num-processes {fabric.world_size} run the program's file again, and there is none: "
+            "train from a file or by `stagecost train`, or give 1"
+        )
     with own_environment():
         if is_first_process():
             os.environ[_STARTED_BY] = str(os.getpid())
@@ -119,11 +141,12 @@ def _import_fabric() -> Any:
 def _own_processes() -> Any:
     """Return Fabric's environment of processes that it starts itself, deaf to foreign variables."""
     from lightning_fabric.plugins.environments import LightningEnvironment
+    from torch.distributed import is_initialized
 
     class OwnProcesses(LightningEnvironment):  # type: ignore[misc]
         @property
         def creates_processes_externally(self) -> bool:
-            return not is_first_process()
+            return not is_first_process() or is_initialized()  # those of an earlier training go on
 
         def local_rank(self) -> int:
             return 0 if is_first_process() else int(os.environ["LOCAL_RANK"])
