@@ -25,6 +25,7 @@ from experiments.runner import (
     show,
 )
 from experiments.tables import section
+from stagecost.cli.main import describe
 from stagecost.errors import StageCostError
 from stagecost.storage import write_atomically
 
@@ -48,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except BrokenPipeError:  # a reader that has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"experiments: {StageCostError(describe(error))}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _parser() -> argparse.ArgumentParser:

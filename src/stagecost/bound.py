@@ -137,9 +137,9 @@ def average_loss_bound(losses: Sequence[float], num_blocks: int) -> float:
     """Compute Lbar + C/(N+1), which bounds mean_{k=0..N} L_k (corollary: lambda = 0, gamma = 1).
 
     Raises:
-        StageCostError: N is less than M.
+        StageCostError: N is less than M, or there is no loss.
     """
-    _check_stages([len(losses) - 1], [num_blocks])
+    _check_corollary(losses, num_blocks)
     return losses[-1] + excess_constant(losses) / (num_blocks + 1)
 
 
@@ -147,9 +147,9 @@ def normalized_bound(losses: Sequence[float], gamma: float, num_blocks: int) -> 
     """Compute Lbar + gamma·C/(1 + gamma·N), which bounds J_N/(1 + gamma·N) (lambda = 0, any gamma).
 
     Raises:
-        StageCostError: N is less than M, or gamma is negative or not finite.
+        StageCostError: N is less than M, there is no loss, or gamma is negative or not finite.
     """
-    _check_stages([len(losses) - 1], [num_blocks])
+    _check_corollary(losses, num_blocks)
     return losses[-1] + gamma * excess_constant(losses) / StageCost.uniform(num_blocks, gamma).scale
 
 
@@ -198,12 +198,14 @@ def zero_extend(sub: ResidualNetwork, **arguments: object) -> ResidualNetwork:
         arguments: of the larger network, such as `num_blocks=54` or `blocks_per_stage=(9, 9, 9)`.
 
     Raises:
-        StageCostError: the larger network has fewer blocks in some stage, or other stages.
+        StageCostError: the larger network has fewer blocks in some stage, other stages, or differs in
+            more than its blocks.
     """
     if sub.description is None:
         raise StageCostError("this network has no description to extend it from: use create_model")
     with torch.random.fork_rng(devices=[]):  # every number that is drawn gives way to another
         full = create_model(sub.description.name, **{**sub.description.arguments, **arguments})
+    _check_same_parts(sub.description.arguments, full)
     full.to(first_tensor(sub))
     pairs = _corresponding_blocks(sub, full)
     with torch.no_grad():
@@ -215,6 +217,18 @@ def zero_extend(sub: ResidualNetwork, **arguments: object) -> ResidualNetwork:
         full.blocks[str(k_full)].load_state_dict(sub.blocks[str(k_sub)].state_dict())
     full.head.load_state_dict(_extended_head(sub, full))
     return full.train(sub.training)
+
+
+def _check_same_parts(arguments: Mapping[str, object], full: ResidualNetwork) -> None:
+    """Refuse a larger network that differs in more than its number of blocks."""
+    given = {} if full.description is None else full.description.arguments
+    for name, value in given.items():
+        before = arguments.get(name, value)
+        if name not in ("num_blocks", "blocks_per_stage") and value != before:
+            raise StageCostError(
+                f"{name} is {value}, and {before} in the network to extend: "
+                "change only the number of blocks"
+            )
 
 
 def _corresponding_blocks(sub: ResidualNetwork, full: ResidualNetwork) -> dict[int, int]:
@@ -236,6 +250,12 @@ def _extended_head(sub: ResidualNetwork, full: ResidualNetwork) -> dict[str, tor
         if buffer.dim() > 0 and buffer.shape[0] == outputs:
             state[name] = buffer[sources]
     return state
+
+
+def _check_corollary(losses: Sequence[float], num_blocks: int) -> None:
+    if not losses:
+        raise StageCostError("there is no loss: give L_0 … L_M of the SubResNet")
+    _check_stages([len(losses) - 1], [num_blocks])
 
 
 def _check_stages(sub_stages: Sequence[int], stages: Sequence[int]) -> None:

@@ -13,12 +13,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from numbers import Real
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stagecost.cut import Cut
+from stagecost.errors import StageCostError
 from stagecost.frozen_statistics import FrozenStatistics
 from stagecost.gates import gated, gated_weights
 from stagecost.paths import Path, plan_paths
@@ -148,7 +150,13 @@ class Pass:
     beta: float = 1.0
 
     def __post_init__(self) -> None:
-        """Take depths as cuts."""
+        """Take depths as cuts.
+
+        Raises:
+            StageCostError: beta is negative or not finite.
+        """
+        if not (isinstance(self.beta, Real) and 0 <= self.beta < math.inf):
+            raise StageCostError(f"beta is {self.beta!r}: give a finite number of at least 0")
         gates = (gate if isinstance(gate, Cut) else Cut.first(gate) for gate in self.gates)
         object.__setattr__(self, "gates", tuple(gates))
 

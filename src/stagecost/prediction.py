@@ -101,9 +101,10 @@ def predict(
             predictions += _named(names, rows, image_format.class_names, top_k)
         advance(len(batch))
     if broken and not (skip_broken and predictions):
+        remedy = "give one that can" if skip_broken else "leave them out by --skip-broken"
         raise StageCostError(
             f"{counted(len(broken), 'image')} cannot be decoded: {listed(broken, 20)}: replace or "
-            "remove such files, or leave them out by --skip-broken"
+            f"remove such files, or {remedy}"
         )
     cut_off = ["some have brighter or darker pixels than the training images: cut off"] * clipped
     return predictions, [*(f"left out {line}" for line in broken), *cut_off]

@@ -297,7 +297,7 @@ def naming_shapes(outputs: Tensor, targets: Tensor) -> Iterator[None]:
     """Say in one line which outputs (K, B, …) and targets a loss cannot be computed of."""
     try:
         yield
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, torch.OutOfMemoryError | StageCostError):
             raise
         one, other = (f"{tuple(t.shape)} of {t.dtype}" for t in (outputs[0], targets))

@@ -61,6 +61,16 @@ def test_zero_extension_computes_the_same_to_the_last_bit(
         assert torch.equal(y_full[depth], y_sub[source])
 
 
+@pytest.mark.parametrize(
+    "arguments", [{"widths": (8, 16)}, {"num_classes": 7}, {"stem_stride": 2}, {"projection": "average"}]
+)
+def test_zero_extension_changes_nothing_but_blocks(arguments: dict[str, object]) -> None:
+    sub = build("staged", blocks_per_stage=(1, 2), widths=(4, 8))
+    assert zero_extend(sub, blocks_per_stage=(2, 2), widths=(4, 8)).num_blocks == 4
+    with pytest.raises(StageCostError, match=f"{next(iter(arguments))} is .*: change only the number"):
+        zero_extend(sub, blocks_per_stage=(2, 2), **arguments)
+
+
 def test_zero_extension_keeps_precision_and_random_state() -> None:
     sub, state = build("staged").double().eval(), torch.get_rng_state()
     full = zero_extend(sub, blocks_per_stage=(2, 3, 6))
@@ -205,6 +215,13 @@ def test_lengths_that_do_not_fit_are_refused() -> None:
         objective([1.0], [1.0], 0.1, 0.0)
     with pytest.raises(StageCostError, match="give M ≤ N"):
         right_hand_side([1.0, 1.0, 1.0], [1.0, 1.0], 0.1, 0.0, 1)
+
+
+def test_a_corollary_needs_losses() -> None:
+    with pytest.raises(StageCostError, match="there is no loss"):
+        average_loss_bound([], 3)
+    with pytest.raises(StageCostError, match="there is no loss"):
+        normalized_bound([], 1.0, 3)
 
 
 def test_truncating_the_trained_network_is_a_feasible_subresnet() -> None:

@@ -100,6 +100,16 @@ def test_a_lean_reading_agrees_whatever_the_norm_of_the_head_is(offset: float) -
     assert_agree(one_step(network, batch), one_step(network, batch, FAST), 1e-9)
 
 
+@pytest.mark.parametrize("how", [LITERALLY, FAST])
+def test_one_value_a_channel_is_refused_and_moves_no_statistics(how: Pass) -> None:
+    network = build("homogeneous").train()
+    network.blocks.eval()  # whose own norms do not refuse it
+    before = network.head.norm.running_var.clone()
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        network(images(1, 1), depths="all", how=how)
+    assert torch.equal(network.head.norm.running_var, before)
+
+
 @pytest.mark.parametrize("depths", [[1, 3, 4], [0, 4], [3, 0, 4], [4]])
 def test_some_depths_and_their_order(depths: list[int]) -> None:
     network, batch = prepared("homogeneous", {}).train(), images(8)
@@ -256,6 +266,17 @@ def test_a_classifier_of_another_make_is_called(training: bool) -> None:
             literal = network(images(4), depths="all")
             fast = network(images(4), depths="all", how=FAST)
         torch.testing.assert_close(fast, literal, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("missing", [["bias"], ["weight", "bias"]])
+def test_a_norm_without_scale_or_shift_is_read_literally(missing: list[str], training: bool) -> None:
+    network = prepared("homogeneous", {}).train(training)
+    for name in missing:
+        setattr(network.head.norm, name, None)
+    with torch.no_grad():
+        outputs = network(images(4), depths="all", how=FAST)
+        assert torch.equal(outputs, network(images(4), depths="all"))
 
 
 def test_half_precision_is_read_literally() -> None:

@@ -1,5 +1,7 @@
 """Equilibrium, gate, sandwich and common answers, each against its definition by separate losses."""
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -247,3 +249,9 @@ def test_the_common_answer_is_that_of_the_product_of_probabilities() -> None:
     with pytest.raises(StageCostError, match=r"give \(K, B, classes\)"):
         mean_log_probabilities(outputs[0])
     torch.testing.assert_close(mean_log_probabilities(outputs[:1]), outputs[0].log_softmax(dim=-1))
+
+
+@pytest.mark.parametrize("beta", [-0.5, float("nan"), float("inf"), "0.5"])
+def test_an_impossible_gate_is_refused(beta: Any) -> None:
+    with pytest.raises(StageCostError, match="beta is"):
+        sc.Pass(gates=(2,), beta=beta)

@@ -124,6 +124,19 @@ def test_every_training_can_be_trained(name: str) -> None:
                 json.dumps(training.to_json(), allow_nan=False)
 
 
+def test_a_folder_that_cannot_be_made_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "bound", "--quick", "--work", str(file), "--results", str(tmp_path / "results")])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2
+    assert said.startswith(f"experiments: {file}")
+    assert said.endswith("choose another folder")
+
+
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -625,6 +625,8 @@ def test_numbers_and_words_of_a_table_are_two_inputs() -> None:
     with pytest.raises(StageCostError, match=r"loss cannot be computed of an output \(8, 3\)"):
         sc.loss_trajectory(view, [(inputs[0], torch.rand(8))])
     with pytest.raises(StageCostError, match=r"loss cannot be computed of an output \(8, 3\)"):
+        sc.loss_trajectory(view, loader, loss=lambda output, _: output.mean().item())
+    with pytest.raises(StageCostError, match=r"loss cannot be computed of an output \(8, 3\)"):
         sc.removal_cost(view, [(inputs[0], torch.rand(8))], 0.1)
     with pytest.raises(StageCostError, match="inputs hold a list: give a tensor or a tuple"):
         view(list(inputs[0]))
@@ -905,9 +907,31 @@ class Recurrent(Loop):
         return self.last(state[:, -1])
 
 
+class Lent(nn.Module):
+    """A linear map beside which another one of low rank learns, as those of LoRA."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base, self.down = base, nn.Linear(WIDTH, 2, bias=False)
+        self.up = nn.Linear(2, WIDTH, bias=False)
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.base(state) + 2.0 * self.up(self.down(state))
+
+
+class Ending(Loop):
+    """Branches that end in a sum of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for part in self.branches:
+            part[2] = Lent(part[2])
+
+
 @pytest.mark.parametrize(
     "model",
     [
+        Ending(),
         Normed(nn.utils.parametrizations.weight_norm),
         Normed(nn.utils.parametrizations.spectral_norm),  # each pass in training mode moves it
         Recurrent(),

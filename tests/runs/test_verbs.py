@@ -1,6 +1,7 @@
 """What the verbs tell, on real runs: typed results, JSON with the keys of the documentation."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from stagecost.runs.reporting import report
 from stagecost.runs.results import Result
 from stagecost.runs.trained import open_trained
 from stagecost.runs.training import train
+from stagecost.storage import read_tensors, write_tensors
 from stagecost.trajectory import loss_trajectory, suggest_targets
 
 ANALYZE = (
@@ -221,6 +223,19 @@ def test_bound_says_when_something_else_was_minimised(trained: Trained, tmp_path
     callers = tmp_path / "callers"
     train({**TINY, "num_blocks": 3, "width": 6}, callers, stage_cost=StageCost.uniform(3, 0.1))
     assert bound(callers, [trained.two]).trained_variant
+
+
+def test_bound_refuses_a_loss_that_is_no_number(trained: Trained, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(trained.two, broken)
+    tensors, about = read_tensors(broken / "last.safetensors")
+    for name, tensor in tensors.items():
+        if name.endswith("head.linear.weight"):
+            tensor.fill_(3e38)
+    write_tensors(broken / "last.safetensors", tensors, about)
+    for run, subs in ((trained.three, [broken]), (broken, [])):
+        with pytest.raises(StageCostError, match=r"broken at depth \d is (nan|inf), .* lower --lr"):
+            bound(run, subs)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         _fail(str(missing_extra(error)), as_json)
     except OSError as error:
-        _fail(_describe(error), as_json)
+        _fail(describe(error), as_json)
     except (MemoryError, RuntimeError) as error:
         if _has_lost_a_process(error):
             _fail("another process of this training has ended: go on with train --resume", as_json)
@@ -238,7 +238,8 @@ def _quieten() -> None:
     own.setLevel(logging.INFO)
 
 
-def _describe(error: OSError) -> str:
+def describe(error: OSError) -> str:
+    """Say in one line what the system refused, and the remedy."""
     remedy = {
         13: "check the permissions or choose another folder",
         17: "choose another folder",

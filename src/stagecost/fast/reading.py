@@ -42,7 +42,8 @@ def reader_of(head: nn.Module, tail: Tail) -> nn.Module:
 def _is_plain(head: OutputHead) -> bool:
     """Tell whether norm and linear map are what they seem, with numbers of a wide enough range."""
     kinds = type(head.norm) is OutputBatchNorm2d and type(head.linear) is nn.Linear
-    return kinds and head.norm.weight.dtype in (torch.float32, torch.float64)
+    affine = all(isinstance(tensor, Tensor) for tensor in (head.norm.weight, head.norm.bias))
+    return kinds and affine and head.norm.weight.dtype in (torch.float32, torch.float64)
 
 
 def _bounds(scale: Tensor, edge: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,6 +136,10 @@ class _Reading(torch.autograd.Function):
         running: tuple[Tensor | None, Tensor | None, float, float],
     ) -> Tensor:
         seen = chain(state).to(weight.dtype)
+        if seen.numel() == seen.shape[1]:  # of which torch's norm says the same, and this one nothing
+            raise ValueError(
+                f"Expected more than 1 value per channel when training, got input size {seen.shape}"
+            )
         running_mean, running_variance, factor, eps = running
         mean, variance = torch.batch_norm_update_stats(seen, running_mean, running_variance, factor)
         inverse = (variance + eps).rsqrt()

@@ -1,5 +1,6 @@
 """`stagecost bound`: Theorem 3.1 with the numbers of trained runs, on their training images."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def bound(
         data: where the images of the training are now, if they moved.
 
     Raises:
-        StageCostError: a run that is no SubResNet of the other.
+        StageCostError: a run that is no SubResNet of the other, or a loss that is no finite number.
     """
     full = open_trained(run, checkpoint=checkpoint, device=device)
     gamma, weight_decay = full.run_checkpoint().gamma, full.settings.training.weight_decay
@@ -126,8 +127,18 @@ def bound(
 def _measure(
     trained: Trained, batches: Loader, loss: LossFunction
 ) -> tuple[tuple[float, ...], list[float]]:
-    """Return what the bound needs of a network: L_0 … L_N, and the squared norms of its weights."""
+    """Return what the bound needs of a network: L_0 … L_N, and the squared norms of its weights.
+
+    Raises:
+        StageCostError: a loss is no finite number.
+    """
     losses = loss_trajectory(trained.network, batches, loss=loss).losses
+    wrong = [k for k, value in enumerate(losses) if not math.isfinite(value)]
+    if wrong:
+        raise StageCostError(
+            f"the loss of {trained.path} at depth {wrong[0]} is {losses[wrong[0]]}, and bounds nothing: "
+            "train it with a lower --lr"
+        )
     return losses, squared_weight_norms(trained.network)
 
 

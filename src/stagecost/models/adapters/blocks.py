@@ -241,5 +241,7 @@ def _insert(trace: Trace, line: list[Operation | Stretch], path: str, residual: 
     if len(step) < len(stretch) or residual.operation not in step:
         return  # another block stands in it
     skip = _without_branches(trace, step, [residual], None)
-    branches = [str(o.target) for o in needed(step, residual.branches, ()) if o.is_module]
+    # Not from its branches: of one that ends in a sum of its own they are within its module.
+    ways = needed(step, residual.operation.uses, residual.skips)
+    branches = [str(o.target) for o in ways if o.is_module]
     line[inside[0] : inside[-1] + 1] = [Stretch(path, step, skip, None, branches)]
