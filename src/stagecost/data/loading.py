@@ -104,10 +104,11 @@ def load_data(
         source = for_network(source, like.class_names, parse_classes(config.classes))
     elif len(source.class_names) < 2:
         beside = f" ({'; '.join(source.warnings)})" if source.warnings else ""
+        one = f"images of one class only ({listed(source.class_names)})"
+        found = one if source.class_names else "no images"
         raise StageCostError(
-            f"{shown(config.data)} has images of {'one' if source.class_names else 'no'} class only "
-            f"({listed(source.class_names)}): it takes two or more, each in a directory of its own or "
-            f"with its own label{beside}"
+            f"{shown(config.data)} has {found}: it takes two classes or more, each in a directory of "
+            f"its own or with its own label{beside}"
         )
     rows = choose_rows(source, config, seed, hold_out=splits is None or {*splits} != {ALL})
     wanted = _wanted(splits, rows, config)

@@ -56,14 +56,15 @@ class Reader:
         """Refuse images that cannot be decoded, all of them at once, or note that they are left out."""
         if not self.broken:
             return
-        text = f"{counted(len(self.broken), 'image')} cannot be decoded: {listed(self.broken, 20)}"
+        images, which = counted(len(self.broken), "image"), listed(self.broken, 20)
+        text = f"{images} cannot be decoded: {which}"
         empty = [split for split in self.splits if not len(self.splits[split])]
         if empty:
             raise StageCostError(f"{text}: replace them, as no {empty[0]} image is left")
         if not self.config.skip_broken:
             remedy = "" if self.judging else ", or leave such images out by --skip-broken"
             raise StageCostError(f"{text}: replace or remove it{remedy}")
-        self.warnings.append(f"left out {text}")
+        self.warnings.append(f"left out {images} that cannot be decoded: {which}")
 
     def _decode(self, splits: Sequence[str], image_format: ImageFormat | None) -> Pixels:
         """Decode splits that are in one part of the source, and keep their images."""
