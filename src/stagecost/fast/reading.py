@@ -1,10 +1,9 @@
 """How the head reads states at less cost: lean in training, its norm folded in evaluation.
 
-Both rest on relu(w·x + b) = w·clamp(x) + b: a mean over the pixels need not wait for the norm, which is
-a scale and a shift of each channel. In training the literal head keeps a tensor of the state's size for
-each output that it reads, and so does a chain of projections. The lean head keeps nothing of that size:
-what the gradient needs is computed again from x_k, which the next block keeps anyway. The linear map to
-the logits is done once for all outputs.
+In training the literal head keeps a tensor of the state's size for each output that it reads, and so
+does a chain of projections. The lean head keeps nothing of that size: what the gradient needs is
+computed again from x_k, which the next block keeps anyway. The linear map to the logits is done once
+for all outputs.
 """
 
 import math
@@ -34,8 +33,7 @@ def reader_of(head: nn.Module, tail: Tail) -> nn.Module:
     if type(head) is not OutputHead or not _is_plain(head):
         return head
     if head.norm.training:
-        counted = head.norm.weight.device.type in ("cpu", "cuda")  # where torch has statistics alone
-        return LeanHead(head, tail.chains) if counted else head
+        return LeanHead(head, tail.chains)
     return head if torch.is_grad_enabled() else FoldedHead(head)
 
 
@@ -46,13 +44,8 @@ def _is_plain(head: OutputHead) -> bool:
     return kinds and affine and head.norm.weight.dtype in (torch.float32, torch.float64)
 
 
-def _bounds(scale: Tensor, edge: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the lower and the upper bound of an x at whose edge the ReLU opens: one of them is none."""
-    return torch.where(scale > 0, edge, -math.inf), torch.where(scale < 0, edge, math.inf)
-
-
 class FoldedHead(nn.Module):
-    """Stands in for a head in eval mode: scale and shift of its norm follow the mean over the pixels.
+    """Stands in for a head in eval mode: relu(w·x + b) = w·clamp(x) + b, so that w and b follow the sum.
 
     Equal up to rounding. It holds on to the weights as they are now.
     """
@@ -67,7 +60,9 @@ class FoldedHead(nn.Module):
             scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
             shift = norm.bias - norm.running_mean * scale
             scale = torch.where(scale.abs() < NOTHING, 0.0, scale)
-            low, high = _bounds(scale, -shift / scale)
+            edge = -shift / scale  # where the ReLU opens
+            low = torch.where(scale > 0, edge, -math.inf)
+            high = torch.where(scale < 0, edge, math.inf)
             shift = torch.where(scale == 0, shift.relu(), shift)
         self.scales, self.shifts = scale.unbind(), shift.unbind()
         self.lows, highs = (rows[:, :, None, None].unbind() for rows in (low, high))
@@ -84,7 +79,7 @@ class FoldedHead(nn.Module):
 
 
 class LeanHead(nn.Module):
-    """Stands in for tails and head in training: equal up to rounding."""
+    """Stands in for tails and head in training. What it pools is what they pool, to the last bit."""
 
     def __init__(self, head: OutputHead, chains: Sequence[CollapsedChain]) -> None:
         """Take the parameters and the statistics of the head, and the chains of the N+1 states."""
@@ -119,11 +114,7 @@ class LeanHead(nn.Module):
 
 
 class _Reading(torch.autograd.Function):
-    """Mean over the pixels of relu(norm(S_{N-1} ∘ … ∘ S_k (x_k))), normed by the batch: (B, C).
-
-    The gradient of the batch's norm needs two sums over the pixels where the ReLU is open: their number,
-    and of what is seen there, which follows from the mean of the clamped.
-    """
+    """Mean over the pixels of relu(norm(S_{N-1} ∘ … ∘ S_k (x_k))), normed by the batch: (B, C)."""
 
     @staticmethod
     def forward(
@@ -140,53 +131,31 @@ class _Reading(torch.autograd.Function):
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {seen.shape}"
             )
-        running_mean, running_variance, factor, eps = running
-        mean, variance = torch.batch_norm_update_stats(seen, running_mean, running_variance, factor)
-        inverse = (variance + eps).rsqrt()
-        scale = weight * inverse
-        shift = torch.addcmul(bias, mean, scale, value=-1)
-        edge = (mean - bias / scale).clamp_(-1 / NOTHING, 1 / NOTHING)
-        low, high = (bound.view(-1, 1, 1) for bound in _bounds(scale, edge))
-        clamped = torch.clamp(seen, low, high).sum(dim=(2, 3)).div_(seen.shape[2] * seen.shape[3])
-        ctx.save_for_backward(state, matrix, mean, inverse, scale, shift, edge, clamped)
+        running_mean, running_variance, factor, ctx.eps = running
+        normed, mean, inverse = torch.native_batch_norm(
+            seen, weight, bias, running_mean, running_variance, True, factor, ctx.eps
+        )
+        ctx.save_for_backward(state, matrix, weight, bias, mean, inverse)
         ctx.chain = chain
-        return torch.addcmul(shift, clamped, scale).relu_()  # of rounding, and where the scale is 0
+        return normed.relu_().mean(dim=(2, 3))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        state, matrix, *folded = ctx.saved_tensors
+        state, matrix, weight, bias, mean, inverse = ctx.saved_tensors
+        seen = state.to(weight.dtype)
+        if matrix is not None:
+            picked, matrix = (t.detach().requires_grad_() for t in (ctx.chain.pick(state), matrix))
+            with torch.enable_grad():
+                seen = ctx.chain.project(picked, matrix).to(weight.dtype)
+        scale = weight * inverse
+        shift = torch.addcmul(bias, mean, scale, value=-1)
+        of_normed = torch.addcmul(shift.view(-1, 1, 1), seen, scale.view(-1, 1, 1)).gt_(0)
+        of_normed.mul_((grad / (seen.shape[2] * seen.shape[3])).view(*grad.shape, 1, 1))
+        of_seen, *of_affine = torch.ops.aten.native_batch_norm_backward(
+            of_normed, seen.detach(), weight, None, None, mean, inverse, True, ctx.eps, [True] * 3
+        )
         if matrix is None:
-            of_seen, *of_affine = _gradients(state.to(grad.dtype), grad, *folded)
             return of_seen.to(state.dtype), None, *of_affine, None, None
-        picked, matrix = (t.detach().requires_grad_() for t in (ctx.chain.pick(state), matrix))
-        with torch.enable_grad():
-            seen = ctx.chain.project(picked, matrix).to(grad.dtype)
-        of_seen, *of_affine = _gradients(seen.detach(), grad, *folded)
         of_picked, of_matrix = torch.autograd.grad(seen, (picked, matrix), of_seen)
         return ctx.chain.put_back(of_picked, state), of_matrix, *of_affine, None, None
-
-
-def _gradients(
-    seen: Tensor,
-    grad: Tensor,
-    mean: Tensor,
-    inverse: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    edge: Tensor,
-    clamped: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of what is seen, (B, C, H, W), and of the norm's weight and bias, (C,)."""
-    pixels = seen.shape[2] * seen.shape[3]
-    grad = grad / pixels
-    is_open = torch.addcmul(shift.view(-1, 1, 1), seen, scale.view(-1, 1, 1)).gt_(0)
-    number = is_open.sum(dim=(2, 3))
-    total = torch.addcmul(pixels * clamped, number - pixels, edge)
-    centred = torch.addcmul(torch.where(number > 0, total, 0.0), number, mean, value=-1)
-    of_weight, of_bias = inverse * (grad * centred).sum(dim=0), (grad * number).sum(dim=0)
-    slope = scale * inverse * of_weight / -(pixels * len(seen))
-    level = torch.addcmul(slope * mean, scale, of_bias, value=1 / (pixels * len(seen)))
-    each = (grad * scale).view(*grad.shape, 1, 1)
-    of_seen = torch.addcmul(-level.view(-1, 1, 1), is_open, each, out=is_open)
-    return of_seen.addcmul_(seen, slope.view(-1, 1, 1)), of_weight, of_bias
