@@ -347,7 +347,7 @@ def test_all_broken_images_are_named_at_once(tmp_path: Path) -> None:
     assert [len(bundle.kept[name].index) for name in ("train", "val", "test")] == [10, 4, 4]
     assert [len(bundle.chosen[name].index) for name in ("train", "val", "test")] == [12, 6, 6]
     assert "train: 10 images" in bundle.summary()
-    assert any(text.startswith("left out 6 images cannot") for text in bundle.warnings)
+    assert any(text.startswith("left out 6 images that cannot") for text in bundle.warnings)
 
 
 def test_the_images_that_are_left_are_the_same(tmp_path: Path) -> None:
