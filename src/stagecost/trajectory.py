@@ -188,9 +188,16 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
 
 
 def to_device(inputs: Tensor | tuple[Tensor, ...], device: torch.device) -> Tensor:
-    """Move a batch to a device; that of a view of another model may be a tuple."""
+    """Move a batch to a device; that of a view of another model may be a tuple.
+
+    Raises:
+        StageCostError: it is something else.
+    """
     if isinstance(inputs, Tensor):
         return inputs.to(device)
+    if not isinstance(inputs, tuple | list):
+        kind = type(inputs).__name__
+        raise StageCostError(f"inputs are of type {kind}: give a tensor or a tuple of tensors")
     return tuple(tensor.to(device) for tensor in inputs)  # type: ignore[return-value]
 
 
@@ -276,6 +283,8 @@ def evaluate_cuts(
     with evaluation_mode(network):
         device = device_of(network)
         for images, on_host in map(pair, loader):
+            if not isinstance(on_host, Tensor):
+                raise StageCostError(f"targets are of type {type(on_host).__name__}: give a tensor")
             targets = on_host.to(device)
             outputs = network(to_device(images, device), resolved, how=COLLAPSED, observe=observe)
             # Row by row, so that every one is, to the last bit, what the truncated network would have.

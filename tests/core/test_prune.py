@@ -23,6 +23,19 @@ from stagecost.text import format_indices
 from stagecost.trajectory import Score, evaluate_cuts, terminal_score
 
 
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (images(), "a batch is a Tensor, not a pair"),
+        ((images().numpy(), labels()), "inputs are of type ndarray: give a tensor"),
+        ((images(), labels().tolist()), "targets are of type list: give a tensor"),
+    ],
+)
+def test_a_batch_of_something_else_is_named(batch: object, words: str) -> None:
+    with pytest.raises(StageCostError, match=words):
+        sc.loss_trajectory(build("homogeneous"), [batch])  # type: ignore[list-item]
+
+
 @pytest.mark.parametrize("how", ["other images", "another loss"])
 def test_cuts_are_not_compared_over_other_images_or_another_loss(how: str) -> None:
     network, data = build("homogeneous"), loader()
