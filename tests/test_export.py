@@ -117,10 +117,10 @@ def run_graphs(folder: Path, pixels: Tensor) -> tuple[list[int], list[float], li
 class Rows(nn.Module):
     """Its states hold a number, and a table of as many rows as a graph is traced with images."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 8) -> None:
         super().__init__()
-        self.stem, self.head = nn.Linear(3 * 8 * 8, 8), nn.Linear(8, 5)
-        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.stem, self.head = nn.Linear(3 * 8 * 8, width), nn.Linear(width, 5)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         x, table = self.stem(x.flatten(1)), torch.linspace(0, 1, 16).view(2, 8)
@@ -380,13 +380,11 @@ def test_other_classes_than_the_network_has_are_refused(names: str, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
-class Attending(nn.Module):
+class Attending(Rows):
     """Its blocks attend within windows, (B, windows, heads, places, width): ONNX knows no such thing."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.head = nn.Linear(3 * 8 * 8, 64), nn.Linear(64, 5)
-        self.blocks = nn.ModuleList(nn.Linear(64, 64) for _ in range(2))
+        super().__init__(width=64)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x.flatten(1))
