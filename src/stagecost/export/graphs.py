@@ -87,7 +87,7 @@ def segments_of(network: ResidualNetwork, policy: ExitPolicy) -> list[Segment]:
     return [Segment(network, policy, place).eval() for place in range(len(policy.depths))]
 
 
-def trace(segment: Segment, example: State, of_images: Sequence[bool]) -> ExportedProgram:
+def trace(segment: Segment, example: State, of_images: Sequence[bool] = (True,)) -> ExportedProgram:
     """Trace a graph, with `EXAMPLE` images, that takes batches of any size.
 
     What has no row for each image, as `of_images` tells, keeps its shape.
