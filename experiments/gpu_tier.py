@@ -43,6 +43,7 @@ from experiments.gpu_tier_images import Images, Splits, decode, load_splits
 from experiments.gpu_tier_plan import (
     ARMS,
     LEARNING_RATES,
+    ONE_PASS,
     PILOT_EPOCHS,
     PILOT_SEEDS,
     PLAN,
@@ -234,7 +235,7 @@ class Job:
         if self.target is not None:
             networks["cut"] = self.target
         elif len(self.outputs) > 1:
-            depths = names if self.arm == "several" else [recipe.kept]
+            depths = names if self.arm in ONE_PASS else [recipe.kept]
             networks |= {names[depth]: self.network.keep(Cut.first(depth)) for depth in depths}
         accuracies: dict[str, dict[str, float]] = {}
         for name, network in networks.items():

@@ -9,6 +9,7 @@ Arms, all of homogeneous networks of N = 54 blocks or the first M = 12:
     joint_light  the same with 0.3 of the second pass's loss
     several      one pass through N blocks, and the head's outputs after 12, 36 and N count alike; norms
                  are shared, and it trains for as many block passes as the three networks apart
+    several_light  the same, with 0.3 of the losses after 12 and 36
     plain_mid    36 blocks, trained alone, gamma = 0
     plain_long   plain_full for as many MACs as joint
     plain_longer plain_full for as many block passes as several
@@ -24,9 +25,11 @@ from stagecost.objective import StageCost
 
 ARMS = (
     *("plain_full", "plain_sub", "stage", "joint", "joint_light", "plain_long", "cut_first"),
-    *("several", "plain_mid", "plain_longer"),
+    *("several", "several_light", "plain_mid", "plain_longer"),
 )
 TARGET_WEIGHTS = {"joint": 1.0, "joint_light": 0.3}
+ONE_PASS = {"several": 1.0, "several_light": 0.3}
+"""The weight of each target in one pass for all depths."""
 SEEDS, PILOT_SEEDS, PILOT_EPOCHS = (0, 1, 2), (100, 101), 6
 LEARNING_RATES = (0.1, 0.2, 0.4)
 VARIANTS = tuple((distilled, beta) for beta in (1.0, 0.3) for distilled in (False, True))
@@ -70,7 +73,7 @@ class Recipe:
         both, whole = self.num_blocks + self.kept, self.num_blocks
         longer = {"plain_long": both / whole, "cut_first": both / self.kept}
         three = (both + self.middle) / whole
-        return {**longer, "several": three, "plain_longer": three}.get(arm, 1.0)
+        return {**longer, **dict.fromkeys((*ONE_PASS, "plain_longer"), three)}.get(arm, 1.0)
 
     def blocks(self, arm: str) -> int:
         """Return how many blocks an arm trains."""
@@ -79,9 +82,9 @@ class Recipe:
 
     def stage_cost(self, arm: str) -> StageCost:
         """Return the objective on one pass: every y_k, a few of them, or the last alone."""
-        if arm == "several":
+        if arm in ONE_PASS:
             cuts = [Cut.first(self.kept), Cut.first(self.middle)]
-            return StageCost.targets(cuts, normalized=True)
+            return StageCost.targets(cuts, ONE_PASS[arm], normalized=True)
         gamma = self.gamma if arm == "stage" else 0.0
         return StageCost.uniform(self.blocks(arm), gamma, normalized=True)
 
@@ -103,12 +106,12 @@ class Plan:
 
 _PLAIN = ("plain_full", "plain_sub")
 PLAN: dict[str, Plan] = {
-    "cifar10": Plan(10),
+    "cifar10": Plan(10, tuple(arm for arm in ARMS if arm != "several_light")),
     "cifar100": Plan(5, (*_PLAIN, "stage", "joint_light", "several", "plain_mid")),
     "mnist": Plan(1, (*_PLAIN, "stage", "joint", "several", "plain_mid")),
     "cifar10-long": Plan(
         30,
-        (*_PLAIN, "plain_mid", "several", "plain_longer"),
+        (*_PLAIN, "plain_mid", *ONE_PASS, "plain_longer"),
         {"num_blocks": 12, "kept": 4, "middle": 8, "at_once": 6},
     ),
 }

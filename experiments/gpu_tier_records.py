@@ -19,7 +19,7 @@ import torch
 
 from experiments.gpu_speed import speed_table
 from experiments.gpu_tier import Line
-from experiments.gpu_tier_plan import PLAN, SEEDS, TARGET_WEIGHTS, Recipe, images_of
+from experiments.gpu_tier_plan import ONE_PASS, PLAN, SEEDS, TARGET_WEIGHTS, Recipe, images_of
 from experiments.trainings import PAPER
 from stagecost.macs import count_macs, count_parameters
 from stagecost.models.catalogue import create_model
@@ -37,9 +37,7 @@ TARGETS = (  # the row's arm, the job's arm, which of its networks
     ("alone", "plain_full", "whole"),
     ("alone", "plain_sub", "cut"),
     ("alone", "plain_mid", "middle"),
-    ("several", "several", "whole"),
-    ("several", "several", "middle"),
-    ("several", "several", "cut"),
+    *((arm, arm, network) for arm in ONE_PASS for network in ("whole", "middle", "cut")),
     ("joint", "joint", "whole"),
     ("joint", "joint", "cut"),
     ("joint_light", "joint_light", "whole"),
@@ -193,7 +191,7 @@ def targets(jobs: Sequence[Line], dataset: str) -> dict[str, Any]:
         {"arm": arm, "other": other, "cut": cut, "points": mean - means[other, cut]}
         for (arm, cut), mean in means.items()
         for other in ("alone", "plain_long", "plain_longer", "cut_first")
-        if arm in (*TARGET_WEIGHTS, "several") and (other, cut) in means
+        if arm in (*TARGET_WEIGHTS, *ONE_PASS) and (other, cut) in means
     ]
     return {"experiment": "targets", "dataset": dataset, "rows": rows, "differences": differences}
 

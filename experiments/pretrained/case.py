@@ -92,7 +92,7 @@ ON_GPU: Settings = {"device": "cuda", "data_on_device": True}
 """What differs on the gpu tier, where all training images are used."""
 GPU_MODELS: dict[str, Settings] = {
     "resnet32": {"epochs": 10},
-    "vit": {"epochs": 30, "image_size": 112},
+    "vit": {"image_size": 112},
     "lite0": {"epochs": 30, "image_size": 128},
 }
 """What differs there for some models."""

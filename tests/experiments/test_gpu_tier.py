@@ -177,13 +177,17 @@ def test_compute_of_the_long_arms_is_that_of_joint(splits: Splits) -> None:
     assert recipe.epoch_factor("plain_longer") == recipe.epoch_factor("several")
 
 
-def test_several_minimises_the_mean_loss_of_its_depths(splits: Splits) -> None:
-    job = Job("several", 0, 1, TINY, splits)
+@pytest.mark.parametrize(("arm", "weight"), [("several", 1.0), ("several_light", 0.3)])
+def test_several_minimises_the_weighed_mean_of_its_losses(
+    arm: str, weight: float, splits: Splits
+) -> None:
+    job = Job(arm, 0, 1, TINY, splits)
     draws = job.draws[0].long()
     images, labels = splits.train.crops(draws), splits.train.labels[draws[:, 0]]
     twin = gpu_tier.build(TINY, splits, 4, 0, torch.device("cpu"))
     outputs = twin(images, depths="all")
-    sum(F.cross_entropy(outputs[depth], labels) / 3 for depth in (2, 3, 4)).backward()  # type: ignore[union-attr]
+    losses = [F.cross_entropy(outputs[depth], labels) for depth in (2, 3, 4)]
+    ((weight * (losses[0] + losses[1]) + losses[2]) / (2 * weight + 1)).backward()  # type: ignore[no-untyped-call]
     job.backward(images, labels)
     for ours, expected in zip(job.network.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, expected.grad)
@@ -230,7 +234,7 @@ def test_lines_of_a_whole_run_make_valid_records(
         assert all(len(row["test_accuracies"]) == 2 for row in targets["rows"])
         arms[name] = {row["arm"] for row in targets["rows"]}
     assert arms["mnist"] == {"alone", "joint", "several"}
-    assert arms["cifar10-long"] == {"alone", "several", "plain_longer"}
+    assert arms["cifar10-long"] == {"alone", "several", "several_light", "plain_longer"}
     assert read(tmp_path / "results" / "gpu-speed" / "gpu.json")["rows"]
 
 
