@@ -481,11 +481,25 @@ def figures() -> set[str]:
     return {figure for content in contents for figure in (*recorded(content), *by_arm(content))}
 
 
-@pytest.mark.parametrize("name", ["targets", "gamma", "cutting"])
+@pytest.mark.parametrize("name", ["targets-measured", "gamma", "cutting"])
 def test_figures_are_those_of_records(name: str, figures: set[str]) -> None:
     shown = re.findall(r"\d+\.\d\d ± \d+\.\d\d", DOCUMENTS[f"docs/{name}.md"])
     assert len(shown) >= 10
     assert [figure for figure in shown if figure not in figures] == []
+
+
+def test_accuracies_of_pretrained_networks_are_those_of_records() -> None:
+    files = [
+        *(ROOT / "results" / "pretrained").glob("*.json"),
+        *(ROOT / "results" / "archive").glob("pre*/*"),
+    ]
+    means = {f"{row['mean']:.2f}" for file in files for row in json.loads(file.read_text())["rows"]}
+    trials = (ROOT / "results" / "pretrained" / "trials.jsonl").read_text().splitlines()
+    means |= {f"{v:.2f}" for line in trials for v in json.loads(line)["val_accuracy"].values()}
+    tables = [line for line in DOCUMENTS["docs/pretrained-measured.md"].splitlines() if line[:1] == "|"]
+    shown = re.findall(r"\b\d\d\.\d\d\b", "\n".join(tables))
+    assert len(shown) >= 50
+    assert [accuracy for accuracy in shown if accuracy not in means] == []
 
 
 def test_the_readme_is_short_and_its_number_is_recorded() -> None:
