@@ -37,8 +37,10 @@ def losses_of(
         (K,).
 
     Raises:
-        StageCostError: a loss of torch that compares number by number, and targets of another shape.
+        StageCostError: a loss of torch that sums over the batch, or one that compares number by number
+            and targets of another shape.
     """
+    _check_reduction(loss)
     _check_shapes(outputs.shape[1:], targets.shape, loss)
     if not _is_cross_entropy(loss) or (len(outputs) == 1 and not row_by_row):
         return torch.stack([loss(output, targets).mean() for output in outputs])
@@ -49,6 +51,15 @@ def losses_of(
     sums = torch.stack([row.sum() for row in singles]) if row_by_row else singles.sum(dim=1)
     of_classes = not targets.is_floating_point()
     return sums / (targets.ne(IGNORED_CLASS).sum() if of_classes else singles.shape[1])
+
+
+def _check_reduction(loss: LossFunction) -> None:
+    """Refuse a loss that sums over the batch: taken for a mean, it would grow with the batch."""
+    told = (
+        loss.keywords.get("reduction") if isinstance(loss, partial) else getattr(loss, "reduction", None)
+    )
+    if told == "sum":
+        raise StageCostError('a loss with reduction="sum" grows with the batch: give "mean" or "none"')
 
 
 def _check_shapes(output: torch.Size, target: torch.Size, loss: LossFunction) -> None:

@@ -321,6 +321,14 @@ def test_a_stage_loss_of_each_sample_is_its_mean() -> None:
     torch.testing.assert_close(found.total, StageCost.uniform(2, 0.5)(outputs, target).total)
 
 
+@pytest.mark.parametrize(
+    "loss", [torch.nn.CrossEntropyLoss(reduction="sum"), partial(F.cross_entropy, reduction="sum")]
+)
+def test_a_loss_that_sums_over_the_batch_is_refused(loss: LossFunction) -> None:
+    with pytest.raises(StageCostError, match='"sum" grows with the batch'):
+        losses_of(torch.zeros(2, 4, 3), torch.tensor([0, 1, 2, 0]), loss)
+
+
 def test_losses_of_all_depths_at_once_are_those_one_by_one() -> None:
     outputs, targets = torch.randn(5, 8, 3, dtype=torch.float64), labels(8, 3)
     targets[2] = -100  # left out, as torch's mean leaves it out
