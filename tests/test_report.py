@@ -498,6 +498,17 @@ def test_the_depth_slider_has_a_place_for_each_depth_with_its_command() -> None:
     assert [frame["texts"]["command"][0] for frame in (frames[0], frames[16])] == ["#", "#"]
 
 
+def test_the_least_that_can_stay_is_that_of_the_cuts_that_can_be_made() -> None:
+    """The stages of an adapted network may leave whole, those of a staged one keep their projections."""
+    cuts = [{"cut": str(k), "kept_blocks": list(range(k)), "macs": k} for k in range(1, 17)]
+    for cut_list, least in ((cuts, 1), (cuts[2:], 3), ([], 4)):
+        analysis = make_analysis(stage_starts=[0, 4, 8, 12], cuts=cut_list, needed_cut="4")
+        frames = frames_of(render_report(make_data(run="a", analysis=analysis)), "depth")
+        commands = [frame["texts"]["command"] for frame in frames]
+        assert commands[least] == f"stagecost prune a --keep-blocks {least} --output small-{least}/"
+        assert commands[least - 1].startswith(f"# the least that can stay: {least} block")
+
+
 def test_accuracy_is_drawn_against_cost_where_it_is_known() -> None:
     points = [
         {"series": "cuts", "name": "4 blocks", "accuracy": 98.2, "macs": 1e6},

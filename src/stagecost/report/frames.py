@@ -113,7 +113,8 @@ def _costs(analysis: Analysis, k: int) -> dict[str, str]:
 
 
 def _prune_command(data: ReportData, k: int) -> str:
-    least = len(data.analysis.stage_starts)
+    sizes = [len(cut.kept_blocks) for cut in data.analysis.cuts]
+    least = min(sizes, default=len(data.analysis.stage_starts))  # a stage need not keep a block
     if k < least:
         return f"# the least that can stay: {counted(least, 'block')}"
     if k == data.analysis.num_blocks:
