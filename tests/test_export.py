@@ -363,6 +363,25 @@ def test_networks_are_measured_in_turns(runs: Runs) -> None:
             measure(**{"networks": [runs.saved], "device": "cpu", **options})
 
 
+def test_each_of_many_batch_sizes_is_measured_compiled(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[int] = []
+    original = torch.compile
+
+    def trace(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
+        compiled.extend({one.shape[0] for one in inputs if one.shape[1:] == (1, 8, 8)})
+        return graph
+
+    def traced(network: nn.Module, **_: object) -> object:
+        return original(network, backend=trace, dynamic=False)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 1)  # its own is 8
+    measure([runs.three], batch=(1, 2, 3), backends=("compiled",), seconds=0.001, device="cpu")
+    assert compiled == [1, 2, 3]
+
+
 def test_too_few_images_and_another_precision_are_refused(tmp_path: Path) -> None:
     network, pixels = network_of("homogeneous")
     for given, images in ((network, pixels[:2]), (network.double(), pixels)):

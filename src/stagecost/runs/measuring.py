@@ -157,6 +157,8 @@ def measure_opened(
         every = range(trained.network.num_blocks + ("eager" not in backends))
         forwards |= {(path, "eager", k): _at_depth(trained.network, Cut.first(k)) for k in every}
     for size in batch:
+        if "compiled" in backends:
+            torch.compiler.reset()  # beyond eight sizes of one network it would compile no more
         # How long images take does not depend on what is on them; each network gets some of its shape.
         images = {key: _images(opened[key[0]], size) for key in forwards}
         calls = {str(key): partial(_call, forwards[key], images[key]) for key in forwards}
