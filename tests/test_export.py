@@ -382,6 +382,17 @@ def test_each_of_many_batch_sizes_is_measured_compiled(
     assert compiled == [1, 2, 3]
 
 
+def test_where_nothing_compiles_the_backend_is_to_be_left_out(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(sc.StageCostError, match=r"or leave compiled of --backends out$"):
+        measure([runs.three], backends=("compiled",), seconds=0.001, device="cpu")
+
+
 def test_too_few_images_and_another_precision_are_refused(tmp_path: Path) -> None:
     network, pixels = network_of("homogeneous")
     for given, images in ((network, pixels[:2]), (network.double(), pixels)):

@@ -232,7 +232,7 @@ def _forward(trained: Trained, backend: str, threads: int) -> Forward:
     if backend == "eager":
         return network
     if backend == "compiled":
-        check_compiler(trained.device.type)
+        check_compiler(trained.device.type, "compiled of --backends")
         compiled: Forward = torch.compile(network, dynamic=False)
         return compiled
     (segment,) = segments_of(network, ExitPolicy((network.num_blocks,)))

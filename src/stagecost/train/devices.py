@@ -60,8 +60,12 @@ def select_device(name: str = "auto") -> "torch.device":
     return torch.device(name)
 
 
-def check_compiler(device: str = "cpu") -> None:
+def check_compiler(device: str = "cpu", asked: str = "--compile") -> None:
     """Refuse to go on where torch.compile does not work on this kind of device.
+
+    Args:
+        device: its kind.
+        asked: what the user may leave out.
 
     Raises:
         StageCostError: a small function cannot be compiled.
@@ -74,7 +78,7 @@ def check_compiler(device: str = "cpu") -> None:
     except Exception as error:  # whatever the reason is, the answer is no
         raise StageCostError(
             f"nothing can be compiled for {device} here ({type(error).__name__}): install g++ and "
-            "python3-dev, or leave --compile out"
+            f"python3-dev, or leave {asked} out"
         ) from None
 
 
