@@ -20,6 +20,7 @@ from runs.workers import start
 from stagecost.cli.main import main
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
+from stagecost.export.folder import new_folder
 from stagecost.runs.analysis import analyze
 from stagecost.runs.bound import bound
 from stagecost.runs.demo import demo
@@ -326,3 +327,19 @@ def test_a_full_disk_leaves_the_old_file(
     assert caught.value.filename == str(file)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert file.read_text() == "old"
+
+
+def test_a_folder_that_takes_nothing_is_told_by_the_name_of_what_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(prefix: str, suffix: str, dir: Path) -> None:  # noqa: A002
+        raise PermissionError(errno.EACCES, "Permission denied", f"{dir}/{prefix}3x7{suffix}")
+
+    monkeypatch.setattr("tempfile.mkstemp", fail)
+    with pytest.raises(PermissionError) as caught:
+        write_atomically(tmp_path / "report.html", "new")
+    assert caught.value.filename == str(tmp_path / "report.html")
+    monkeypatch.setattr("tempfile.mkdtemp", fail)
+    with pytest.raises(PermissionError) as caught, new_folder(tmp_path / "onnx"):
+        raise AssertionError
+    assert caught.value.filename == str(tmp_path / "onnx")

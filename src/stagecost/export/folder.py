@@ -18,7 +18,7 @@ from stagecost.export.graphs import ANSWERS, EXAMPLE, Format, open_graph, segmen
 from stagecost.export.int8 import INT8_FILE, quantise
 from stagecost.network import ResidualNetwork, first_tensor
 from stagecost.prediction import check_classes, image_format_of
-from stagecost.storage import write_json
+from stagecost.storage import naming, write_json
 from stagecost.trajectory import evaluation_mode
 
 SPEC_FILE, RUNNER_FILES = "model.json", {"runner.py": "run.py", "pictures.py": "pictures.py"}
@@ -142,7 +142,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise StageCostError(f"{path} holds something already: give another --output")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    with naming(path):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o755)
