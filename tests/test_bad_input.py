@@ -246,6 +246,15 @@ def test_a_folder_without_permission(cli: CommandLine, tmp_path: Path) -> None:
     assert not (locked / "run").exists()
 
 
+def test_weights_without_permission(cli: CommandLine, runs: Runs, tmp_path: Path) -> None:
+    closed = shutil.copytree(runs.three, tmp_path / "closed")
+    for path in (closed, *closed.parents[:3]):
+        path.chmod(0o755)
+    (closed / "last.safetensors").chmod(0)
+    line = cli("analyze", closed, prepare=give_up_rights).refusal
+    assert f"{closed / 'last.safetensors'}: Permission denied: check the permissions" in line
+
+
 def test_exits_for_a_folder_without_permission(cli: CommandLine, runs: Runs, tmp_path: Path) -> None:
     """Said before anything is measured."""
     locked = shutil.copytree(runs.three, tmp_path / "locked")

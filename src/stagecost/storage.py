@@ -178,6 +178,7 @@ def _read(path: Path, *, tensors: bool) -> tuple[dict[str, "Tensor"], Metadata]:
 
     if not path.is_file():
         raise StageCostError(f"{path} does not exist: check the path")
+    path.open("rb").close()  # or say why: to safetensors a file that may not be read is not there
     errors = SafetensorError, AttributeError, KeyError, OverflowError, TypeError, ValueError
     what, remedy = f"{path} is damaged or not a safetensors file", "restore it from a copy, or delete it"
     with refusing(what, remedy, *errors):
