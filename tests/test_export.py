@@ -363,6 +363,15 @@ def test_networks_are_measured_in_turns(runs: Runs) -> None:
             measure(**{"networks": [runs.saved], "device": "cpu", **options})
 
 
+def test_times_are_told_where_older_ones_cannot_be_read(
+    runs: Runs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = shutil.copytree(runs.three, tmp_path / "run")
+    (run / "latency.json").mkdir()
+    assert measure([run], batch=(1,), seconds=0.001, device="cpu").timings
+    assert "not kept for the report" in caplog.text
+
+
 def test_each_of_many_batch_sizes_is_measured_compiled(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -215,7 +215,12 @@ def keep_for_report(file: Path, result: Result) -> None:
     try:
         write_json(file, result.to_json())
     except OSError as error:
-        LOG.warning("not kept for the report: %s (%s)", file, error.strerror)
+        not_kept(file, error)
+
+
+def not_kept(file: Path, error: OSError) -> None:
+    """Say that the report will not tell of what a verb has found, and why."""
+    LOG.warning("not kept for the report: %s (%s)", file, error.strerror)
 
 
 METRICS = (

@@ -27,7 +27,7 @@ from stagecost.latency import (
 from stagecost.macs import count_macs, count_parameters
 from stagecost.network import ResidualNetwork
 from stagecost.records import read_record
-from stagecost.runs.folder import RunFolder, keep_for_report
+from stagecost.runs.folder import RunFolder, keep_for_report, not_kept
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Trained, open_trained
 from stagecost.storage import read_json
@@ -194,6 +194,9 @@ def _keep(result: Measurements, path: str) -> None:
         old = read_record(Measurements, read_json(file))
     except ValueError:  # none, or of an earlier version
         old = result
+    except OSError as error:
+        not_kept(file, error)
+        return
     same = (old.machine, old.device, _unnamed(old)) == (result.machine, result.device, _unnamed(found))
     if same:  # though its folder may be spelt otherwise
         timings += [replace(row, network=path) for row in old.timings if _kind(row) not in new]
