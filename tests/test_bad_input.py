@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 
 from helpers import DATA, RECIPE, Runs, contents
 from processes import CommandLine
+from stagecost.models.weights import read_weights
 
 MODEL = ("--num-blocks", 2, "--width", 4)
 STAGED = ("--model", "staged")
@@ -253,6 +254,20 @@ def test_weights_without_permission(cli: CommandLine, runs: Runs, tmp_path: Path
     (closed / "last.safetensors").chmod(0)
     line = cli("analyze", closed, prepare=give_up_rights).refusal
     assert f"{closed / 'last.safetensors'}: Permission denied: check the permissions" in line
+
+
+def test_weights_of_others_without_permission(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    file.touch(mode=0)
+    for path in file.parents[:3]:
+        path.chmod(0o755)
+    user = os.geteuid()
+    os.seteuid(user or 65534)
+    try:
+        with pytest.raises(PermissionError):
+            read_weights(file)
+    finally:
+        os.seteuid(user)
 
 
 def test_exits_for_a_folder_without_permission(cli: CommandLine, runs: Runs, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise StageCostError(f"{path} does not exist: check the path")
+    path.open("rb").close()  # or say why: to safetensors a file that may not be read is not there
     with refusing(f"{path} is no file of weights", "give another one", Exception):
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
