@@ -508,8 +508,9 @@ def test_no_room_for_a_pt2_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("stagecost.export.graphs.write_atomically", full)
     network, pixels = network_of("homogeneous")
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         export_network(network, tmp_path / "out", pixels, format="pt2")
+    assert caught.value.filename == str(tmp_path / "out")  # not that of a temporary folder
     assert not list(tmp_path.iterdir())
 
 

@@ -144,10 +144,10 @@ def new_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path):
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        temporary.replace(path)
-    finally:
-        with suppress(FileNotFoundError):
-            shutil.rmtree(temporary)
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            temporary.replace(path)
+        finally:
+            with suppress(FileNotFoundError):
+                shutil.rmtree(temporary)
