@@ -21,7 +21,7 @@ from stagecost.records import read_record
 from stagecost.report.words import duration_text
 from stagecost.runs.analysis import analyze
 from stagecost.runs.exiting import exit_early
-from stagecost.runs.measuring import Measurements, measure
+from stagecost.runs.measuring import Measurements, Timing, measure
 from stagecost.runs.mistakes import mistakes_of, saved_network, thumbnail
 from stagecost.runs.pruning import prune
 from stagecost.runs.reporting import compare, report, report_data
@@ -241,6 +241,28 @@ def test_times_stay_however_the_folder_is_spelt(
     kept = read_record(Measurements, json.loads((run / "latency.json").read_text()))
     assert {row.batch_size for row in kept.timings} == {1, 2}
     assert {row.network for row in kept.timings} == {"run"}
+
+
+def test_times_of_depths_stay_together(trained: Trained, tmp_path: Path) -> None:
+    """A later time of the whole network alone is none to compare theirs with."""
+    run = shutil.copytree(trained.three, tmp_path / "run")
+    opened = open_trained(run, device="cpu")
+
+    def shown() -> tuple[Timing, ...]:
+        kept = read_record(Measurements, json.loads((run / "latency.json").read_text()))
+        return kept.of_depths(opened)
+
+    measure([run], batch=(1,), seconds=0.001, depths=True, device="cpu")
+    first = shown()
+    measure([run], batch=(1, 2), seconds=0.001, backends=("eager", "onnx"), device="cpu")
+    assert shown() == first
+    kept = read_record(Measurements, json.loads((run / "latency.json").read_text()))
+    kinds = [(row.depth, row.backend, row.batch_size) for row in kept.timings]
+    alone = {(3, "onnx", 1), (3, "eager", 2), (3, "onnx", 2)}
+    assert {*kinds} == alone | {(k, "eager", 1) for k in range(4)}
+    assert len(kinds) == 7
+    measure([run], batch=(1,), seconds=0.002, depths=True, device="cpu")
+    assert all(new != old for new, old in zip(shown(), first, strict=True))
 
 
 def test_times_of_another_network_are_not_shown(trained: Trained, tmp_path: Path) -> None:

@@ -186,10 +186,13 @@ def _at_depth(network: ResidualNetwork, cut: Cut) -> Forward:
 
 
 def _keep(result: Measurements, path: str) -> None:
-    """Write what is of one network into its folder, beside older timings of other kinds."""
+    """Write what is of one network into its folder, beside older timings of other kinds.
+
+    Depths are compared with one another, so what was not measured with them replaces none of theirs.
+    """
     found = replace(result, networks=tuple(size for size in result.networks if size.network == path))
     timings = [row for row in result.timings if row.network == path]
-    file, new = RunFolder(Path(path)).latency, set(map(_kind, timings))
+    file = RunFolder(Path(path)).latency
     try:
         old = read_record(Measurements, read_json(file))
     except ValueError:  # none, or of an earlier version
@@ -199,6 +202,9 @@ def _keep(result: Measurements, path: str) -> None:
         return
     same = (old.machine, old.device, _unnamed(old)) == (result.machine, result.device, _unnamed(found))
     if same:  # though its folder may be spelt otherwise
+        together = _of_depths(old.timings) - _of_depths(timings)
+        timings = [row for row in timings if _kind(row)[1:] not in together]
+        new = set(map(_kind, timings))
         timings += [replace(row, network=path) for row in old.timings if _kind(row) not in new]
     keep_for_report(file, replace(found, timings=tuple(timings)))
 
@@ -209,6 +215,12 @@ def _unnamed(measured: Measurements) -> list[NetworkSize]:
 
 def _kind(row: Timing) -> tuple[object, ...]:
     return row.depth, row.backend, row.batch_size, row.threads
+
+
+def _of_depths(timings: Sequence[Timing]) -> set[tuple[object, ...]]:
+    """Return the kinds, but for the depth, of which several depths were timed."""
+    kinds = [kind[1:] for kind in {*map(_kind, timings)}]
+    return {kind for kind in kinds if kinds.count(kind) > 1}
 
 
 def _call(forward: Forward, images: Inputs, _: Inputs) -> object:
