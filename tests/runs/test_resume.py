@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 
 from runs.conftest import Trained
 from runs.workers import start
+from stagecost.cut import Cut
 from stagecost.errors import StageCostError
+from stagecost.models.catalogue import create_model
 from stagecost.objective import StageCost
 from stagecost.runs.evaluation import evaluate
 from stagecost.runs.folder import RunFolder
@@ -236,6 +238,26 @@ def test_stopped_with_a_stage_cost_of_the_caller(
     with pytest.raises(StageCostError, match="with a stage cost of the caller"):
         train({}, run, resume=True)
     train(TINY, run, stage_cost=growing, resume=True)
+    same_run(alone, run)
+
+
+@pytest.mark.parametrize("kept", [None, Cut((0, 2))])
+def test_stopped_twice_with_weights_and_targets_with_norms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Cut | None
+) -> None:
+    """Which blocks are there is told from then on, though none has left: the norms stay."""
+    given = create_model("homogeneous", num_blocks=3, width=4, num_classes=10, in_channels=1)
+    (given if kept is None else given.keep(kept)).save_pretrained(tmp_path / "given")
+    targets = {"num_blocks": None, "width": None, "targets": ["1"], "target_norms": "own"}
+    settings = {**TINY, **targets, "weights": str(tmp_path / "given")}
+    alone, run = tmp_path / "alone", tmp_path / "run"
+    train(settings, alone)
+    for batch in (3, 3):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "train_step", stop_at(batch, loop.train_step))
+            with pytest.raises(StoppedError):
+                train(settings, run, resume=True)
+    train(settings, run, resume=True)
     same_run(alone, run)
 
 

@@ -112,7 +112,7 @@ def start(
     """
     indices, stages = network.block_indices, network.stage_positions
     left = tuple(k for k, i in enumerate(indices) if kept_blocks is None or i in kept_blocks)
-    if kept_blocks is not None:
+    if len(left) < len(indices):  # else norms of target cuts, which are of the whole one, stay
         network.remove_all_but(Cut(left))
     # On CPUs, too, convolutions of few channels are much faster with channels last.
     network.to(memory_format=torch.channels_last)
