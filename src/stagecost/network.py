@@ -10,6 +10,7 @@ import copy
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast, overload
@@ -22,6 +23,7 @@ from stagecost.dynamics import Observer, Pass, Rollout, SkipChain, Tail, is_iden
 from stagecost.errors import StageCostError
 from stagecost.fast.chains import collapsed_tails
 from stagecost.fast.reading import LeanHead, reader_of
+from stagecost.frozen_statistics import FrozenStatistics
 from stagecost.gates import check_gates
 from stagecost.norms import copies_of_norms, norms_in, with_norms
 from stagecost.records import JsonObject
@@ -144,11 +146,14 @@ class ResidualNetwork(nn.Module):
             how = replace(how, gates=tuple(map(self.resolve, how.gates)))
         x_0 = self.stem(images)
         by_cut: dict[Cut, Tensor] = {}
-        for together in self._passes(wanted, how.gates):
-            by_cut |= zip(together, self._pass(x_0, together, how, scales, observe), strict=True)
-        outputs = [by_cut[cut] for cut in wanted]
+        for number, together in enumerate(self._passes(wanted, how.gates)):
+            again = number > 0 and together[0] not in self.targets  # blocks that the first has counted
+            with FrozenStatistics(self.blocks.values()) if again else nullcontext():
+                outputs = self._pass(x_0, together, how, scales, None if again else observe)
+            by_cut |= zip(together, outputs, strict=True)
+        answers = [by_cut[cut] for cut in wanted]
         single = isinstance(cuts, Cut) or (cuts is None and not are_several(depths))
-        return outputs[0] if single else torch.stack(outputs)
+        return answers[0] if single else torch.stack(answers)
 
     def rollout(self, how: Pass = LITERALLY) -> Rollout:
         """Return the roll-out of the whole network, which begins at `stem(images)`.
@@ -160,10 +165,14 @@ class ResidualNetwork(nn.Module):
         return Rollout(blocks, self.head, self._tail(blocks, how), training=self.training)
 
     def _passes(self, cuts: tuple[Cut, ...], gates: tuple[Cut, ...]) -> list[tuple[Cut, ...]]:
-        """Return which cuts share a pass: those without norms of their own, unless a gate has some."""
-        shared = tuple(cut for cut in cuts if cut not in self.targets)
+        """Return which cuts share a pass: those without norms of their own, unless a gate has some.
+
+        Of the y_k among these the last comes first: it passes every block that the others do.
+        """
+        shared = tuple(dict.fromkeys(cut for cut in cuts if cut not in self.targets))
         split = any(gate in self.targets for gate in gates)
-        passes = [*((cut,) for cut in shared)] if split else [shared]
+        ordered = sorted(shared, key=lambda cut: -cut.depth if cut.is_prefix else 1)
+        passes = [*((cut,) for cut in ordered)] if split else [shared]
         own = ((cut,) for cut in self.targets if cut in cuts)
         return [together for together in (*passes, *own) if together]
 

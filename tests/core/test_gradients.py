@@ -157,6 +157,19 @@ def test_gate_multiplies_what_comes_back_from_beyond_a_target(beta: float, own: 
         torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_passes_apart_count_statistics_once() -> None:
+    """A gate with norms of its own gives each cut a pass; the whole network has the first."""
+    cuts, seen = [Cut.first(3), Cut.first(1), Cut.whole(), Cut.first(4)], []
+    once, apart = (build("homogeneous").train() for _ in range(2))
+    for network, gates in ((once, ()), (apart, (1,))):
+        network.give_norms(Cut.first(1))
+        how = sc.Pass(gates=gates, beta=0.0)
+        network(images(), cuts, how=how, observe=lambda k, *_: seen.append(k))
+    assert seen == 2 * [0, 1, 2, 3]
+    for (name, buffer), other in zip(once.named_buffers(), apart.buffers(), strict=True):
+        assert torch.equal(buffer, other), name
+
+
 NESTED = [
     ("homogeneous", (Cut((0, 3)), Cut((0, 2, 3)))),
     ("staged", (Cut.stages(1, 1, 1), Cut.stages(1, 2, 2))),
