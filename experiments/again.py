@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from experiments.records import RESULTS, Record, Row, record_name
 from experiments.runner import Context, Experiment, find_experiment
 from experiments.tables import Columns, rows_of, spread, table
+from stagecost.errors import StageCostError
 
 TEXT = """\
 Seeds of older records, measured anew by the code of the commit that is named below. The same seed
@@ -79,14 +80,24 @@ READINGS = {
 
 
 def run(context: Context) -> Row:
-    """Measure one experiment on one data set anew, and compare."""
+    """Measure one experiment on one data set anew, and compare.
+
+    Raises:
+        StageCostError: nothing is recorded of it, or not with these seeds.
+    """
     name = next(name for name in READINGS if context.dataset.startswith(f"{name}-"))
     data = context.dataset.removeprefix(f"{name}-")
     experiment = find_experiment(name)
     assert experiment.run is not None
     results = context.work.parent / "results" if context.tier == "quick" else RESULTS
     file = experiment.folder(results) / record_name(context.tier, data)
+    if not file.is_file():
+        command = f"python -m experiments run {name} --tier {context.tier} --dataset {data}"
+        raise StageCostError(f"{file} is not there to be compared with: make it by `{command}`")
     recorded = Record.read(file, experiment.rows)
+    if other := [seed for seed in context.seeds if seed not in recorded["seeds"]]:
+        known = ",".join(map(str, recorded["seeds"]))
+        raise StageCostError(f"{file} has no seed {other[0]} to compare with: give --seeds of {known}")
     work = context.work.with_name(f"{context.tier}-{data}")
     measured = experiment.run(replace(context, dataset=data, work=work))
     rows = compared(READINGS[name], recorded.content, measured, context.seeds)

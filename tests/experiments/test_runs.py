@@ -456,3 +456,12 @@ def test_what_is_run_again_is_compared_with_its_record(quick: Quick, work: Path)
     assert [row["row"] for row in rows] == ["stage cost", "plain"]
     assert all(row["again"] == row["same_seeds"] == row["recorded"] for row in rows)
     assert "| importance-digits | stage cost | rank correlation | " in shown("again", records)
+
+
+def test_what_cannot_be_compared_is_refused_before_it_is_run(tmp_path: Path) -> None:
+    dataset = "importance-digits"
+    with pytest.raises(StageCostError, match="make it by `python -m experiments run importance"):
+        run("again", "quick", dataset=dataset, work=tmp_path)
+    run("importance", "quick", seeds=(0, 3), work=tmp_path)
+    with pytest.raises(StageCostError, match="has no seed 7 to compare with: give --seeds of 0,3"):
+        run("again", "quick", dataset=dataset, seeds=(3, 7), work=tmp_path)
