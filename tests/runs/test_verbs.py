@@ -28,6 +28,7 @@ from stagecost.runs.results import Result
 from stagecost.runs.trained import open_trained
 from stagecost.runs.training import train
 from stagecost.storage import read_tensors, write_tensors
+from stagecost.train.recipe import Moment
 from stagecost.trajectory import loss_trajectory, suggest_targets
 
 ANALYZE = (
@@ -333,6 +334,19 @@ def test_depths_worth_training_for(tmp_path: Path) -> None:
         ).suggested_targets
         == ()
     )
+
+
+@pytest.mark.parametrize("stage_cost", [StageCost(), StageCost.uniform(3, 0.5, first=1)])
+def test_depths_are_told_of_by_the_stage_cost_that_acted(tmp_path: Path, stage_cost: StageCost) -> None:
+    """That of the caller, not of the settings; whose rule counts by what it says in the end."""
+    settings = {**TINY, "num_blocks": 3, "epochs": 1}
+    assert not train(settings, tmp_path / "a", stage_cost=stage_cost).suggested_targets
+
+    def late(moment: Moment) -> StageCost:
+        return StageCost.uniform(3, 0.5 if moment.batch else 0.0)
+
+    told = train({**settings, "gamma": 0.0}, tmp_path / "b", stage_cost=late)
+    assert told.suggested_targets == suggest_targets(told.history[-1].val_accuracies or ()) != ()
 
 
 def test_statistics_are_estimated_anew_within_the_limits_alone(tmp_path: Path) -> None:

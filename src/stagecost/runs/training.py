@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.random import fork_rng
 
+from stagecost.cut import Cut
 from stagecost.data.fingerprint import check_fingerprint, fingerprint
 from stagecost.data.images import ImageFormat
 from stagecost.data.loading import has_validation, load_data
@@ -127,7 +128,7 @@ def train(
         files.write_tables(state)
         for logger in state.fabric.loggers:
             logger.finalize("success")
-    return _result(run, setup, state)
+    return _result(run, setup, state, rule)
 
 
 @contextmanager
@@ -301,7 +302,7 @@ def _is_best(history: list[EpochRecord]) -> bool:
     return latest is not None and latest > max((a for a in before if a is not None), default=-1.0)
 
 
-def _result(run: RunFolder, setup: Setup, state: State) -> TrainingResult:
+def _result(run: RunFolder, setup: Setup, state: State, rule: StageCostRule) -> TrainingResult:
     history = state.progress.history
     last, splits = history[-1], setup.data.splits
     num_images = len(splits["val"]) if "val" in splits else 0
@@ -316,13 +317,18 @@ def _result(run: RunFolder, setup: Setup, state: State) -> TrainingResult:
         kept_blocks=state.network.block_indices,
         gamma=last.gamma,
         cuts=tuple(entry.cut for entry in history if entry.cut is not None),
-        suggested_targets=_suggested(setup, state),
+        suggested_targets=_suggested(setup, state, rule),
         seconds=round(state.progress.seconds, 3),
         history=tuple(history),
     )
 
 
-def _suggested(setup: Setup, state: State) -> tuple[int, ...]:
-    accuracies, stage = state.progress.history[-1].val_accuracies, setup.settings.stage
-    told = setup.stage_cost.weights and not (stage.targets or stage.first_depth or stage.cut_at)
-    return suggest_targets(accuracies) if told and accuracies and state.network.is_homogeneous else ()
+def _suggested(setup: Setup, state: State, rule: StageCostRule) -> tuple[int, ...]:
+    """Return depths worth training for, if all y_k bore a stage cost in the last step."""
+    accuracies, steps = state.progress.history[-1].val_accuracies, len(setup.batches)
+    epochs = setup.settings.training.epochs
+    last = rule(Moment(epochs - 1, steps - 1, steps, epochs)).among(state.stages)
+    told = {cut for cut, weight in zip(last.cuts, last.weights, strict=True) if weight}
+    every = told.issuperset(map(Cut.first, range(len(state.indices))))
+    whole = state.network.is_homogeneous and state.network.num_blocks == len(state.indices)
+    return suggest_targets(accuracies) if every and whole and accuracies else ()
