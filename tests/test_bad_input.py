@@ -235,11 +235,17 @@ def give_up_rights() -> None:
         os.seteuid(65534)
 
 
+def let_others_look(path: Path) -> None:
+    """Let every user look into a folder, and at what is on the way to it."""
+    for each in (path, *path.parents):
+        if (mode := each.stat().st_mode) & 0o055 != 0o055:
+            each.chmod(mode | 0o055)
+
+
 def test_a_folder_without_permission(cli: CommandLine, tmp_path: Path) -> None:
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
-    for path in (locked, *locked.parents[:3]):
-        path.chmod(path.stat().st_mode | 0o055)  # it may be looked into, but not written to
+    let_others_look(locked)  # though not write
     command = ("train", *RECIPE, *MODEL, "--output", locked / "run")
     line = cli(*command, prepare=give_up_rights).refusal
     assert str(locked) in line
@@ -249,8 +255,7 @@ def test_a_folder_without_permission(cli: CommandLine, tmp_path: Path) -> None:
 
 def test_weights_without_permission(cli: CommandLine, runs: Runs, tmp_path: Path) -> None:
     closed = shutil.copytree(runs.three, tmp_path / "closed")
-    for path in (closed, *closed.parents[:3]):
-        path.chmod(0o755)
+    let_others_look(closed)
     (closed / "last.safetensors").chmod(0)
     line = cli("analyze", closed, prepare=give_up_rights).refusal
     assert f"{closed / 'last.safetensors'}: Permission denied: check the permissions" in line
@@ -259,8 +264,7 @@ def test_weights_without_permission(cli: CommandLine, runs: Runs, tmp_path: Path
 def test_weights_of_others_without_permission(tmp_path: Path) -> None:
     file = tmp_path / "weights.safetensors"
     file.touch(mode=0)
-    for path in file.parents[:3]:
-        path.chmod(0o755)
+    let_others_look(tmp_path)
     user = os.geteuid()
     os.seteuid(user or 65534)
     try:
@@ -273,8 +277,7 @@ def test_weights_of_others_without_permission(tmp_path: Path) -> None:
 def test_exits_for_a_folder_without_permission(cli: CommandLine, runs: Runs, tmp_path: Path) -> None:
     """Said before anything is measured."""
     locked = shutil.copytree(runs.three, tmp_path / "locked")
-    for path in (locked, *locked.parents[:3]):
-        path.chmod(0o755)
+    let_others_look(locked)
     called = cli("exit", locked, "--max-drop", 5, prepare=give_up_rights)
     assert "permission" in called.refusal.lower()
     assert "measuring" not in called.stderr

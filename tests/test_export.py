@@ -367,6 +367,7 @@ def test_times_are_told_where_older_ones_cannot_be_read(
     runs: Runs, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = shutil.copytree(runs.three, tmp_path / "run")
+    (run / "latency.json").unlink(missing_ok=True)
     (run / "latency.json").mkdir()
     assert measure([run], batch=(1,), seconds=0.001, device="cpu").timings
     assert "not kept for the report" in caplog.text
@@ -387,7 +388,7 @@ def test_each_of_many_batch_sizes_is_measured_compiled(
 
     monkeypatch.setattr(torch, "compile", traced)
     monkeypatch.setattr("torch._dynamo.config.recompile_limit", 1)  # its own is 8
-    measure([runs.three], batch=(1, 2, 3), backends=("compiled",), seconds=0.001, device="cpu")
+    measure([runs.three], batch=(1, 2, 3, 3), backends=("compiled",), seconds=0.001, device="cpu")
     assert compiled == [1, 2, 3]
 
 

@@ -25,7 +25,7 @@ from stagecost.report.data import Epoch, ReportData
 from stagecost.report.frames import drawn_epochs, played_epochs
 from stagecost.report.page import render_comparison, render_report, write_comparison, write_report
 from stagecost.report.sentences import consequence, notes_on, verdict
-from stagecost.report.words import duration_text
+from stagecost.report.words import MISSING, duration_text
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -507,6 +507,17 @@ def test_the_least_that_can_stay_is_that_of_the_cuts_that_can_be_made() -> None:
         commands = [frame["texts"]["command"] for frame in frames]
         assert commands[least] == f"stagecost prune a --keep-blocks {least} --output small-{least}/"
         assert commands[least - 1].startswith(f"# the least that can stay: {least} block")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        *((0.00231, "2.31 ms"), (0.9994, "999 ms"), (0.9996, "1.0 s"), (61, "61.0 s"), (89, "89.0 s")),
+        *((91, "2 min"), (720, "12 min"), (7560, "2.1 h"), (math.nan, MISSING)),
+    ],
+)
+def test_a_time_is_written_in_the_unit_that_suits_it(seconds: float, words: str) -> None:
+    assert duration_text(seconds).replace("\xa0", " ") == words
 
 
 def test_accuracy_is_drawn_against_cost_where_it_is_known() -> None:

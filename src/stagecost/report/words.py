@@ -72,9 +72,9 @@ def duration_text(seconds: float) -> str:
     """Format a time: 2.31 ms, 4.5 s, 12 min, 2.1 h."""
     if not math.isfinite(seconds):
         return MISSING
-    if seconds < 1:
+    if seconds < 0.9995:  # which three digits would round to 1,000
         return f"{1000 * seconds:.3g}{NBSP}ms"
-    if seconds < 60:
+    if seconds < 90:
         return f"{seconds:.1f}{NBSP}s"
     minutes, hours = seconds / 60, seconds / 3600
     return f"{minutes:.0f}{NBSP}min" if minutes < 100 else f"{hours:.1f}{NBSP}h"

@@ -156,7 +156,7 @@ def measure_opened(
     for path, trained in opened.items() if depths else ():
         every = range(trained.network.num_blocks + ("eager" not in backends))
         forwards |= {(path, "eager", k): _at_depth(trained.network, Cut.first(k)) for k in every}
-    for size in batch:
+    for size in dict.fromkeys(batch):
         if "compiled" in backends:
             torch.compiler.reset()  # beyond eight sizes of one network it would compile no more
         # How long images take does not depend on what is on them; each network gets some of its shape.
