@@ -387,8 +387,8 @@ def test_each_of_many_batch_sizes_is_measured_compiled(
         return original(network, backend=trace, dynamic=False)
 
     monkeypatch.setattr(torch, "compile", traced)
-    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 1)  # its own is 8
-    measure([runs.three], batch=(1, 2, 3, 3), backends=("compiled",), seconds=0.001, device="cpu")
+    with torch._dynamo.config.patch(recompile_limit=1):  # its own is 8
+        measure([runs.three], batch=(1, 2, 3, 3), backends=("compiled",), seconds=0.001, device="cpu")
     assert compiled == [1, 2, 3]
 
 
