@@ -132,12 +132,7 @@ class ResidualNetwork(nn.Module):
         if cuts is not None and depths is not None:
             raise StageCostError("cuts and depths exclude each other: a depth k is the cut Cut.first(k)")
         if scales is not None:
-            batch = len(images if isinstance(images, Tensor) else images[0])
-            if tuple(scales.shape) not in ((self.num_blocks,), (self.num_blocks, batch)):
-                raise StageCostError(
-                    f"scales of shape {tuple(scales.shape)} for {self.num_blocks} blocks and {batch} "
-                    "images: give one a block, or one a block and image"
-                )
+            self._check_scales(scales, len(images if isinstance(images, Tensor) else images[0]))
         if cuts is None:
             wanted = tuple(Cut.first(k) for k in resolve_depths(depths, self.num_blocks))
         else:
@@ -154,6 +149,13 @@ class ResidualNetwork(nn.Module):
         answers = [by_cut[cut] for cut in wanted]
         single = isinstance(cuts, Cut) or (cuts is None and not are_several(depths))
         return answers[0] if single else torch.stack(answers)
+
+    def _check_scales(self, scales: Tensor, batch: int) -> None:
+        if tuple(scales.shape) not in ((self.num_blocks,), (self.num_blocks, batch)):
+            raise StageCostError(
+                f"scales of shape {tuple(scales.shape)} for {self.num_blocks} blocks and {batch} "
+                "images: give one a block, or one a block and image"
+            )
 
     def rollout(self, how: Pass = LITERALLY) -> Rollout:
         """Return the roll-out of the whole network, which begins at `stem(images)`.
