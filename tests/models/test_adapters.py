@@ -948,6 +948,33 @@ def test_all_of_a_branch_belongs_to_its_block(model: Loop) -> None:
     assert len(small.model.branches) == 2
 
 
+class Thinned(Loop):
+    """Dropout on the skips, so that in training a state is there twice: as it was, and with dropout."""
+
+    def forward(self, state: Tensor) -> Tensor:
+        state = self.first(state)
+        for one in self.branches:
+            state = F.dropout(state, 0.3, self.training) + one(state)
+        return self.last(state)
+
+
+@pytest.mark.parametrize("mode", [False, True])
+def test_a_skip_with_dropout_is_no_identity(mode: bool) -> None:
+    model, cut = Thinned(), Cut((1, 3))
+    view, x = sc.adapt(model, EXAMPLE).train(mode), rows()
+    assert not view.is_homogeneous
+    torch.manual_seed(0)
+    output = model(x)
+    torch.manual_seed(0)
+    assert torch.equal(view(x), output)
+    torch.manual_seed(0)
+    of_cut = view(x, cut)
+    torch.manual_seed(0)
+    torch.testing.assert_close(view.keep(cut).model(x), of_cut)
+    if not mode:
+        torch.testing.assert_close(of_cut, model.cut(x, cut))
+
+
 def test_a_view_follows_what_is_replaced_in_its_model() -> None:
     model, x = Staged().eval(), rows()
     view = sc.adapt(model, EXAMPLE)

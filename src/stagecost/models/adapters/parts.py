@@ -202,12 +202,16 @@ class _Builder:
         return block
 
     def identity(self, skip: nn.Module, states: dict[bool, State]) -> list[int] | None:
-        """Return the place in x_k of each value of x_{k+1} if the skip is the identity, else None."""
-        first, places = self.passes[0], list[int]()
+        """Return the place in x_k of each value of x_{k+1} if the skip is the identity, else None.
+
+        That is so in both modes: x_k may hold more values in training, such as one with dropout.
+        """
+        first, places, found = self.passes[0], list[int](), list[list[int]]()
         for mode, state in states.items():
             before, after = _tensors(state), _tensors(self.run(skip, state, mode))
             places = [next((i for i, x in enumerate(before) if same(x, y)), -1) for y in after]
-            if len(set(places)) < len(places) or -1 in places:
+            found.append(places)
+            if len(set(places)) < len(places) or -1 in places or places != found[0]:
                 return None
         part = first.skip()
         pairs = [
