@@ -110,6 +110,34 @@ def test_code_of_a_block_that_is_done_for_its_skip_is_watched(gain: object) -> N
         view(x, depths=0)
 
 
+class Scaled(nn.Module):
+    """Its result is a sum with dropout by its own mode, and what follows the sum is in a part of it."""
+
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.norm = branch(), nn.LayerNorm(WIDTH)
+
+        def forward(self, state: Tensor) -> Tensor:
+            return self.norm(state + F.dropout(self.layer(state), 0.5, self.training))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = self.Inner()
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.inner(state) * (0.5 if self.training else 1.0)
+
+
+def test_what_is_left_of_a_block_is_in_its_mode() -> None:
+    blocks = nn.Sequential(*(Scaled() for _ in range(3)))
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), blocks, nn.Linear(WIDTH, 3)).eval()
+    view, x, cut = sc.adapt(model, EXAMPLE), rows(), Cut((0, 2))
+    small = view.keep(cut)
+    assert not any(module.training for module in small.model.modules())
+    torch.testing.assert_close(small(x), view(x, cut))
+
+
 def test_what_a_forward_notes_for_others_is_not_watched() -> None:
     class Notes(Loop):
         def forward(self, state: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ class SkipOnly(nn.Module):
     def __init__(self, program: Program, block: nn.Module, path: str) -> None:
         """Keep what the skip path needs of a block of the program's model, under the old names."""
         super().__init__()
+        self.training = block.training
         self.__dict__["program"] = program  # not registered: its modules have their names here
         inside = f"{path}."
         _keep(self, block, [use.removeprefix(inside) for use in program.uses if use.startswith(inside)])
@@ -58,6 +59,7 @@ def _keep(target: nn.Module, source: nn.Module, uses: Iterable[str]) -> None:
         part, rest = getattr(source, name), [rest for _, rest in group]
         if isinstance(part, nn.Module) and "" not in rest:
             hollow = nn.Module()
+            hollow.training = part.training
             _keep(hollow, part, rest)
             part = hollow
         if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
