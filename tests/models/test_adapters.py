@@ -3,6 +3,7 @@
 import copy
 import pickle
 import random
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -848,6 +849,15 @@ def test_what_a_view_would_get_wrong_is_refused_in_a_line(
         sc.adapt(_refusing(forward), EXAMPLE)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("Odd cannot be viewed as a residual network: ")
+
+
+@pytest.mark.parametrize("name", ["in", "class", 'a"b', "a\\b", "a\nb"])
+def test_names_that_no_code_can_say_are_refused_in_a_line(name: str) -> None:
+    model = Loop()
+    model.branches = nn.Sequential(OrderedDict((other, branch()) for other in ("2", "a b", name)))
+    with pytest.raises(StageCostError, match="a name that cannot stand in code: rename it") as caught:
+        sc.adapt(model, EXAMPLE)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_cell_of_deep_branches_is_no_residual_block() -> None:

@@ -5,6 +5,7 @@ whole number that follows the batch size is taken from the tensors. `torch.fx` w
 """
 
 import copy
+import keyword
 import operator
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,11 @@ def refuse_readings(trace: Trace, opened: Container[Operation]) -> None:
             raise StageCostError(f"{where} goes on by the values of its tensors ({name})")
 
 
+def _can_be_written(name: str) -> bool:
+    """Tell whether code can name a module or tensor so: as an attribute, or between quotes."""
+    return name.isprintable() and not keyword.iskeyword(name) and '"' not in name and "\\" not in name
+
+
 class _Writer:
     """Writes a function from the same part of two passes with different batch sizes."""
 
@@ -108,6 +114,9 @@ class _Writer:
         for one, other in zip(*self.kept, strict=True):
             self._call(one, other)
         self.graph.output(self._both(self.first.output, self.second.output))
+        for path in self.uses:
+            if not all(map(_can_be_written, path.split("."))):
+                raise StageCostError(f"it uses {path!r}, a name that cannot stand in code: rename it")
         code = self.graph.python_code("self")
         namespace = dict(code.globals)
         exec(compile(code.src, "<a part of the model's forward>", "exec"), namespace)
