@@ -503,6 +503,33 @@ def test_sequences_of_tokens() -> None:
     assert sc.count_macs(view, ()) > sc.count_macs(view, (), Cut.first(1)) > 0
 
 
+class Conditioned(Loop):
+    """To whose state a map of another input is added, before each block or behind it."""
+
+    def __init__(self, *, behind: bool) -> None:
+        super().__init__()
+        self.time, self.behind = nn.Linear(2, WIDTH), behind
+
+    def forward(self, state: Tensor, time: Tensor) -> Tensor:
+        state, shift = self.first(state), self.time(time)
+        for one in self.branches:
+            if self.behind:
+                state = torch.relu(state + one(state) + shift)
+            else:
+                state = state + shift
+                state = state + one(state)
+        return self.last(state)
+
+
+def test_another_input_that_is_added_is_not_taken_for_the_skip() -> None:
+    model, x, time = Conditioned(behind=False).eval(), rows(), rows(seed=2)[:, :2]
+    view = sc.adapt(model, (x, time))
+    assert [block.branches for block in view.adapted] == [(f"branches.{BLOCKS - 1}",)]
+    assert torch.equal(view((x, time)), model(x, time))
+    with pytest.raises(StageCostError, match="ambiguous: the terms of the sum in its forward are alike"):
+        sc.adapt(Conditioned(behind=True), (x, time))
+
+
 def test_branches_can_be_blocks_of_their_own() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

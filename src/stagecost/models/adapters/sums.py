@@ -217,11 +217,24 @@ class _Walk:
         skipped = frozenset[Value]().union(*(origins[i] for i in chosen))
         if skipped and any(skipped.isdisjoint(origins[i]) for i in branches):
             return None  # a sum of different inputs of the model
+        if stop is None and self.call is self.trace.root:
+            ways = set[Operation]().union(*(regions[i] for i in branches))
+            if any(self._carries_on(inner, skipped) for inner in ways if self._is_sum(inner)):
+                self.analysis.undecided[function] = None
+                return None  # the state itself, to which another input is added
         region = set[Operation]().union(*(regions[i] for i in branches))
         start = min((f.start for f in region), default=function.start)
         owner = self.analysis.innermost(start, function.end)
         named = [terms[i] for i in chosen], [terms[i] for i in branches]
         return ResidualSum(function, *named, region, owner)
+
+    def _carries_on(self, function: Operation, skipped: frozenset[Value]) -> bool:
+        """Tell whether a sum is residual, of a state that depends on more inputs than those skipped."""
+        terms = self._operands(function)
+        stop = self.meet(terms)
+        origins = self.analysis.origins.get(terms[0], frozenset())
+        kinds = [self.analysis.term(self.region(term, stop), self.inner) for term in terms]
+        return stop is not None and skipped < origins and bool(choose_skips(kinds))
 
     def _lost_parts(
         self, sums: list[ResidualSum], joins: list[tuple[list[Value], Value | None]]
