@@ -1036,6 +1036,13 @@ def test_what_cannot_be_copied_or_run_is_refused_in_a_line() -> None:
         (nn.Linear(3, 3), torch.zeros(0, 3), "the example holds no numbers"),
         (nn.Linear(3, 3), None, "inputs hold a NoneType: give a tensor"),
         (nn.Linear(3, 3), torch.zeros(2, 3, device="meta"), "the example holds no numbers"),
+        (nn.Linear(3, 3), torch.ones(2, 3).to_sparse(), r"the example is sparse: give its to_dense\(\)"),
+        (
+            nn.LazyLinear(3),
+            torch.zeros(2, 3),
+            "weight has no shape yet: call the model once with a batch",
+        ),
+        (nn.Sequential(nn.LazyBatchNorm1d()), torch.zeros(2, 3), "0.weight has no shape yet"),
     ],
 )
 def test_what_is_no_model_or_no_example(model: Any, example: Tensor, words: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from stagecost.cut import Cut
 from stagecost.dynamics import is_identity
@@ -221,11 +222,16 @@ def adapt(
     given = _tensors(tuple(example) if several else example)
     if any(tensor.is_meta or not tensor.numel() for tensor in given):
         raise StageCostError("the example holds no numbers: give a batch of at least one sample")
+    if any(tensor.layout != torch.strided for tensor in given):
+        raise StageCostError("the example is sparse: give its to_dense()")
     inputs = tuple(tensor.detach().cpu() for tensor in given)
     name = f"{type(model).__name__} cannot be viewed as a residual network"
     scripted = [path for path, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
     if scripted:
         raise StageCostError(f"{name}: {scripted[0] or 'it'} is scripted: build it without torch.jit")
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    if lazy := [path for path, tensor in tensors if is_lazy(tensor)]:
+        raise StageCostError(f"{name}: {lazy[0]} has no shape yet: call the model once with a batch")
     try:
         twin = copy.deepcopy(model).cpu()
     except Exception as error:
