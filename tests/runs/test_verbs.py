@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from runs.conftest import TINY, Trained
 from stagecost.calibration import calibrate_outputs
+from stagecost.cli.main import main
 from stagecost.cut import Cut
 from stagecost.data.batches import eval_batches
 from stagecost.data.images import normalise
@@ -237,6 +239,24 @@ def test_bound_refuses_a_loss_that_is_no_number(trained: Trained, tmp_path: Path
     for run, subs in ((trained.three, [broken]), (broken, [])):
         with pytest.raises(StageCostError, match=r"broken at depth \d is (nan|inf), .* lower --lr"):
             bound(run, subs)
+
+
+def test_losses_of_zero_bound_by_zero(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images that are easily told apart leave no loss in float32, and lambda may be zero."""
+
+    def nothing(opened: Any, *_: object) -> tuple[tuple[float, ...], list[float]]:
+        n = opened.network.num_blocks
+        return (0.0,) * (n + 1), [0.0] * n
+
+    monkeypatch.setattr("stagecost.runs.bound._measure", nothing)
+    found = bound(trained.three, [trained.two])
+    (row,) = found.bounds
+    assert (found.objective, row.right_hand_side, row.holds) == (0.0, 0.0, True)
+    assert found.to_json()["bounds"][0]["tightness"] is None
+    main(["bound", str(trained.three), "--sub", str(trained.two)])
+    assert "nan" not in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------

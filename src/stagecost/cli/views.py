@@ -260,7 +260,8 @@ def _bound(console: Console, result: Bound) -> None:
             f" ({', '.join(map(str, row.blocks_per_stage))})" if len(row.blocks_per_stage) > 1 else ""
         )
         side = f"{row.right_hand_side:.4f}"
-        table.add_row(f"{row.num_blocks}{stages}", side, holds, f"{row.tightness:.3f}")
+        ratio = "" if math.isnan(row.tightness) else f"{row.tightness:.3f}"
+        table.add_row(f"{row.num_blocks}{stages}", side, holds, ratio)
     console.print(table)
     _line(console, f"predicted depth: {result.predicted_blocks} blocks")
     _line(console, CAVEAT)

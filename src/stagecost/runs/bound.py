@@ -40,7 +40,7 @@ class BoundRow:
     blocks_per_stage: tuple[int, ...]  #: M_1, …, M_S
     right_hand_side: float  #: of Theorem 3.1
     holds: bool  #: whether J_N is at most that
-    tightness: float  #: J_N / right-hand side
+    tightness: float  #: J_N / right-hand side; NaN where that is zero
     #: of J_N/(1 + gamma·N) without weight decay, by the corollary, for lambda = 0
     normalized_bound: float
 
@@ -102,7 +102,7 @@ def bound(
             blocks_per_stage=stages[0],
             right_hand_side=side,
             holds=value <= side,
-            tightness=value / side,
+            tightness=value / side if side else math.nan,
             normalized_bound=of_losses / (1 + gamma * num_blocks),
         )
 
