@@ -175,6 +175,21 @@ def test_runs_are_compared(trained: Trained, tmp_path: Path) -> None:
         assert row.run in page.read_text("utf-8")
 
 
+def test_a_pruning_and_exits_of_other_weights_are_no_part_of_a_comparison(
+    trained: Trained, tmp_path: Path
+) -> None:
+    run = shutil.copytree(trained.three, tmp_path / "run")
+    prune(run, tmp_path / "small", keep=2, device="cpu")
+    exit_early(run, max_drop=5, batch=(1,), device="cpu")
+    before = compare([trained.two, run], tmp_path / "page.html", device="cpu")
+    page = (tmp_path / "page.html").read_bytes()
+    for file in (run / "pruning.json", run / "exit.json"):  # as of --checkpoint best
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps(content | {"weights": "0123456789abcdef"}))
+    assert compare([trained.two, run], tmp_path / "page.html", device="cpu") == before
+    assert (tmp_path / "page.html").read_bytes() == page
+
+
 def test_validation_images_of_a_data_set_count_where_none_are_held_out(
     trained: Trained, tmp_path: Path
 ) -> None:

@@ -141,7 +141,7 @@ def compare(
             other = first[0] if images != first[0] else f"those of {runs[0]}"
             note = f"these are {images}, not {other}: accuracies on other images do not compare"
             analysis = replace(analysis, warnings=(*analysis.warnings, note))
-        contents.append(report_data(trained, analysis))
+        contents.append(ReportData.from_json(_content(trained, analysis)))
         rows.append(_compared(trained, analysis))
     write_comparison(contents, Path(output))
     return Comparison(str(output), tolerance, tuple(rows))
@@ -200,29 +200,36 @@ def report_data(
     trained: Trained, analysis: Analysis, test: Sequence[NamedEvaluation] = ()
 ) -> ReportData:
     """Return what a report tells of an opened run."""
-    checkpoint, run = trained.run_checkpoint(), RunFolder(trained.path)
+    pruning, exits = _record(RunFolder(trained.path).pruning, Pruning, trained), saved_exits(trained)
+    whole = count_macs(trained.network, trained.image_shape)
+    content = {
+        **_content(trained, analysis),
+        "pruning": None if pruning is None else pruning.to_json(),
+        "test": [row.to_json() for row in test],
+        "points": [] if exits is None else exit_points(exits, whole, test),
+        "exits": None if exits is None else exits.to_json(),
+    }
+    return ReportData.from_json(content)
+
+
+def _content(trained: Trained, analysis: Analysis) -> JsonObject:
+    """Return what every page tells of an opened run."""
+    checkpoint = trained.run_checkpoint()
     began = len(checkpoint.metadata.get("initial_blocks") or range(analysis.num_blocks))
     settings = {**trained.settings.to_flat(), "gamma": checkpoint.gamma, "num_blocks": began}
-    macs = mac_costs(trained.network, trained.image_shape)
     measured, times = _times(trained)
-    pruning, exits = _record(run.pruning, Pruning, trained), saved_exits(trained)
-    content = {
-        "run": str(run.path),
+    return {
+        "run": str(trained.path),
         "settings": settings,
         "analysis": {
             **analysis.to_json(),
-            "macs": macs.cuts,
+            "macs": mac_costs(trained.network, trained.image_shape).cuts,
             "latencies": [row.latency_ms / 1000 for row in times],
             "measured": _where(measured, times),
         },
         "history": [entry.to_json() for entry in checkpoint.progress.history],
-        "pruning": None if pruning is None else pruning.to_json(),
-        "test": [row.to_json() for row in test],
-        "points": [] if exits is None else exit_points(exits, macs.whole, test),
-        "exits": None if exits is None else exits.to_json(),
         "version": __version__,
     }
-    return ReportData.from_json(content)
 
 
 def _times(trained: Trained) -> tuple[Measurements | None, tuple[Timing, ...]]:
