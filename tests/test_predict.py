@@ -158,6 +158,18 @@ def test_a_network_of_another_precision_answers(precision: torch.dtype) -> None:
     )
 
 
+def test_of_equal_classes_the_first_is_the_answer() -> None:
+    """As in an evaluation: in bfloat16 outputs are often equal."""
+    network, names = build("homogeneous", num_classes=10), [f"class {k}" for k in range(10)]
+    network.details["image_format"] = {
+        "channels": 3, "size": 16, "mean": [0.5] * 3, "std": [0.2] * 3, "class_names": names,
+    }  # fmt: skip
+    network.head.linear.weight.data.zero_()
+    network.head.linear.bias.data.copy_(torch.tensor([0.0, 0, 1, 0, 1, 1, 0, 1, 1, 1]))
+    answer = network.predict(np.full((16, 16, 3), 9, np.uint8), top_k=7)
+    assert [int(one.label[-1]) for one in answer.top] == [2, 4, 5, 7, 8, 9, 0]
+
+
 def test_a_network_that_does_not_know_its_images_says_so() -> None:
     with pytest.raises(sc.StageCostError, match="does not say how its images are prepared"):
         build("homogeneous").predict("cat.jpg")

@@ -193,7 +193,8 @@ def check_classes(outputs: Tensor, image_format: ImageFormat) -> None:
 def _named(
     names: Sequence[str], rows: Tensor, classes: Sequence[str], top_k: int
 ) -> Iterator[Prediction]:
-    values, places = rows.topk(min(top_k, rows.shape[1]), dim=1)
+    # Of equal ones the first class comes first, as everywhere: bfloat16 has many.
+    values, places = (each[:, :top_k] for each in rows.sort(dim=1, descending=True, stable=True))
     for name, some, where in zip(names, values.tolist(), places.tolist(), strict=True):
         top = tuple(ClassProbability(classes[k], p) for k, p in zip(where, some, strict=True))
         yield Prediction(name, top[0].label, top[0].probability, top)
