@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -499,6 +500,21 @@ def test_leaving_early_takes_less_time() -> None:
     assert early.latency_ms_exit < early.latency_ms_full
     assert early.ratio_range[0] <= early.ratio_range[1] < 0.8
     assert early.ratio < 0.6
+
+
+def test_the_ratio_of_times_is_in_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each round another stream of the whole network is interrupted, which the medians leave out."""
+    calls, interrupted = Counter[int](), {1: 2, 2: 2, 3: 3}  # the first stream warms up once
+
+    def seconds(engine: sc.EarlyExit, stream: list[torch.Tensor]) -> float:
+        whole, place = engine.policy.depths == (7,), int(stream[0].flatten()[0])
+        calls[place] += whole
+        return 3.0 if whole and calls[place] == interrupted[place] else 1.0
+
+    monkeypatch.setattr("stagecost.exits.costs.seconds_of", seconds)
+    x = torch.arange(1.0, 4.0).repeat_interleave(32).view(96, 1, 1, 1)
+    timing = measure_ratio(build("staged").eval(), x, sc.ExitPolicy((2,)), 32, rounds=3)
+    assert (timing.ratio, timing.ratio_range) == (1.0, (0.6, 1.0))
 
 
 def test_a_part_in_training_mode_is_refused() -> None:

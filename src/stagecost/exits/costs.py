@@ -129,7 +129,8 @@ class Timing:
     latency_ms_full: float  #: milliseconds for an image, by the whole network
     latency_ms_exit: float  #: the same with exits, on average
     ratio: float  #: the second by the first
-    ratio_range: tuple[float, float]  #: the least and the largest ratio of the rounds
+    #: the least and the largest ratio of the rounds; it holds `ratio`, which is of medians
+    ratio_range: tuple[float, float]
 
     @property
     def seconds_full(self) -> float:
@@ -166,5 +167,5 @@ def measure_ratio(
     count = len(streams) * len(streams[0]) * batch_size
     full, exits = (times.median(dim=0).values.sum(dim=1) / count).tolist()
     ratios = (times[:, 1].sum(dim=1) / times[:, 0].sum(dim=1)).tolist()
-    spread = min(ratios), max(ratios)
+    spread = min(*ratios, exits / full), max(*ratios, exits / full)
     return Timing(batch_size, count, 1000 * full, 1000 * exits, exits / full, spread)
