@@ -131,8 +131,8 @@ def test_more_than_max_drop_is_refused(tmp_path: Path) -> None:
     assert found.accuracies[1] < found.accuracies[6] - 1
     before = contents(run)
     line = refusal(lambda: prune(run, small, keep=1, max_drop=1.0))
-    assert "max_drop 1.0" in line
-    assert "keep more blocks or allow more" in line
+    assert "--max-drop 1.0" in line
+    assert "keep more blocks or allow a larger drop" in line
     assert not small.exists()
     assert contents(run) == before
 

@@ -375,3 +375,18 @@ def test_statistics_are_estimated_anew_within_the_limits_alone(tmp_path: Path) -
     train({**TINY, **staged, "data": "digits", "gamma": 0.0}, tmp_path / "run")
     pruning = prune(tmp_path / "run", tmp_path / "a", keep=Cut.stages(2, 2), max_loss_increase=0.0)
     assert (pruning.loss_after, pruning.accuracy_after) == (pruning.loss_before, pruning.accuracy_before)
+
+
+def test_limits_are_of_the_network_that_is_saved(tmp_path: Path) -> None:
+    """A cut that is asked for may lose more before statistics are estimated anew."""
+    run, keep = tmp_path / "run", Cut.stages(1, 1)
+    staged = {"model": "staged", "blocks_per_stage": [2, 2], "widths": [8, 16]}
+    train({**TINY, **staged, "limit_train": None, "epochs": 3}, run)
+    free = prune(run, tmp_path / "free", keep=keep)
+    drop = free.accuracy_before - free.accuracy_after
+    assert free.accuracy_before - free.accuracy_predicted > drop > 0
+    within = prune(run, tmp_path / "within", keep=keep, max_drop=drop)
+    assert (within.kept_blocks, within.accuracy_after) == (free.kept_blocks, free.accuracy_after)
+    with pytest.raises(StageCostError, match=r"the pruned network has .* more than --max-drop"):
+        prune(run, tmp_path / "less", keep=keep, max_drop=drop - 0.1)
+    assert not (tmp_path / "less").exists()

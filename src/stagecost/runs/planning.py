@@ -58,8 +58,11 @@ class Request:
     def plan(self, trained: Trained, val: Judged) -> PruningPlan:
         """Plan which blocks stay.
 
+        What the caller wants to keep is not judged here: statistics may be estimated anew, and training
+        may follow, so the network that is left tells whether it loses more than is allowed.
+
         Raises:
-            StageCostError: an impossible cut, or one that loses more than is allowed.
+            StageCostError: an impossible cut, or limits that say nothing of this network.
         """
         keep = self.keep
         if self.search:
@@ -68,11 +71,13 @@ class Request:
             trajectory = measure(trained, val)
             if isinstance(keep, Sequence):
                 keep = cut_to(trained.network, sorted(keep))
+        limits = self.limits(trajectory.whole)
+        wanted = self.keep is not None
         return plan_pruning(
             trained.network,
             trajectory,
-            max_drop=self.max_drop,
-            max_loss_increase=self.max_loss_increase,
+            max_drop=None if wanted else limits.max_drop,
+            max_loss_increase=None if wanted else limits.max_loss_increase,
             keep=keep,
             loader=val.batches,
             loss=trained.loss,

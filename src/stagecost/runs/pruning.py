@@ -238,7 +238,7 @@ def _check_limits(pruning: Pruning, request: Request) -> None:
             f"below {before:.2f} %: keep more blocks or allow a larger drop"
         )
     rise, limit = pruning.loss_after - pruning.loss_before, request.max_loss_increase
-    if limit is not None and rise > limit + 1e-9:
+    if limit is not None and not rise <= limit + 1e-9:  # nor if it is no number
         raise StageCostError(
             f"the loss of the pruned network on validation data is {rise:.4g} higher, more than "
             f"--max-loss-increase {limit}: keep more blocks or allow more"
