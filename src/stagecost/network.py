@@ -169,11 +169,11 @@ class ResidualNetwork(nn.Module):
     def _passes(self, cuts: tuple[Cut, ...], gates: tuple[Cut, ...]) -> list[tuple[Cut, ...]]:
         """Return which cuts share a pass: those without norms of their own, unless a gate has some.
 
-        Of the y_k among these the last comes first: it passes every block that the others do.
+        Of these the largest comes first: the whole network, or y_k before y_{k-1}.
         """
         shared = tuple(dict.fromkeys(cut for cut in cuts if cut not in self.targets))
         split = any(gate in self.targets for gate in gates)
-        ordered = sorted(shared, key=lambda cut: -cut.depth if cut.is_prefix else 1)
+        ordered = sorted(shared, key=lambda cut: -len(cut.blocks))
         passes = [*((cut,) for cut in ordered)] if split else [shared]
         own = ((cut,) for cut in self.targets if cut in cuts)
         return [together for together in (*passes, *own) if together]

@@ -173,12 +173,24 @@ def _openable(path: Path) -> Iterator[str]:
         yield str(path)
 
 
+def check_readable(path: Path) -> None:
+    """Refuse a file that is not there, or, as the system does, one that may not be read.
+
+    To safetensors both are the same.
+
+    Raises:
+        StageCostError: there is no such file.
+        OSError: it may not be read.
+    """
+    if not path.is_file():
+        raise StageCostError(f"{path} does not exist: check the path")
+    path.open("rb").close()
+
+
 def _read(path: Path, *, tensors: bool) -> tuple[dict[str, "Tensor"], Metadata]:
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise StageCostError(f"{path} does not exist: check the path")
-    path.open("rb").close()  # or say why: to safetensors a file that may not be read is not there
+    check_readable(path)
     errors = SafetensorError, AttributeError, KeyError, OverflowError, TypeError, ValueError
     what, remedy = f"{path} is damaged or not a safetensors file", "restore it from a copy, or delete it"
     with refusing(what, remedy, *errors):

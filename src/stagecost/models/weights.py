@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stagecost.errors import StageCostError, refusing
 from stagecost.network import ResidualNetwork
+from stagecost.storage import check_readable
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -17,9 +18,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         StageCostError: the file is missing, damaged, or holds something else.
     """
     path = Path(path)
-    if not path.is_file():
-        raise StageCostError(f"{path} does not exist: check the path")
-    path.open("rb").close()  # or say why: to safetensors a file that may not be read is not there
+    check_readable(path)
     with refusing(f"{path} is no file of weights", "give another one", Exception):
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -206,13 +206,14 @@ class _Builder:
 
         That is so in both modes: x_k may hold more values in training, such as one with dropout.
         """
-        first, places, found = self.passes[0], list[int](), list[list[int]]()
+        found = list[list[int]]()
         for mode, state in states.items():
             before, after = _tensors(state), _tensors(self.run(skip, state, mode))
-            places = [next((i for i, x in enumerate(before) if same(x, y)), -1) for y in after]
-            found.append(places)
-            if len(set(places)) < len(places) or -1 in places or places != found[0]:
-                return None
+            found.append([next((i for i, x in enumerate(before) if same(x, y)), -1) for y in after])
+        places = found[0]
+        if len(set(places)) < len(places) or -1 in places or any(other != places for other in found):
+            return None
+        first = self.passes[0]
         part = first.skip()
         pairs = [
             (first.state[place], value)
