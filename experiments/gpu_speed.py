@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
-from experiments.gpu_tier import Line, Session, optimizer, stage_loss
-from experiments.gpu_tier_plan import Recipe
+from experiments.gpu_tier.job import optimizer, stage_loss
+from experiments.gpu_tier.plan import Recipe
+from experiments.gpu_tier.session import Line, Session
 from experiments.records import Record, Row
 from experiments.runner import Context, Experiment
 from experiments.tables import Columns, quartiles, rows_of, table

@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from experiments.gpu_tier import Job, Session
-from experiments.gpu_tier_images import Images, Splits
-from experiments.gpu_tier_plan import Recipe
+from experiments.gpu_tier import stages
+from experiments.gpu_tier.images import Images, Splits, decode, load_splits
+from experiments.gpu_tier.job import Job, build, rates, stage_loss, target_loss
+from experiments.gpu_tier.plan import PLAN, VARIANTS, Recipe
+from experiments.gpu_tier.records import TABLE, write_records
+from experiments.gpu_tier.session import Session
 from experiments.records import RESULTS
 from torch import Tensor, nn
 
-from experiments import gpu_speed, gpu_tier, gpu_tier_images, gpu_tier_records
+from experiments import gpu_speed
 from stagecost.cut import Cut
 from stagecost.models.catalogue import create_model
 from stagecost.objective import StageCost, parameter_groups
@@ -30,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Decoded images of all data sets whose brightness tells their class."""
     path = tmp_path_factory.mktemp("images")
     generator = torch.Generator().manual_seed(0)
-    for name in ("pilot", *gpu_tier.PLAN):
+    for name in ("pilot", *PLAN):
         size, channels = (28, 1) if name == "mnist" else (32, 3)
         tensors = {}
         for part, count in (("train", 120), ("test", 40)):
@@ -44,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def splits(folder: Path) -> Splits:
-    return gpu_tier_images.load_splits("cifar10", folder / "cifar10.safetensors", torch.device("cpu"))
+    return load_splits("cifar10", folder / "cifar10.safetensors", torch.device("cpu"))
 
 
 def trained(arm: str, splits: Splits, recipe: Recipe = TINY, steps: int = 6) -> Job:
@@ -82,17 +85,17 @@ def test_an_epoch_sees_each_image_once(splits: Splits) -> None:
 
 
 def test_the_learning_rate_rises_and_falls_to_zero() -> None:
-    rates = gpu_tier.rates(100, TINY)
-    assert rates.argmax() == 14
-    assert rates[14].item() == pytest.approx(TINY.learning_rate)
-    assert rates[-1].item() == pytest.approx(0, abs=1e-7)
+    rate = rates(100, TINY)
+    assert rate.argmax() == 14
+    assert rate[14].item() == pytest.approx(TINY.learning_rate)
+    assert rate[-1].item() == pytest.approx(0, abs=1e-7)
 
 
 def test_the_stage_loss_is_the_normalised_objective() -> None:
     outputs, labels = torch.randn(5, 7, 10), torch.randint(10, (7,))
     weights = torch.tensor([TINY.gamma] * 4 + [1.0])
     expected = StageCost.uniform(4, TINY.gamma, normalized=True)(outputs, labels).total
-    torch.testing.assert_close(gpu_tier.stage_loss(outputs, labels, weights), expected)
+    torch.testing.assert_close(stage_loss(outputs, labels, weights), expected)
 
 
 def test_half_of_a_distilled_loss_is_the_divergence_from_the_whole_output() -> None:
@@ -100,7 +103,7 @@ def test_half_of_a_distilled_loss_is_the_divergence_from_the_whole_output() -> N
     wanted, given = whole.softmax(1), output.softmax(1)
     divergence = (wanted * (wanted.log() - given.log())).sum(1).mean()
     expected = 0.5 * F.cross_entropy(output, labels) + 0.5 * divergence
-    torch.testing.assert_close(gpu_tier.target_loss(output, whole, labels, distilled=True), expected)
+    torch.testing.assert_close(target_loss(output, whole, labels, distilled=True), expected)
 
 
 def test_plain_training_is_that_of_an_ordinary_loop(splits: Splits) -> None:
@@ -184,7 +187,7 @@ def test_several_minimises_the_weighed_mean_of_its_losses(
     job = Job(arm, 0, 1, TINY, splits)
     draws = job.draws[0].long()
     images, labels = splits.train.crops(draws), splits.train.labels[draws[:, 0]]
-    twin = gpu_tier.build(TINY, splits, 4, 0, torch.device("cpu"))
+    twin = build(TINY, splits, 4, 0, torch.device("cpu"))
     outputs = twin(images, depths="all")
     losses = [F.cross_entropy(outputs[depth], labels) for depth in (2, 3, 4)]
     ((weight * (losses[0] + losses[1]) + losses[2]) / (2 * weight + 1)).backward()  # type: ignore[no-untyped-call]
@@ -213,23 +216,23 @@ def test_a_session_stops_at_the_end_of_its_time(splits: Splits, tmp_path: Path) 
 def test_lines_of_a_whole_run_make_valid_records(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_tier, "PILOT_EPOCHS", 1)
-    monkeypatch.setattr(gpu_tier, "SEEDS", (0, 1))
-    monkeypatch.setattr(gpu_tier, "PILOT_SEEDS", (5, 6))
-    monkeypatch.setattr(gpu_tier, "LEARNING_RATES", (0.1, 0.2))
-    monkeypatch.setattr(gpu_tier, "VARIANTS", gpu_tier.VARIANTS[::3])
-    plan = {name: replace(each, epochs=1, changes={}) for name, each in gpu_tier.PLAN.items()}
-    monkeypatch.setattr(gpu_tier, "PLAN", plan)
-    monkeypatch.setattr(gpu_tier, "fastest", lambda session, recipe, splits: recipe)
+    monkeypatch.setattr(stages, "PILOT_EPOCHS", 1)
+    monkeypatch.setattr(stages, "SEEDS", (0, 1))
+    monkeypatch.setattr(stages, "PILOT_SEEDS", (5, 6))
+    monkeypatch.setattr(stages, "LEARNING_RATES", (0.1, 0.2))
+    monkeypatch.setattr(stages, "VARIANTS", VARIANTS[::3])
+    plan = {name: replace(each, epochs=1, changes={}) for name, each in PLAN.items()}
+    monkeypatch.setattr(stages, "PLAN", plan)
+    monkeypatch.setattr(stages, "fastest", lambda session, recipe, splits: recipe)
     session = Session(tmp_path)
-    gpu_tier.train(session, folder, ("pilot", *gpu_tier.PLAN), TINY)
+    stages.train(session, folder, ("pilot", *PLAN), TINY)
     gpu_speed.speed(session, TINY, sizes=(2,), rounds=2)
-    gpu_tier_records.write_records(session.lines, tmp_path / "results")
+    write_records(session.lines, tmp_path / "results")
     for name in ("cifar10", "cifar100", "mnist"):
         table = read(tmp_path / "results" / "layer-pruning" / f"gpu-{name}.json")
-        assert [row["arm"] for row in table["rows"]] == list(gpu_tier_records.TABLE)
+        assert [row["arm"] for row in table["rows"]] == list(TABLE)
     arms = {}
-    for name in gpu_tier.PLAN:
+    for name in PLAN:
         targets = read(tmp_path / "results" / "targets" / f"gpu-{name}.json")
         assert all(len(row["test_accuracies"]) == 2 for row in targets["rows"])
         arms[name] = {row["arm"] for row in targets["rows"]}
@@ -247,7 +250,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def test_committed_records_are_those_of_the_committed_lines(tmp_path: Path) -> None:
-    gpu_tier_records.write_records(RESULTS / "targets" / "gpu-lines.jsonl", tmp_path)
+    write_records(RESULTS / "targets" / "gpu-lines.jsonl", tmp_path)
     for path in sorted(tmp_path.rglob("*.json")):
         written, committed = read(path), read(RESULTS / path.relative_to(tmp_path))
         assert written == committed, path.name
@@ -269,7 +272,7 @@ def test_images_are_decoded_to_their_pixels(tmp_path: Path) -> None:
         encoded.append({"bytes": file.getvalue(), "path": None})
     table = pa.table({"image": encoded, "fine_label": list(range(6)), "coarse_label": [0] * 6})
     pq.write_table(table, tmp_path / "train-0.parquet")
-    gpu_tier_images.decode(tmp_path, tmp_path / "images.safetensors", processes=1)
+    decode(tmp_path, tmp_path / "images.safetensors", processes=1)
     tensors, _ = read_tensors(tmp_path / "images.safetensors")
     assert torch.equal(tensors["train_pixels"], pixels)
     assert tensors["train_labels"].tolist() == list(range(6))

@@ -1,69 +1,23 @@
-"""The paper's table and the targets at 54 blocks, on one GPU, with no trainer but this file.
+"""One training of the GPU tier: networks, losses, and a step that needs no host."""
 
-Hardware: one GPU (recorded: NVIDIA H100 80GB HBM3, NVIDIA H200), bf16 autocast, channels last; without
-one the same code runs, slowly, on a CPU. Data (`gpu_tier_images`): all training images of MNIST,
-CIFAR-10 and CIFAR-100 but a fixed tenth for validation; crops after padding by 4 (MNIST 2) and, CIFAR
-alone, mirror images.
-What is trained: `gpu_tier_plan`, one recipe for all arms; SGD with Nesterov momentum, linear warm-up and
-half a cosine, lambda on the residual branches alone. Seeds 0, 1, 2; the pilot has others.
-
-Speed: a whole step (crops, forward, backward, optimiser) is one CUDA graph; several jobs replay theirs
-on streams of their own. Blocks are compiled where that is measured to pay. Where capture fails, the job
-goes on without a graph.
-
-    python -m experiments.gpu_tier decode --parquet DATA/cifar10 --file IMAGES/cifar10.safetensors
-    python -m experiments.gpu_tier train pilot cifar10 mnist … --images IMAGES --out OUT
-    python -m experiments.gpu_speed --out OUT
-    python -m experiments.gpu_tier_records --lines OUT/gpu-tier.jsonl --results results
-
-`IMAGES/pilot.safetensors` is decoded from the first three of CIFAR-10's five training files. `train`
-writes a line for each finished job at once. Test images are read once a job, at its end.
-"""
-
-import argparse
 import copy
-import json
 import math
-import platform
-import statistics
 import sys
 import time
-from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.gpu_tier_images import Images, Splits, decode, load_splits
-from experiments.gpu_tier_plan import (
-    ARMS,
-    LEARNING_RATES,
-    ONE_PASS,
-    PILOT_EPOCHS,
-    PILOT_SEEDS,
-    PLAN,
-    SEEDS,
-    TARGET_WEIGHTS,
-    VARIANTS,
-    Recipe,
-    images_of,
-)
-from experiments.records import commit
+from experiments.gpu_tier.images import Images, Splits
+from experiments.gpu_tier.plan import ONE_PASS, TARGET_WEIGHTS, Recipe
 from stagecost.cut import Cut
 from stagecost.models.catalogue import create_model
 from stagecost.network import ResidualNetwork
 from stagecost.objective import parameter_groups
-
-Line = Mapping[str, Any]
-"""What is written of one job or measurement."""
-
-
-# ---------------------------------------------------------------- networks and losses
 
 
 def build(
@@ -112,9 +66,6 @@ def target_loss(output: Tensor, whole: Tensor, labels: Tensor, distilled: bool) 
     wanted = F.log_softmax(whole.detach().float(), dim=1)
     given = F.log_softmax(output.float(), dim=1)
     return 0.5 * loss + 0.5 * F.kl_div(given, wanted, log_target=True, reduction="batchmean")
-
-
-# ---------------------------------------------------------------- one training
 
 
 class Job:
@@ -288,168 +239,3 @@ def accuracy(network: ResidualNetwork, images: Images, chunk: int = 2500) -> flo
         with torch.autocast(index.device.type, torch.bfloat16, index.is_cuda):
             right += int((network(images.crops(draws)).argmax(1) == images.labels[index]).sum())
     return 100 * right / count
-
-
-# ---------------------------------------------------------------- many trainings
-
-Planned = tuple[str, int, int, Recipe]
-"""A job to come: arm, seed, plain_full's epochs, recipe."""
-
-
-class Session:
-    """Where the lines go, and when to stop."""
-
-    def __init__(self, out: Path, seconds: float = math.inf) -> None:
-        """Begin to count, and write on what."""
-        self.lines, self.end = out / "gpu-tier.jsonl", time.monotonic() + seconds
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        out.mkdir(parents=True, exist_ok=True)
-        name = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
-        versions = {
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        }
-        self.write("machine", machine=name, versions=versions, commit=commit())
-
-    def write(self, stage: str, **content: Any) -> None:
-        """Append one line and show its beginning."""
-        line = json.dumps({"stage": stage, **content})
-        with self.lines.open("a") as file:
-            file.write(line + "\n")
-        print(line[:300], flush=True)
-
-    def train_all(self, stage: str, planned: Sequence[Planned], splits: Splits) -> list[dict[str, Any]]:
-        """Train jobs, a few at once; write the results of each; stop cleanly at the end of the time."""
-        waiting, active, finished = deque(planned), list[Job](), list[dict[str, Any]]()
-        while waiting or active:
-            while waiting and len(active) < waiting[0][3].at_once:
-                active.append(Job(*waiting.popleft(), splits))
-                active[-1].capture()
-            for job in [job for job in active if job.idle]:
-                if job.done < job.steps:
-                    job.advance()
-                    continue
-                active.remove(job)
-                finished.append(job.results())
-                self.write(stage, **finished[-1])
-            if time.monotonic() > self.end:
-                unfinished = [*((job.arm, job.seed) for job in active), *(job[:2] for job in waiting)]
-                self.write("stopped", during=stage, dataset=splits.name, jobs=unfinished)
-                break
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return finished
-
-
-def fastest(session: Session, recipe: Recipe, splits: Splits) -> Recipe:
-    """Measure jobs at once and compiled blocks; return the recipe to go on with."""
-    best, least = recipe, math.inf
-    for compiled in (False, True):
-        try:
-            trial = replace(recipe, compiled=compiled)
-            begun = time.monotonic()
-            jobs = [Job("plain_full", seed, 1, trial, splits) for seed in range(6)]
-            for job in jobs:
-                job.capture()
-            prepared = time.monotonic() - begun
-            seconds = {at_once: seconds_a_step(jobs[:at_once]) for at_once in (1, 3, 6)}
-        except Exception as error:  # whatever a compiler may raise: go on without
-            session.write("fastest", compiled=compiled, error=str(error)[:500])
-            continue
-        session.write("fastest", compiled=compiled, preparation=prepared, seconds=seconds)
-        at_once = 6 if seconds[6] < 0.95 * seconds[3] else 3
-        if seconds[at_once] < 0.97 * least:
-            best, least = replace(trial, at_once=at_once), seconds[at_once]
-    return best
-
-
-def seconds_a_step(jobs: Sequence[Job], steps: int = 24) -> float:
-    """Return seconds for a step of one job when these train at once; they begin anew."""
-    steps = min(steps, jobs[0].steps) if jobs[0].stream else 1
-    begun = 0.0
-    for _ in ("warm", "measured"):
-        for job in jobs:
-            job.done = 0
-            job.counter.zero_()
-        begun = time.monotonic()
-        while any(job.done < steps for job in jobs) or not all(job.idle for job in jobs):
-            for job in jobs:
-                if job.idle and job.done < steps:
-                    job.advance(min(8, steps))
-    return (time.monotonic() - begun) / (steps * len(jobs))
-
-
-def pilot(session: Session, recipe: Recipe, splits: Splits) -> Recipe:
-    """Choose speed, learning rate and the joint arm's variant on validation images.
-
-    The learning rate is the one with the best mean of plain_full and plain_sub; the variant the one with
-    the best mean of both depths.
-    """
-    recipe = fastest(session, recipe, splits)
-    plain, (first, *others) = ("plain_full", "plain_sub"), PILOT_SEEDS
-    trials = [replace(recipe, learning_rate=rate) for rate in LEARNING_RATES]
-    planned = [(arm, first, PILOT_EPOCHS, trial) for arm in plain for trial in trials]
-    lines = session.train_all("pilot", planned, splits)
-    recipe = max(trials, key=lambda trial: mean_validation(lines, trial))
-    variants = [replace(recipe, distilled=distilled, beta=beta) for distilled, beta in VARIANTS]
-    planned = [("joint", seed, PILOT_EPOCHS, variant) for seed in PILOT_SEEDS for variant in variants]
-    planned += [(arm, seed, PILOT_EPOCHS, recipe) for seed in others for arm in plain]
-    lines = [line for line in session.train_all("pilot", planned, splits) if line["arm"] == "joint"]
-    chosen = max(variants, key=lambda variant: mean_validation(lines, variant))
-    session.write("choice", recipe=asdict(chosen))
-    return chosen
-
-
-def mean_validation(lines: Sequence[Mapping[str, Any]], recipe: Recipe) -> float:
-    """Return the mean validation accuracy of all networks that a recipe yielded, −1 if none."""
-    chosen = [line for line in lines if line["recipe"] == asdict(recipe)]
-    values = [network["val"] for line in chosen for network in line["networks"].values()]
-    return statistics.mean(values) if values else -1.0
-
-
-def train(
-    session: Session, images: Path, stages: Sequence[str], recipe: Recipe, only: Sequence[str] = ARMS
-) -> None:
-    """Do the stages in the order given; what the pilot chooses holds for the data sets after it."""
-    for stage in stages:
-        name, file = ("cifar10", stage) if stage == "pilot" else (stage, images_of(stage))
-        splits = load_splits(name, images / f"{file}.safetensors", session.device)
-        if stage == "pilot":
-            recipe = pilot(session, recipe, splits)
-            continue
-        plan = PLAN[stage]
-        changed = replace(recipe, **plan.changes)
-        arms = [arm for arm in plan.arms if arm in only]
-        session.train_all(
-            "main", [(arm, seed, plan.epochs, changed) for arm in arms for seed in SEEDS], splits
-        )
-
-
-# ---------------------------------------------------------------- command line
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Decode images or train."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    verb = verbs.add_parser("decode")
-    verb.add_argument("--parquet", type=Path, required=True)
-    verb.add_argument("--file", type=Path, required=True)
-    verb = verbs.add_parser("train")
-    verb.add_argument("stages", nargs="+", choices=("pilot", *PLAN))
-    verb.add_argument("--images", type=Path, required=True)
-    verb.add_argument("--out", type=Path, required=True)
-    verb.add_argument("--seconds", type=float, default=math.inf)
-    verb.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
-    given = parser.parse_args(arguments)
-    if given.verb == "decode":
-        decode(given.parquet, given.file)
-        return
-    torch.backends.cudnn.benchmark = True
-    session = Session(given.out, given.seconds)
-    train(session, given.images, given.stages, Recipe(), given.arms)
-
-
-if __name__ == "__main__":
-    main()

@@ -3,10 +3,9 @@
 `layer-pruning/gpu-<data>.json` is the paper's table, `targets/gpu-<data>.json` one training for two
 depths beside each depth trained alone, `gpu-speed/gpu.json` the speed table.
 
-    python -m experiments.gpu_tier_records --lines OUT/gpu-tier.jsonl --results results
+    python -m experiments.gpu_tier records --lines OUT/gpu-tier.jsonl --results results
 """
 
-import argparse
 import json
 import statistics
 from collections.abc import Sequence
@@ -18,8 +17,8 @@ from typing import Any
 import torch
 
 from experiments.gpu_speed import speed_table
-from experiments.gpu_tier import Line
-from experiments.gpu_tier_plan import ONE_PASS, PLAN, SEEDS, TARGET_WEIGHTS, Recipe, images_of
+from experiments.gpu_tier.plan import ONE_PASS, PLAN, SEEDS, TARGET_WEIGHTS, Recipe, images_of
+from experiments.gpu_tier.session import Line
 from experiments.trainings import PAPER
 from stagecost.macs import count_macs, count_parameters
 from stagecost.models.catalogue import create_model
@@ -200,16 +199,3 @@ def tried(lines: Sequence[Line]) -> list[Line]:
     """Return what the pilot measured and chose, by validation images alone."""
     chosen = (line for line in lines if line["stage"] in ("fastest", "pilot", "choice"))
     return [{key: value for key, value in line.items() if key != "on"} for line in chosen]
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the records."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--lines", type=Path, required=True)
-    parser.add_argument("--results", type=Path, required=True)
-    given = parser.parse_args(arguments)
-    write_records(given.lines, given.results)
-
-
-if __name__ == "__main__":
-    main()
