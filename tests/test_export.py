@@ -263,6 +263,7 @@ def test_it_runs_where_torch_is_not_installed(
         Image.new("1", (side, side)).save(tmp_path / f"{name}.png")
     for name, words in {
         "": "python run.py",
+        "--help": "python run.py",
         "deep.png": "more than 8 bits",
         "text.png": "text.png cannot be read",
         "huge.png": "huge.png cannot be read",
@@ -305,6 +306,16 @@ def test_eight_bits_are_measured(runs: Runs, tmp_path: Path) -> None:
     assert abs(small["accuracy"] - small["accuracy_float"]) <= 10
     evaluated = evaluate(runs.saved, split="val", device="cpu")
     assert small["accuracy_float"] == pytest.approx(evaluated.accuracy)
+
+
+def test_weights_in_a_file_beside_the_graph_are_counted(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stagecost.export.graphs.EXTERNAL_FROM", 0)
+    result = export(runs.saved, tmp_path / "out", int8=True)
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "out").glob("model.onnx*")}
+    assert sizes.keys() == {"model.onnx", "model.onnx.data"}
+    assert result.file_bytes == sum(sizes.values())
 
 
 def test_a_saved_policy_comes_along(runs: Runs, tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ def classify(spec: dict[str, Any], graphs: list[Any], pixels: Any) -> Any:
 if __name__ == "__main__":
     from pictures import read
 
-    paths, folder = sys.argv[1:] or sys.exit(__doc__), Path(__file__).resolve().parent
+    paths, folder = sys.argv[1:], Path(__file__).resolve().parent
+    if not paths or "--help" in paths:
+        sys.exit(__doc__)
     spec = json.loads((folder / "model.json").read_text("utf-8"))
     graphs = [onnxruntime.InferenceSession(folder / file) for file in spec["files"]]
     pixels = np.stack([read(spec, path) for path in paths])

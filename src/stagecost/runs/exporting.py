@@ -112,11 +112,12 @@ def export(
         policy=policy,
         calibration=_calibration(trained, bundle.splits[shown]) if int8 else None,
     )
+    written = [path for file in exported.files for path in target.glob(f"{file}*")]  # weights beside
     return Export(
         output=str(target),
         format=format,
         files=exported.files,
-        file_bytes=sum((target / file).stat().st_size for file in exported.files),
+        file_bytes=sum(path.stat().st_size for path in written),
         num_blocks=trained.network.num_blocks,
         depths=exported.depths,
         criterion=policy.criterion,
