@@ -45,7 +45,7 @@ def with_norms(module: M, replaced: Mapping[nn.Module, nn.Module]) -> M:
         module: stays as it is.
         replaced: norm → what is in its place.
     """
-    if not any(part in replaced for part in module.modules()):
+    if not replaced or not any(part in replaced for part in module.modules()):
         return module
     memo: dict[int, object] = {id(norm): other for norm, other in replaced.items()}
     for part in module.modules():
