@@ -77,10 +77,11 @@ def counted_samples(targets: Tensor, loss: LossFunction) -> float:
     """Return the samples that a mean loss is over, each by its weight.
 
     Torch's cross-entropy leaves out those of a class, -100 if not told otherwise, and may weigh classes.
-    Another loss of whole numbers is taken to leave out those of -100, as one that calls it does.
+    Another loss of whole numbers is taken to leave out those of -100, as one that calls it does. The
+    mean of `reduction="none"` is over all.
     """
     options = _options_of_cross_entropy(loss) or {}
-    if targets.is_floating_point() or not len(targets):
+    if targets.is_floating_point() or not len(targets) or options.get("reduction") == "none":
         return len(targets)
     weight, ignored = options.get("weight"), options.get("ignore_index", IGNORED_CLASS)
     counts = targets.ne(ignored).double()
@@ -97,13 +98,13 @@ def leaves_out(targets: Tensor, loss: LossFunction) -> bool:
 
 def _options_of_cross_entropy(loss: LossFunction) -> Mapping[str, Any] | None:
     """Return what a cross-entropy of torch, a function or a module, is told; None for another loss."""
-    if type(loss) is nn.CrossEntropyLoss and loss.reduction == "mean":
-        return {"weight": loss.weight, "ignore_index": loss.ignore_index}
+    if type(loss) is nn.CrossEntropyLoss:
+        return {name: getattr(loss, name) for name in ("weight", "ignore_index", "reduction")}
     if loss is F.cross_entropy:
         return {}
     if isinstance(loss, partial) and loss.func is F.cross_entropy and not loss.args:
-        known, told = {"weight", "ignore_index", "label_smoothing", "reduction"}, loss.keywords
-        return told if set(told) <= known and told.get("reduction", "mean") == "mean" else None
+        known = {"weight", "ignore_index", "label_smoothing", "reduction"}
+        return loss.keywords if set(loss.keywords) <= known else None
     return None
 
 

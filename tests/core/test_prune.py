@@ -138,6 +138,17 @@ def test_a_mean_loss_does_not_depend_on_the_batches(loss: Any) -> None:
         assert whole[-1] == pytest.approx(float(loss(network.eval()(x), y)))
 
 
+@pytest.mark.parametrize(
+    "loss", [nn.CrossEntropyLoss(reduction="none"), partial(F.cross_entropy, reduction="none")]
+)
+def test_one_loss_a_sample_is_averaged_over_all(loss: Any) -> None:
+    """Also over those that it leaves out, however the samples are batched."""
+    network, x, y = build("homogeneous"), images(8), torch.tensor([0, -100, 2, 3, 4, 1, 2, 2])
+    parts = sc.loss_trajectory(network, [(x[:2], y[:2]), (x[2:], y[2:])], loss=loss).losses
+    with torch.no_grad():
+        assert parts[-1] == pytest.approx(float(loss(network.eval()(x), y).mean()))
+
+
 def test_a_loss_of_tokens_leaves_out_those_of_no_class() -> None:
     """As language models have it: the loss is one's own, as it brings the tokens into rows."""
     network = nn.Linear(6, 5)
@@ -161,8 +172,9 @@ def test_a_loss_of_tokens_leaves_out_those_of_no_class() -> None:
 
 def test_there_is_no_accuracy_of_samples_that_a_loss_leaves_out() -> None:
     network, x, y = build("homogeneous").eval(), images(8), torch.tensor([0, 1, 2, 3, 4, 1, 2, 255])
+    by_sample = nn.CrossEntropyLoss(ignore_index=255, reduction="none")
     losses = (partial(F.cross_entropy, ignore_index=255), nn.CrossEntropyLoss(ignore_index=255))
-    for loss in losses:
+    for loss in (*losses, by_sample):
         assert math.isnan(sc.loss_trajectory(network, [(x, y)], loss=loss).whole.accuracy)
         assert not math.isnan(sc.loss_trajectory(network, [(x[:7], y[:7])], loss=loss).whole.accuracy)
 
