@@ -15,6 +15,7 @@ IGNORED_CLASS = -100  # torch's cross-entropy leaves out targets of this number
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """(output (B, …), target (B, …)) → the mean loss, or one loss a sample (any shape: it is averaged)."""
 
+_OF_CLASSES = (F.cross_entropy, F.nll_loss)
 _BY_ELEMENT = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
 _MODULES_BY_ELEMENT = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
@@ -97,19 +98,22 @@ def leaves_out(targets: Tensor, loss: LossFunction) -> bool:
 
 
 def _options_of_cross_entropy(loss: LossFunction) -> Mapping[str, Any] | None:
-    """Return what a cross-entropy of torch, a function or a module, is told; None for another loss."""
-    if type(loss) is nn.CrossEntropyLoss:
+    """Return what a cross-entropy of torch, a function or a module, is told; None for another loss.
+
+    That of log-probabilities, `nll_loss`, is one as well.
+    """
+    if type(loss) in (nn.CrossEntropyLoss, nn.NLLLoss):
         return {name: getattr(loss, name) for name in ("weight", "ignore_index", "reduction")}
-    if loss is F.cross_entropy:
+    if loss in _OF_CLASSES:
         return {}
-    if isinstance(loss, partial) and loss.func is F.cross_entropy and not loss.args:
+    if isinstance(loss, partial) and loss.func in _OF_CLASSES and not loss.args:
         known = {"weight", "ignore_index", "label_smoothing", "reduction"}
         return loss.keywords if set(loss.keywords) <= known else None
     return None
 
 
 def _is_cross_entropy(loss: LossFunction) -> bool:
-    """Tell whether a loss is torch's function cross-entropy, at most with smoothed labels."""
+    """Tell whether a loss is a function of torch for cross-entropy, at most with smoothed labels."""
     options = _options_of_cross_entropy(loss)
     return options is not None and set(options) <= {"label_smoothing"}
 

@@ -127,6 +127,8 @@ def test_samples_that_a_loss_leaves_out_do_not_count_in_a_mean(measure: Any) -> 
         nn.CrossEntropyLoss(ignore_index=2),
         partial(F.cross_entropy, reduction="mean", ignore_index=2),
         partial(F.cross_entropy, weight=torch.tensor([1.0, 3.0, 0.5, 1.0, 2.0])),
+        partial(F.nll_loss, weight=torch.tensor([1.0, 3.0, 0.5, 1.0, 2.0])),
+        nn.NLLLoss(ignore_index=2),
     ],
 )
 def test_a_mean_loss_does_not_depend_on_the_batches(loss: Any) -> None:
@@ -174,7 +176,7 @@ def test_there_is_no_accuracy_of_samples_that_a_loss_leaves_out() -> None:
     network, x, y = build("homogeneous").eval(), images(8), torch.tensor([0, 1, 2, 3, 4, 1, 2, 255])
     by_sample = nn.CrossEntropyLoss(ignore_index=255, reduction="none")
     losses = (partial(F.cross_entropy, ignore_index=255), nn.CrossEntropyLoss(ignore_index=255))
-    for loss in (*losses, by_sample):
+    for loss in (*losses, by_sample, nn.NLLLoss(ignore_index=255)):
         assert math.isnan(sc.loss_trajectory(network, [(x, y)], loss=loss).whole.accuracy)
         assert not math.isnan(sc.loss_trajectory(network, [(x[:7], y[:7])], loss=loss).whole.accuracy)
 
