@@ -66,7 +66,8 @@ class ControlSizes:
         self.sums: Tensor | None = None  # (N,), of ‖F_k‖/‖x_k‖ over the samples
         self.states: list[Tensor] = []  # of the batch: ‖x_0‖, ‖x_1‖, …
         self.controls: list[Tensor] = []  # of the batch: ‖F_0‖, ‖F_1‖, …
-        self.heard: tuple[nn.Module, Tensor] | None = None  # a branch, and the norms of its last output
+        #: a branch, and shape and norms of its last output
+        self.heard: tuple[nn.Module, torch.Size, Tensor] | None = None
 
     def __call__(self, k: int, state: Tensor, following: Tensor) -> None:
         """Take the norms of a step; behind the last one, add the samples of the batch."""
@@ -75,8 +76,10 @@ class ControlSizes:
         if len(self.states) == k:
             self.states.append(sample_norms(flat(moving(state, following))))
         block, heard = self.blocks[k], self.heard
-        if heard is not None and type(block) is ResidualBlock and heard[0] is block.residual:
-            self.controls.append(heard[1])
+        is_apart = isinstance(following, Tensor) and type(block) is ResidualBlock
+        # One of another shape is spread over the state, and larger there.
+        if is_apart and heard is not None and heard[:2] == (block.residual, following.shape):
+            self.controls.append(heard[2])
         else:
             self._compare(k, state, following)
         if k + 1 < len(self.blocks):
@@ -109,7 +112,7 @@ class ControlSizes:
         return self
 
     def _listen(self, module: nn.Module, inputs: object, output: Tensor) -> None:
-        self.heard = (module, sample_norms(output))
+        self.heard = (module, output.shape, sample_norms(output))
 
     def __exit__(self, *_: object) -> None:
         """Listen no more."""

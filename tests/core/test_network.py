@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import stagecost as sc
-from helpers import BUILDERS, build, images
+from helpers import BUILDERS, build, images, labels
 from stagecost.cut import Cut, resolve_depths
 from stagecost.errors import StageCostError
 from stagecost.models.catalogue import create_model, load
@@ -418,3 +418,15 @@ def test_controls_are_measured_beside_blocks_whose_branch_is_not_apart() -> None
         ratios.append(norms)
     expected = [torch.cat(each).mean().item() for each in zip(*ratios, strict=True)]
     assert trajectory.residual_ratios == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_control_that_is_spread_over_the_state_is_as_large_as_there() -> None:
+    """Such as one number a channel, for all places."""
+    torch.manual_seed(0)
+    branch = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 6, 1))
+    blocks, head = [sc.ResidualBlock(branch)], sc.OutputHead(6, 5, num_outputs=2)
+    network = sc.ResidualNetwork(nn.Conv2d(3, 6, 1), blocks, head).eval()
+    before, after = network.states(images())
+    ratio = ((after - before).flatten(1).norm(dim=1) / before.flatten(1).norm(dim=1)).mean().item()
+    found = sc.loss_trajectory(network, [(images(), labels())]).residual_ratios
+    assert found == pytest.approx([ratio], rel=1e-5)
