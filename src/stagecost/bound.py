@@ -199,10 +199,15 @@ def zero_extend(sub: ResidualNetwork, **arguments: object) -> ResidualNetwork:
 
     Raises:
         StageCostError: the larger network has fewer blocks in some stage, other stages, or differs in
-            more than its blocks.
+            more than its blocks; or cuts have norms of their own, which it would not have.
     """
     if sub.description is None:
         raise StageCostError("this network has no description to extend it from: use create_model")
+    if sub.targets:
+        raise StageCostError(
+            f"cut {sub.targets[0]} has norms of its own, which no extension has: extend "
+            "network.keep(cut), or a network that shares them"
+        )
     with torch.random.fork_rng(devices=[]):  # every number that is drawn gives way to another
         full = create_model(sub.description.name, **{**sub.description.arguments, **arguments})
     _check_same_parts(sub.description.arguments, full)

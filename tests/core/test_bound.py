@@ -156,6 +156,15 @@ def test_extension_needs_as_many_blocks_in_every_stage() -> None:
         staged_right_hand_side([1.0, 1.0], [1.0], 0.1, 0.0, (1, 1), (2, 2))
 
 
+def test_norms_that_a_cut_has_of_its_own_are_not_lost_in_an_extension() -> None:
+    sub = build("homogeneous").eval()
+    sub.give_norms(Cut.first(2))
+    with pytest.raises(StageCostError, match="cut 2 has norms of its own"):
+        zero_extend(sub, num_blocks=6)
+    small = sub.keep(Cut.first(2))
+    assert torch.equal(zero_extend(small, num_blocks=6)(images()), small(images()))
+
+
 @given(losses=LOSSES, extra=st.integers(0, 50), gamma=st.floats(0, 5), decay=st.floats(0, 1))
 def test_corollaries_follow_from_the_bound(
     losses: list[float], extra: int, gamma: float, decay: float
