@@ -56,7 +56,16 @@ class PruningPlan:
         return self.accuracy_before - self.accuracy_predicted
 
     def apply(self, network: ResidualNetwork) -> ResidualNetwork:
-        """Return a copy of the network without the blocks that go; the network itself stays whole."""
+        """Return a copy of the network without the blocks that go; the network itself stays whole.
+
+        Raises:
+            StageCostError: it has another number of blocks than the one that was planned for.
+        """
+        if network.num_blocks != self.num_blocks:
+            raise StageCostError(
+                f"the plan is of {self.num_blocks} blocks, and the network has {network.num_blocks}: "
+                "plan anew for this network"
+            )
         return network.keep(self.cut)
 
     def to_json(self) -> JsonObject:

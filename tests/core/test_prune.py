@@ -206,6 +206,14 @@ def test_what_to_keep_is_a_number_or_a_cut() -> None:
                 read(network, [batch])
 
 
+def test_a_plan_is_of_one_network() -> None:
+    """What it has cut has other blocks at the same positions."""
+    network, data = build("homogeneous"), loader()
+    plan = sc.plan_pruning(network, sc.loss_trajectory(network, data), keep=sc.Cut((0, 2)), loader=data)
+    with pytest.raises(StageCostError, match="plan is of 4 blocks, and the network has 3: plan anew"):
+        plan.apply(network.keep(sc.Cut.without(0)))
+
+
 def test_outputs_that_are_no_numbers_are_never_right() -> None:
     network, data = build("homogeneous"), [(images(), torch.zeros(4, dtype=torch.long))]
     torch.nn.init.constant_(network.blocks["1"].residual[-1].weight, torch.nan)
