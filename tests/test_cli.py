@@ -21,6 +21,7 @@ from helpers import DATA, RECIPE, Runs
 from processes import CommandLine
 from stagecost.cli import verbs as command_line
 from stagecost.models.native import homogeneous, staged
+from stagecost.train.settings import RunSettings, StageCostSettings, TrainingSettings
 
 VERBS = ("demo", "train", "analyze", "prune", "evaluate", "exit", "bound", "report", "compare", "models")
 ANALYZE_LISTS = {"losses": 4, "accuracies": 4, "residual_ratios": 3, "weight_norms": 3}
@@ -98,6 +99,15 @@ def test_defaults_that_help_tells_are_those_of_the_builders() -> None:
         assert texts[name].rstrip(".").endswith(f"; {value} if not given"), name
     assert inspect.signature(homogeneous).parameters["width"].default == 16
     assert "(16 if not given)" in texts["width"]
+
+
+def test_sampled_depths_that_help_tells_are_those_of_a_run() -> None:
+    texts = {flag.name: flag.text for flag in command_line.VERBS["train"].flags}
+    told = "3 if not given, or all with targets or compile"
+    assert texts["sampled_depths"].rstrip(".").endswith(told)
+    assert RunSettings().sampled_depths == 3
+    assert RunSettings(stage=StageCostSettings(targets=("2", "4"))).sampled_depths == 0
+    assert RunSettings(training=TrainingSettings(compile=True)).sampled_depths == 0
 
 
 @pytest.mark.parametrize("script", [False, True])

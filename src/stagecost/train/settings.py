@@ -166,7 +166,7 @@ class StageCostSettings:
             this; of two targets one holds the blocks of the other. 1 is no gate.
         sampled_depths: how many outputs bear the stage cost in a step, drawn anew each step so that its
             mean stays the same; 0 takes all, and 0.125 one output in an eighth of the steps. 3 if not
-            given, or all with compile.
+            given, or all with targets or compile.
         stage_loss: same, or distilled (half of it from the detached terminal output).
         drop_path: stochastic depth: the last branch is left out of the training of an image with this
             probability, earlier ones with less, growing linearly; 0 leaves none out.
