@@ -87,6 +87,16 @@ def test_a_network_goes_to_the_hub_with_a_card_that_is_filled_in(tmp_path: Path)
     assert torch.equal(again(images()), network.eval()(images()))
 
 
+def test_a_card_says_which_depths_it_has_and_what_its_figure_shows() -> None:
+    network = build("homogeneous", num_blocks=20)
+    batches = [(x, torch.zeros(len(x), 5)) for x, _ in loader()]
+    trajectory = sc.loss_trajectory(network, batches, loss=torch.nn.functional.mse_loss)
+    card = str(HubNetwork(network, trajectory=trajectory).generate_model_card())
+    assert "17 of 21 depths, on 13 samples" in card
+    assert "![loss over depth" in card.lower()
+    assert "Every depth" not in card
+
+
 def test_what_is_not_known_is_said_to_be_unknown(tmp_path: Path) -> None:
     network = build("homogeneous")
     HubNetwork(network).save_pretrained(tmp_path / "net")

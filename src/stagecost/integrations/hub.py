@@ -32,7 +32,7 @@ TEMPLATE = """---
 
 {{ cut }}
 
-## Every depth
+## Depths
 
 {{ depths }}
 
@@ -208,8 +208,10 @@ class HubNetwork(  # type: ignore[call-arg]
         header = ("blocks", "loss", "accuracy", "MACs of a sample", "ms of a sample")
         machine = this_machine()
         where = f"one sample at a time, {machine.processor}, torch {machine.torch}"
-        note = f"On {trajectory.num_samples:,} samples; times are medians: {where}."
-        return f"{markdown_table(header, rows)}\n\n{note}\n\n![Accuracy over depth]({PICTURE})"
+        which = f"{len(rows)} of {trajectory.num_blocks + 1} depths"
+        note = f"{which}, on {trajectory.num_samples:,} samples; times are medians: {where}."
+        picture = f"![{trajectory.plot().summary}]({PICTURE})"
+        return f"{markdown_table(header, rows)}\n\n{note}\n\n{picture}"
 
     def _milliseconds(self, cuts: Mapping[str, Cut]) -> dict[str, str]:
         sample = self.network.sample(self.trajectory.image_shape) if self.trajectory else ()
