@@ -279,8 +279,8 @@ class Rollout:
                     continue
                 if here := sum(place == position for _, place in gates):
                     state = gated(state, self.beta**here)
-                following = self._step(position, state, whole=path.whole)
-            if self.observe is not None and path.whole:
+                following = self._step(position, state, whole=position < path.whole)
+            if self.observe is not None and position < path.whole:
                 self.observe(position, state, following)
             state = following
         if stop == path.stop:
@@ -298,7 +298,7 @@ class Rollout:
         if k in path.leaves:
             starts[path.leaves[k]] = state
         if k in path.ends:
-            emit(_End(k, state, path.ends[k], path.whole))
+            emit(_End(k, state, path.ends[k], k <= path.whole))
 
     @contextmanager
     def _held_back(self, k: int, gates: Sequence[Cut]) -> Iterator[None]:

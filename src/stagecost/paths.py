@@ -18,14 +18,14 @@ class Path:
         acts: whether block k acts, for k = 0, 1, …; before its start it goes with earlier paths.
         ends: k → the cuts (by number) none of whose blocks from k on acts.
         leaves: k → the number of the path that leaves x_k by bypassing block k.
-        whole: whether every block acts, so that its states are those of the whole network.
+        whole: up to which k it is the way of the whole network, or of its y_k alone.
     """
 
     start: int
     acts: tuple[bool, ...]
     ends: Mapping[int, tuple[int, ...]]
     leaves: Mapping[int, int]
-    whole: bool
+    whole: int
 
     @property
     def stop(self) -> int:
@@ -79,4 +79,5 @@ def _follow(cuts: tuple[Cut, ...], branch: Branch, next_path: int) -> tuple[Path
             acts.append(bool(acting))
         members = acting or members
         k += 1
-    return Path(branch[0], tuple(acts), ends, leaves, whole=all(acts)), others
+    whole = max((end for end in ends if all(acts[:end])), default=0)
+    return Path(branch[0], tuple(acts), ends, leaves, whole), others

@@ -185,6 +185,16 @@ def test_further_cuts_leave_the_whole_network_as_it_is(name: str) -> None:
         assert torch.equal(value, other), key
 
 
+@every_builder
+def test_further_cuts_leave_an_intermediate_output_as_it_is(name: str) -> None:
+    """Its running statistics follow it also where the whole network is not asked for."""
+    network, alone = build(name).train(), build(name).train()
+    outputs = network(images(), [Cut((0, 2)), Cut.first(1)])
+    assert torch.equal(outputs[-1], alone(images(), Cut.first(1)))
+    for (key, value), other in zip(network.named_buffers(), alone.buffers(), strict=True):
+        assert torch.equal(value, other), key
+
+
 def test_further_cuts_draw_no_random_number_of_the_whole_network() -> None:
     """Dropout in branches and head is that of a plain pass, where other cuts draw numbers, too."""
     network = build("homogeneous").train()
