@@ -119,6 +119,14 @@ def test_a_refused_start_leaves_nothing_behind(tmp_path: Path) -> None:
         train(SMALL, tmp_path / "file")
 
 
+def test_settings_that_would_not_be_read_again_are_refused(tmp_path: Path) -> None:
+    """They were written, and no verb opened the run."""
+    classes = ",".join(f"{k:>7000}" for k in range(10))
+    with pytest.raises(StageCostError, match=r"take .* bytes, more than 65,536"):
+        train({**SMALL, "classes": classes}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_that_holds_a_run_is_not_trained_into(trained: Trained, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained.two, run)

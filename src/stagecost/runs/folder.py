@@ -206,8 +206,18 @@ def refuse_moved(data: str | None, path: Path) -> None:
 
 
 def write_config(folder: RunFolder, settings: RunSettings) -> None:
-    """Write the merged settings."""
-    write_atomically(folder.config, yaml.safe_dump(settings.to_flat(), sort_keys=False))
+    """Write the merged settings.
+
+    Raises:
+        StageCostError: they are longer than what `read_yaml` reads again.
+    """
+    text = yaml.safe_dump(settings.to_flat(), sort_keys=False)
+    if len(text) > LARGEST_CONFIG:
+        raise StageCostError(
+            f"the settings of {folder.path} take {len(text):,} bytes, more than {LARGEST_CONFIG:,}: "
+            "give shorter ones, such as fewer --classes"
+        )
+    write_atomically(folder.config, text)
 
 
 def keep_for_report(file: Path, result: Result) -> None:
