@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import stagecost as sc
 from environments import make_environment
 from helpers import Runs, build
+from stagecost.cli.views import show
 from stagecost.data.images import ImageFormat, normalise
 from stagecost.exits.engine import run_with_exits
 from stagecost.exits.policy import POLICY_FILE, ExitPolicy, votes_at
@@ -375,13 +376,18 @@ def test_networks_are_measured_in_turns(runs: Runs) -> None:
 
 
 def test_times_are_told_where_older_ones_cannot_be_read(
-    runs: Runs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    runs: Runs, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """It was printed that they are kept, and that the report shows them."""
     run = shutil.copytree(runs.three, tmp_path / "run")
     (run / "latency.json").unlink(missing_ok=True)
     (run / "latency.json").mkdir()
-    assert measure([run], batch=(1,), seconds=0.001, device="cpu").timings
+    result = measure([run], batch=(1,), seconds=0.001, device="cpu")
     assert "not kept for the report" in caplog.text
+    show("measure", result)
+    assert str(result.machine.torch) in (printed := capsys.readouterr().out)
+    assert "kept" not in printed
+    assert "report" not in printed
 
 
 def test_each_of_many_batch_sizes_is_measured_compiled(

@@ -242,7 +242,6 @@ def _measure(console: Console, result: Measurements) -> None:
     console.print(table)
     threads = f"{result.timings[0].threads} thread(s) of {result.machine.processor}"
     _line(console, f"measured in turns on {result.device}, {threads}, torch {result.machine.torch}")
-    _line(console, "kept in latency.json of each folder, which `stagecost report` shows")
 
 
 def _bound(console: Console, result: Bound) -> None:
