@@ -217,6 +217,10 @@ def test_a_run_that_has_forgotten_its_images_says_so(
     main(["evaluate", str(run), "--json"])
     (warning,) = json.loads(capsys.readouterr().out)["warnings"]
     assert warning == f"{run} has no images.json: nothing tells what it was trained on"
+    (run / "images.json").write_text("{")
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(run)])
+    assert "stagecost: images.json" in capsys.readouterr().err
 
 
 def test_copies_that_were_there_from_the_start(tmp_path: Path) -> None:

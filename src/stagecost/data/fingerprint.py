@@ -18,6 +18,7 @@ from stagecost.data.loading import ALL, DataBundle
 from stagecost.data.splits import Rows
 from stagecost.errors import StageCostError
 
+FINGERPRINT_FILE = "images.json"
 _Digests = npt.NDArray[np.uint64]
 
 
@@ -128,8 +129,8 @@ def _parse(saved: str) -> tuple[dict[str, tuple[int, str, int | None]], _Digests
         trained = np.frombuffer(base64.b64decode(content["trained"], validate=True), np.uint64)
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise StageCostError(
-            f"the fingerprint of the run's images is damaged ({type(error).__name__}): restore it "
-            "from a copy"
+            f"{FINGERPRINT_FILE}, the fingerprint of the run's images, is damaged "
+            f"({type(error).__name__}): restore it from a copy"
         ) from error
     return splits, trained
 

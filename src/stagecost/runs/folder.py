@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from stagecost.data.fingerprint import FINGERPRINT_FILE
 from stagecost.data.sources import local_folder
 from stagecost.errors import StageCostError, refusing
 from stagecost.runs.results import Result
@@ -25,7 +26,6 @@ from stagecost.train.history import EpochRecord
 from stagecost.train.parsing import parse_settings
 from stagecost.train.settings import FREE_ON_RESUME, RunSettings, flag
 
-FINGERPRINT_FILE = "images.json"
 LOG = logging.getLogger("stagecost")
 
 

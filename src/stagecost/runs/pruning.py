@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stagecost.calibration import recalibrate
 from stagecost.cut import Cut
-from stagecost.data.fingerprint import fine_tuned
+from stagecost.data.fingerprint import FINGERPRINT_FILE, fine_tuned
 from stagecost.data.loading import DataBundle
 from stagecost.errors import StageCostError
 from stagecost.latency import measure_latency
@@ -19,7 +19,7 @@ from stagecost.models.catalogue import cut_to
 from stagecost.network import ResidualNetwork
 from stagecost.prune import PruningPlan, carry_optimizer
 from stagecost.runs.certainty import Interval, paired_drop, wilson
-from stagecost.runs.folder import FINGERPRINT_FILE, RunFolder, keep_for_report
+from stagecost.runs.folder import RunFolder, keep_for_report
 from stagecost.runs.lock import locked
 from stagecost.runs.planning import Request
 from stagecost.runs.results import Result

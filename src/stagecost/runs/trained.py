@@ -10,7 +10,7 @@ import torch
 
 from stagecost.data.batches import FixedBatches, eval_batches, sample_batches
 from stagecost.data.config import DataConfig
-from stagecost.data.fingerprint import check_fingerprint, digest_of, trained_images
+from stagecost.data.fingerprint import FINGERPRINT_FILE, check_fingerprint, digest_of, trained_images
 from stagecost.data.images import ImageFormat
 from stagecost.data.loading import ALL, DataBundle, has_validation, load_data
 from stagecost.data.sources import at
@@ -20,7 +20,7 @@ from stagecost.models.catalogue import load
 from stagecost.network import ResidualNetwork
 from stagecost.records import JsonObject
 from stagecost.runs.certainty import chance_of, warnings_on
-from stagecost.runs.folder import FINGERPRINT_FILE, RunFolder, refuse_moved
+from stagecost.runs.folder import RunFolder, refuse_moved
 from stagecost.saved import CONFIG_FILE, WEIGHTS_FILE
 from stagecost.storage import read_json, read_metadata
 from stagecost.train.checkpoint import Checkpoint, read_checkpoint
