@@ -325,7 +325,7 @@ def test_cuts_that_prune_alone_tries_are_told_of(capsys: pytest.CaptureFixture[s
 
     def told(blocks: int) -> str:
         """Show the analysis of two stages of so many blocks, of which four cuts were measured."""
-        cuts = tuple(CutScore(f"{k}+1", (), 1.0, 50.0, None, k) for k in range(1, 5))
+        cuts = tuple(CutScore(f"{k}+1", (*range(2 * blocks),), 1.0, 50.0, None, k) for k in range(1, 5))
         curve, sizes = (1.0,) * (2 * blocks + 1), (1.0,) * 2 * blocks
         rest = ((0, blocks), 0.5, 2, "1+1", cuts, (), ())
         show(

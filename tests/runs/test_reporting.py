@@ -15,12 +15,14 @@ from PIL import Image
 
 from data_files import tree
 from runs.conftest import TINY, Trained
+from stagecost.cli.views import show
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
 from stagecost.records import read_record
 from stagecost.report.words import duration_text
 from stagecost.runs.analysis import analyze
 from stagecost.runs.exiting import exit_early
+from stagecost.runs.inspection import inspect_model
 from stagecost.runs.measuring import Measurements, Timing, measure
 from stagecost.runs.mistakes import mistakes_of, saved_network, thumbnail
 from stagecost.runs.pruning import prune
@@ -294,6 +296,32 @@ def test_times_of_another_network_are_not_shown(trained: Trained, tmp_path: Path
     shutil.copy(file, other / "latency.json")
     report(other, device="cpu")  # which measures anew
     assert json.loads((other / "latency.json").read_text())["networks"][0]["num_blocks"] == 2
+
+
+def test_blocks_of_a_network_that_lost_some_are_named_as_prune_takes_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = {"model": "staged", "blocks_per_stage": [2, 2], "widths": [4, 6]}
+    train({**TINY, **stages, "epochs": 1}, tmp_path / "whole")
+    prune(tmp_path / "whole", tmp_path / "small", keep=[0, 2, 3])
+    capsys.readouterr()
+    show("analyze", analyze(tmp_path / "small", device="cpu"))
+    told = capsys.readouterr().out
+    rows = [line.split("│")[5].strip() for line in told.splitlines() if line.count("│") == 8]
+    assert rows == ["0", "2", "3", ""]
+    assert "stages begin at blocks 0, 2;" in told
+    found = inspect_model("staged", weights=str(tmp_path / "small"), data="digits", device="cpu")
+    assert [block.block for block in found.blocks] == [0, 2, 3]
+    show("analyze", found)
+    rows = [line.split("│")[2].strip() for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert rows == ["", "2", "3", ""]
+
+    again = {"model": "staged", "weights": str(tmp_path / "small"), "epochs": 1}
+    train({**TINY, **again}, tmp_path / "again")
+    page = Path(report(tmp_path / "again", device="cpu").report).read_text(encoding="utf-8")
+    assert "norm of the weights of blocks 0, 2–3, in order" in page
+    assert "in block 3" in page
+    assert page.count(">blocks 0, 2–3, in order<") == 2  # of the axes
 
 
 def test_settings_of_a_report_are_those_of_the_training(tmp_path: Path) -> None:

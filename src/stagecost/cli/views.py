@@ -88,7 +88,7 @@ def _analyze(console: Console, result: Analysis | Inspection) -> None:
     staged = len(result.stage_starts) > 1
     console.print(_depth_table(result, mark=None if staged else result.needed_blocks))
     if staged:
-        starts = ", ".join(map(str, result.stage_starts))
+        starts = ", ".join(str(result.blocks[k]) for k in result.stage_starts)
         _line(console, f"stages begin at blocks {starts}; y_k skips all later stages whole,")
         _line(console, "so what can be cut is in the next table")
         console.print(_cut_table(result))
@@ -119,7 +119,8 @@ def _inspect(console: Console, result: Inspection) -> None:
         block = result.blocks[depth.depth]
         bar = "█" * round(8 * max(0.0, block.removal_cost) / top)
         worth = (f"{block.accuracy:.2f} %", f"{block.removal_cost:+.4f}", bar)
-        table.add_row(str(depth.depth), block.path, *worth, f"-{block.macs / result.macs:.1%}", head)
+        name = block.path if block.block == depth.depth else f"{block.block} {block.path}"
+        table.add_row(str(depth.depth), name, *worth, f"-{block.macs / result.macs:.1%}", head)
     console.print(table)
     whole = accuracy_text(result.accuracy, result.interval, result.num_images)
     fitted = f"a head fitted to {result.num_train_images:,} images"
@@ -133,7 +134,8 @@ def _inspect(console: Console, result: Inspection) -> None:
 
 def _depth_table(result: Analysis, mark: int | None) -> Table:
     table = Table(title=f"loss over depth, {result.split} split", title_justify="left")
-    for name in ("k", "loss L_k", "accuracy", "", "‖F_k(x_k)‖/‖x_k‖", "‖w_F,k‖"):
+    blocks = ["block"] if result.blocks != tuple(range(result.num_blocks)) else []  # some have left
+    for name in ("k", "loss L_k", "accuracy", "", *blocks, "‖F_k(x_k)‖/‖x_k‖", "‖w_F,k‖"):
         table.add_column(name, justify="left" if name == "" else "right", no_wrap=True)
     top = max(result.losses)
     for k, (loss, accuracy) in enumerate(zip(result.losses, result.accuracies, strict=True)):
@@ -141,8 +143,9 @@ def _depth_table(result: Analysis, mark: int | None) -> Table:
         last = k == result.num_blocks
         ratio = "" if last else f"{result.residual_ratios[k]:.3f}"
         norm = "" if last else f"{result.weight_norms[k]:.2f}"
+        block = ["" if last else str(result.blocks[k])] if blocks else []
         style = "" if mark is None or k < mark else "bold green" if k == mark else "dim"
-        table.add_row(str(k), f"{loss:.4f}", f"{accuracy:.2f} %", bar, ratio, norm, style=style)
+        table.add_row(str(k), f"{loss:.4f}", f"{accuracy:.2f} %", bar, *block, ratio, norm, style=style)
     return table
 
 

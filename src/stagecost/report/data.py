@@ -42,7 +42,7 @@ class Analysis:
     needed_cut: str = ""  #: this cut, as printed; that of the first M blocks if empty
     cuts: tuple[MadeCut, ...] = ()  #: all that can be made and were measured, the whole among them
     warnings: tuple[str, ...] = ()  #: what makes the needed blocks doubtful
-    stage_starts: tuple[int, ...] = (0,)  #: the paper's k of each stage's first block
+    stage_starts: tuple[int, ...] = (0,)  #: positions of the blocks that begin a stage
     #: multiply-accumulates of one image, with the first 0 … N blocks; empty if unknown
     macs: tuple[float, ...] = ()
     #: trainable numbers of the network cut after 0 … N blocks; empty if unknown

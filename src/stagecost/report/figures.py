@@ -15,7 +15,7 @@ from stagecost.report.charts import (
 )
 from stagecost.report.data import Analysis, Confusion, Epoch, Point, ReportData, value_at
 from stagecost.report.frames import drawn_epochs, played_epochs
-from stagecost.report.words import counted, measure_text, percent_text
+from stagecost.report.words import counted, measure_text, percent_text, ranges_text
 
 DEPTH, BLOCK = Axis("depth k (blocks in use)"), Axis("block k")
 LOSS, ACCURACY = Axis("loss", log=True), Axis("accuracy (%)")
@@ -111,13 +111,16 @@ def _accuracy_figure(analysis: Analysis) -> Chart:
 
 
 def _bars(data: ReportData, values: Sequence[float], y: Axis, name: str) -> Chart:
-    finite = [value for value in values if math.isfinite(value)]
+    blocks, finite = data.analysis.blocks, [value for value in values if math.isfinite(value)]
+    left = blocks != tuple(range(data.analysis.num_blocks))
+    x = Axis(f"blocks {ranges_text(blocks)}, in order") if left else BLOCK
     summary = f"{name} of each block: no values."
     if finite:
-        low, high = (f"{measure_text(v)} in block {values.index(v)}" for v in (min(finite), max(finite)))
+        ends = min(finite), max(finite)
+        low, high = (f"{measure_text(v)} in block {blocks[values.index(v)]}" for v in ends)
         summary = f"{name} of each block: smallest {low}, largest {high}."
     starts = data.analysis.stage_starts
-    return bar_chart(values, data.kept_places, x=BLOCK, y=y, summary=summary, stage_starts=starts)
+    return bar_chart(values, data.kept_places, x=x, y=y, summary=summary, stage_starts=starts)
 
 
 def _learning_figure(history: Sequence[Epoch]) -> Chart:

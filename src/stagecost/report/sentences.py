@@ -84,7 +84,7 @@ def notes_on(data: ReportData) -> list[str]:
 def blocks_summary(data: ReportData) -> str:
     """Say which blocks the row of blocks colours."""
     word = "needed" if data.pruning is None else "kept"
-    which = ranges_text(data.kept_places) or "none"
+    which = ranges_text(data.analysis.blocks[place] for place in data.kept_places) or "none"
     return f"{counted(data.analysis.num_blocks, 'block')} from input to output; {word}: {which}."
 
 

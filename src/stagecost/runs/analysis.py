@@ -58,6 +58,11 @@ class Analysis(Result):
     warnings: tuple[str, ...]  #: what makes the needed blocks doubtful
 
     @property
+    def blocks(self) -> tuple[int, ...]:
+        """The paper's k of all blocks, by their positions."""
+        return max((cut.kept_blocks for cut in self.cuts), key=len)
+
+    @property
     def needed(self) -> CutScore:
         """The cheapest measured cut within the tolerance."""
         return next(cut for cut in self.cuts if cut.cut == self.needed_cut)

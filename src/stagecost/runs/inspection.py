@@ -168,7 +168,7 @@ def _block_scores(
     macs, paths = count_macs(network, shape), getattr(network, "paths", ("",) * len(blocks))
     return whole, tuple(
         BlockScore(
-            block=k,
+            block=network.block_indices[k],
             path=paths[k],
             removal_cost=score.loss - whole.loss,
             loss=score.loss,
