@@ -62,6 +62,24 @@ def hold(folder: Path, record: Path) -> None:
     (record / f"{os.getpid()}").write_text(f"{began} {ended}")
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError, FileExistsError])
+def test_a_folder_that_goes_while_it_is_made_is_made_again(
+    error: type[OSError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does that another process had created, and that stayed empty."""
+    real, gone = Path.mkdir, [error()]
+
+    def mkdir(self: Path, *arguments: Any, **options: Any) -> None:
+        if gone:
+            raise gone.pop()
+        real(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    monkeypatch.setattr(Path, "exists", lambda self: True)  # it was there a moment ago
+    with locked(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()
+
+
 def test_a_race_of_twenty_starts(tmp_path: Path) -> None:
     """Those that hold the folder hold it one after the other; the rest are refused in one line."""
     record = tmp_path / "record"

@@ -10,6 +10,7 @@ from pathlib import Path
 from stagecost.errors import StageCostError
 
 LOCK_FILE = ".lock"
+ATTEMPTS = 100  # to make a folder that others remove meanwhile
 _log = logging.getLogger("stagecost")
 
 
@@ -38,7 +39,7 @@ def locked(folder: Path, purpose: str = "is being trained") -> Iterator[FolderLo
     Raises:
         StageCostError: it is a file, or another process holds it.
     """
-    if folder.exists() and not folder.is_dir():
+    if folder.is_file():
         raise StageCostError(f"{folder} is a file: give a folder as --output")
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     descriptor = _acquire(folder, purpose)
@@ -55,24 +56,26 @@ def locked(folder: Path, purpose: str = "is being trained") -> Iterator[FolderLo
                 path.rmdir()
 
 
-def _acquire(folder: Path, purpose: str) -> int:
-    while True:
+def _acquire(folder: Path, purpose: str, attempts: int = ATTEMPTS) -> int:
+    path = folder / LOCK_FILE
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / LOCK_FILE
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except FileNotFoundError:  # the folder went again with the process that had created it
-            continue
-        try:
-            _lock(descriptor, path)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise StageCostError(
-                f"{folder} {purpose} by another process: wait for its end, or give another folder"
-            ) from None
-        if _is_file(descriptor, path):
-            return descriptor
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except (FileNotFoundError, FileExistsError):  # it went again with the process that had created it
+        if not attempts:
+            raise
+        return _acquire(folder, purpose, attempts - 1)
+    try:
+        _lock(descriptor, path)
+    except BlockingIOError:
         os.close(descriptor)
+        raise StageCostError(
+            f"{folder} {purpose} by another process: wait for its end, or give another folder"
+        ) from None
+    if _is_file(descriptor, path):
+        return descriptor
+    os.close(descriptor)
+    return _acquire(folder, purpose, attempts)
 
 
 def _lock(descriptor: int, path: Path) -> None:
