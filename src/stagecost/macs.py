@@ -10,7 +10,7 @@ number.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -124,10 +124,23 @@ def counting(
         from torch.utils.flop_counter import FlopCounterMode
 
         twin = _on_meta(twin, image_shape)
-        # The counter knows matrix products, and not what some devices fuse of them.
         counter = FlopCounterMode(display=False, custom_mapping=FURTHER)
-        with sdpa_kernel(SDPBackend.MATH), counter:
+        with _unfused(), counter:
             yield twin, twin.sample(image_shape), lambda: int(counter.get_total_flops()) // 2
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Compute matrix products one by one: the counter knows them, and not what devices fuse of them."""
+    mha = torch.backends.mha
+    libraries: Sequence[Any] = torch.backends.mkldnn, torch.backends.cudnn
+    with sdpa_kernel(SDPBackend.MATH), ExitStack() as undo:
+        undo.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+        mha.set_fastpath_enabled(False)
+        for library in libraries:
+            undo.callback(setattr, library, "enabled", library.enabled)
+            library.enabled = False
+        yield
 
 
 def _on_meta(network: ResidualNetwork, image_shape: Sequence[int]) -> ResidualNetwork:

@@ -371,6 +371,13 @@ def test_macs_are_those_of_a_count_by_hand() -> None:
     assert sc.count_macs(network, x.shape[1:]) == sum(by_hand)
 
 
+class LinearHead(nn.Linear):
+    """The same for every depth."""
+
+    def forward(self, state: Tensor, depth: int) -> Tensor:
+        return super().forward(state)
+
+
 class Bilinear(nn.Module):
     """A branch whose product torch's counter does not know."""
 
@@ -396,12 +403,33 @@ class ByVectors(nn.Module):
 
 @pytest.mark.parametrize(("branch", "macs"), [(Bilinear, 4 * 4 * 4), (ByVectors, 2 * 4 * 4 + 4)])
 def test_products_that_are_no_layers_count(branch: type[nn.Module], macs: int) -> None:
-    class Head(nn.Linear):
-        def forward(self, state: Tensor, depth: int) -> Tensor:
-            return super().forward(state)
-
-    network = sc.ResidualNetwork(nn.Linear(3, 4), [sc.ResidualBlock(branch())], Head(4, 5))
+    network = sc.ResidualNetwork(nn.Linear(3, 4), [sc.ResidualBlock(branch())], LinearHead(4, 5))
     assert macs_by_part(network, (3,)) == [12, macs, 20]
+
+
+class Tabled(nn.Module):
+    """A layer behind a table on the CPU, which meta tensors do not go together with."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, rows: Tensor) -> Tensor:
+        outputs = self.layer(rows[None] + torch.arange(4))
+        return (outputs if isinstance(outputs, Tensor) else outputs[0])[0]
+
+
+@pytest.mark.parametrize(
+    ("layer", "macs"),
+    [
+        (nn.LSTM(4, 4, batch_first=True), 8 * 4 * 4),
+        (nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 4 * 4 * 4 + 2 * 4 + 2 * 4 * 8),
+    ],
+)
+def test_what_the_cpu_fuses_counts(layer: nn.Module, macs: int) -> None:
+    network = sc.ResidualNetwork(nn.Linear(3, 4), [sc.ResidualBlock(Tabled(layer))], LinearHead(4, 5))
+    assert macs_by_part(network, (3,)) == [12, macs, 20]
+    assert torch.backends.mha.get_fastpath_enabled(), "as it was"
 
 
 class Called(nn.Sequential):
