@@ -426,6 +426,11 @@ def test_the_last_value_and_the_band_are_drawn() -> None:
     assert 'opacity="0.14"' not in loss_chart([3.0, 2.0], band=(1.2, math.nan))
 
 
+def test_a_band_beyond_the_values_leaves_the_curve_its_room() -> None:
+    losses = [2.0, 1.9, 1.8]
+    assert curve_of(loss_chart(losses, band=(-98.0, 1.8))) == curve_of(loss_chart(losses))
+
+
 def test_curves_differ_without_colour() -> None:
     series = [Series(name, [(0, place), (1, place + 1)]) for place, name in enumerate("abcdef")]
     svg = ET.fromstring(line_chart(series, x=Axis("k"), y=Axis("y"), summary="six").svg())

@@ -207,7 +207,7 @@ def band_layer(band: tuple[float, float] | None) -> list[Spec]:
     return [
         {
             "data": {"values": [{"y": min(band), "high": max(band)}]},
-            "mark": {"type": "rect", "color": colour("accent"), "opacity": 0.14},
+            "mark": {"type": "rect", "color": colour("accent"), "opacity": 0.14, "clip": True},
             "encoding": {"x": {"value": 0}, "x2": {"value": "width"}, "y2": {"field": "high"}},
         }
     ]
