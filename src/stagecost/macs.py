@@ -154,11 +154,14 @@ def _on_meta(network: ResidualNetwork, image_shape: Sequence[int]) -> ResidualNe
 
 
 def _has_plain_layers(network: ResidualNetwork) -> bool:
-    """Tell whether every matrix is a layer's, which no code but torch's and the package's calls."""
-    homes = {type(module).__module__.partition(".")[0] for module in network.modules()}
+    """Tell whether every matrix is a layer's, which no code but torch's and the package's calls.
+
+    What `torch.fx` traced is another's code in a module of torch.
+    """
+    homes = {type(module).__module__ for module in network.modules()}
     return (
         type(network) is ResidualNetwork
-        and homes <= {"torch", "stagecost"}
+        and all(home.startswith(("torch.nn.", "stagecost.")) for home in homes)
         and all(
             isinstance(module, LAYERS) or all(p.dim() < 2 for p in module.parameters(recurse=False))
             for module in network.modules()

@@ -449,6 +449,20 @@ def test_macs_are_those_of_the_counter_of_torch(name: str) -> None:
         assert sc.count_macs(network, shape, each) == skips + sum(branches[k] for k in each.blocks)
 
 
+class OfItself(nn.Module):
+    """Products without a weight."""
+
+    def forward(self, state: Tensor) -> Tensor:
+        return state @ state.mT @ state
+
+
+def test_what_was_traced_is_code_of_somebody_else() -> None:
+    network, other, shape = build("homogeneous"), build("homogeneous"), (3, 32, 32)
+    network.stem = torch.fx.symbolic_trace(nn.Sequential(network.stem, OfItself()))
+    other.stem = Called(other.stem, OfItself())
+    assert macs_by_part(network, shape) == macs_by_part(other, shape)
+
+
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_the_optimizer_outlives_the_cut(kind: str) -> None:
     """A step after the cut is the step that the surviving parameters would have made anyway."""
