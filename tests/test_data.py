@@ -317,13 +317,14 @@ def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     columns = {"image": [{"bytes": png(image), "path": None} for image in pixels], "label": labels}
     table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-    splits = datasets.DatasetDict(train=table, test=table, unsupervised=table)
+    splits = datasets.DatasetDict(train=table, test=table, eval=table, unsupervised=table)
     monkeypatch.setattr("datasets.load_dataset", lambda path, **_: splits)
     bundle = load_data(DataConfig("uoft-cs/cifar10", val_fraction=0), seed=0)
     assert (bundle.name, bundle.format.class_names) == ("cifar10", tuple(CIFAR))
     assert (bundle.splits["test"].images.permute(0, 2, 3, 1).numpy() == pixels).all()
     assert bundle.splits["test"].targets.tolist() == labels
-    assert any("unsupervised (20)" in text for text in bundle.warnings)
+    left_out = "no known name, that of another one, or no images: eval (20), unsupervised (20)"
+    assert any(left_out in text for text in bundle.warnings)
 
 
 # -- IDX --------------------------------------------------------------------------------------

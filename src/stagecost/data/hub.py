@@ -56,7 +56,9 @@ def tables_of(dataset: Any, origin: str) -> tuple[dict[str, list[Table]], tuple[
             f"{shown(origin)} has no split of a known name with images in it (found: "
             f"{listed(unknown) or 'none'}): name its splits train, validation and test"
         )
-    text = f"left out splits that have no known name, or no images: {listed(unknown)}"
+    text = (
+        f"left out splits that have no known name, that of another one, or no images: {listed(unknown)}"
+    )
     return tables, (text,) if unknown else ()
 
 
