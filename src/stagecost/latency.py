@@ -133,6 +133,10 @@ def _summary(times: list[float], batch: int) -> Latency:
     )
 
 
+def _storages(values: object) -> list[torch.UntypedStorage]:
+    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+
 class _Tally:
     """Adds up what the tensors that operations make take at a time, in bytes."""
 
@@ -142,11 +146,12 @@ class _Tally:
         self.peak: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Do an operation, and count what it leaves."""
+        """Do an operation, and count what it leaves; what was there before, as a weight, is not new."""
         result = func(*args, **(kwargs or {}))
-        for tensor in (value for value in tree_leaves(result) if isinstance(value, Tensor)):
-            storage = tensor.untyped_storage()
-            self.live[storage.data_ptr()] = weakref.ref(storage), storage.nbytes()
+        before = {storage.data_ptr() for storage in _storages((args, kwargs))} - self.live.keys()
+        for storage in _storages(result):
+            if storage.data_ptr() not in before:
+                self.live[storage.data_ptr()] = weakref.ref(storage), storage.nbytes()
         self.live = {key: one for key, one in self.live.items() if one[0]() is not None}
         self.peak = max(self.peak, sum(size for _, size in self.live.values()))
         return result

@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import stagecost as sc
 from helpers import build, images
@@ -58,3 +58,9 @@ def test_memory_is_that_of_the_tensors_that_live_at_a_time() -> None:
     assert chain == 2 * batch.nbytes  # the sum and the product; a view takes nothing
     assert peak_memory(lambda x: [x + 1, x + 2, x + 3], batch) == 3 * batch.nbytes
     assert peak_memory(lambda x: x, batch) == 0
+
+
+def test_memory_has_neither_weights_nor_images_in_it() -> None:
+    batch, layer = torch.zeros(4, 1000), nn.Linear(1000, 10)
+    assert peak_memory(layer, batch) == 4 * 10 * 4
+    assert peak_memory(lambda x: x.view(2, -1).relu_() + 1, batch) == batch.nbytes
