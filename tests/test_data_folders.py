@@ -128,6 +128,15 @@ def test_the_list_of_classes_settles_it(
     assert any(f"left out {left} image" in text for text in bundle.warnings) == (left > 0)
 
 
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_a_class_may_be_called_as_a_split(tmp_path: Path, name: str) -> None:
+    made = {f"train/{name}": 5, "train/bus": 5, f"test/{name}": 2, "test/bus": 2}
+    folder = tree(tmp_path, made)
+    trained = load(folder, val_fraction=0).format
+    for options in ({"classes": f"bus,{name}"}, {"like": trained}):
+        assert counts(load(folder, val_fraction=0, **options)) == {"train": 10, "test": 4}
+
+
 def test_a_list_that_does_not_fit(tmp_path: Path) -> None:
     folder = str(tree(tmp_path, TWO))
     refuse(

@@ -83,7 +83,8 @@ def _split_directories(listing: Listing, paths: Sequence[_Path], known: Sequence
     holding = {path[0] for path in paths if len(path) > 2}
     named = {head: split for head in sorted(heads) if (split := split_of(head))}
     splits = {head: split for head, split in named.items() if head in holding}
-    if any(place is not None for place in places(map(class_name, heads), known)):
+    matches = _matches(paths, known)
+    if matches and matches[0] == max(matches) > 0:
         return {}
     if not splits and heads == named.keys() != set():
         raise StageCostError(
@@ -105,26 +106,35 @@ def _split_directories(listing: Listing, paths: Sequence[_Path], known: Sequence
     return splits
 
 
+def _names(paths: Sequence[_Path]) -> list[set[str]]:
+    """Return the names of the directories at each level that pictures are in."""
+    levels = range(max((len(path) for path in paths), default=2) - 1)
+    return [{path[level] for path in paths if len(path) > level + 1} for level in levels]
+
+
+def _matches(paths: Sequence[_Path], known: Sequence[str]) -> list[int]:
+    """Return how many directories of each level are called as a known class."""
+    found = (places(map(class_name, names), known) for names in _names(paths))
+    return [sum(place is not None for place in level) for level in found]
+
+
 def _class_level(
     listing: Listing, paths: Sequence[_Path], directories: Sequence[_Path], known: Sequence[str]
 ) -> int:
     """Return which directory of a path is its class, counted from 0."""
-    names, matches, several = list[list[str]](), list[int](), list[int]()
-    for level in range(max((len(path) for path in paths), default=2) - 1):
-        used = {path[level] for path in paths if len(path) > level + 1}
+    names, matches, several = _names(paths), _matches(paths, known), list[int]()
+    for level, used in enumerate(names):
         every = used | {path[level] for path in directories if len(path) == level + 1}
         partial = any(1 < len(path) <= level + 1 for path in paths)
-        names.append(sorted(used))
-        matches.append(sum(place is not None for place in places(map(class_name, used), known)))
         several += [level] if len(every) + partial > 1 else []
     best = [level for level, count in enumerate(matches) if count == max(matches) > 0]
     candidates = best or several
     if len(candidates) < 2:
         return candidates[0] if candidates else max(len(names) - 1, 0)
-    readings = ", or ".join(listed(names[level], 4) for level in candidates)
+    readings = ", or ".join(listed(sorted(names[level]), 4) for level in candidates)
     raise StageCostError(
         f"{shown(listing.folder)} has several levels of directories; the classes may be {readings}: say "
-        f"which they are by {classes_flag(names[candidates[0]])}"
+        f"which they are by {classes_flag(sorted(names[candidates[0]]))}"
     )
 
 
