@@ -487,6 +487,24 @@ def test_a_network_of_a_table_is_judged_on_directories(tmp_path: Path) -> None:
         evaluate(tmp_path / "run", data=str(tmp_path / "tree"), split="all")
 
 
+@pytest.mark.parametrize(
+    ("directories", "expected"),
+    [
+        (("test_tube", "road"), {"train": 25, "test": 7}),  # a fifth is held out
+        (("train/train", "train/bus", "test/train"), {"train": 32, "test": 16}),
+    ],
+)
+def test_a_directory_is_a_split_by_its_whole_name(
+    tmp_path: Path, directories: tuple[str, ...], expected: dict[str, int]
+) -> None:
+    rows = []
+    for directory in directories:
+        fill(tmp_path / directory, 0, 16)
+        rows += [f"{directory}/{index:03d}.png,{ANIMALS[index % 2]}" for index in range(16)]
+    (tmp_path / "metadata.csv").write_text("file_name,animal\n" + "\n".join(rows) + "\n")
+    assert counts(load(tmp_path, label_column="animal", val_fraction=0)) == expected
+
+
 def test_a_table_above_the_splits_is_parted_by_the_directories_of_its_pictures(tmp_path: Path) -> None:
     rows = []
     for split, count in (("train", 8), ("test", 4)):

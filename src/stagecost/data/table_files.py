@@ -14,7 +14,7 @@ import numpy as np
 
 from stagecost.data.class_names import counted, listed, shown
 from stagecost.data.encoded import Images, IntArray, file_images, file_size
-from stagecost.data.split_names import splits_in
+from stagecost.data.split_names import split_of, splits_in
 from stagecost.data.tables import Table, reading, refuse_doubled
 from stagecost.errors import StageCostError
 
@@ -55,16 +55,18 @@ def open_tables(folder: Path, names: Sequence[str]) -> tuple[dict[str, list[Tabl
 
 def _split_of_file(folder: Path, name: str) -> str:
     """Return the split that the last telling part of a path names; '' if none does."""
-    for part in reversed(name.removesuffix(".parquet").split("/")):
-        splits = splits_in(part)
-        if len(splits) > 1:
-            raise StageCostError(
-                f"{shown(folder / name)} may hold {' or '.join(sorted(splits))} images by its name: "
-                "rename it"
-            )
-        if splits:
-            return splits.pop()
-    return ""
+    told = (_told(folder / name, part) for part in reversed(name.removesuffix(".parquet").split("/")))
+    return next(filter(None, told), "")
+
+
+def _told(path: Path, part: str) -> str:
+    """Return the split that a word in a part of a path names; '' if none does."""
+    splits = splits_in(part)
+    if len(splits) > 1:
+        raise StageCostError(
+            f"{shown(path)} may hold {' or '.join(sorted(splits))} images by its name: rename it"
+        )
+    return "".join(splits)
 
 
 def _check_series(folder: Path, names: Sequence[str]) -> None:
@@ -210,12 +212,12 @@ def open_metadata(
 
 
 def _rows_of_splits(folder: Path, paths: Sequence[str]) -> dict[str, list[int]]:
-    """Return the rows of each split, as the directories of their pictures name them."""
-    places = [path.rpartition("/")[0] for path in paths]
-    split_of = {place: _split_of_file(folder, place) or "train" for place in dict.fromkeys(places)}
+    """Return the rows of each split: the first directory of their pictures that is called as one."""
     rows = defaultdict[str, list[int]](list)
-    for row, place in enumerate(places):
-        rows[split_of[place]].append(row)
+    for row, path in enumerate(paths):
+        place, parts = (folder / path).parent, path.split("/")[:-1]
+        told = (split_of(part) for part in parts if _told(place, part))
+        rows[next(filter(None, told), "train")].append(row)
     return dict(rows)
 
 
