@@ -343,9 +343,10 @@ def test_what_is_told_to_be_typed_next_can_be_typed(capsys: pytest.CaptureFixtur
     from stagecost.runs.evaluation import Evaluation
     from stagecost.runs.training import TrainingResult
 
-    run = TrainingResult("my runs/a", 1, None, None, 0, None, 1, (0,), 1.0, (), (), 1.0, ())
-    show("train", run)
-    assert "next: stagecost analyze 'my runs/a'" in capsys.readouterr().out
+    for path, typed in {"my runs/a": "'my runs/a'", "-run": "./-run"}.items():
+        run = TrainingResult(path, 1, None, None, 0, None, 1, (0,), 1.0, (), (), 1.0, ())
+        show("train", run)
+        assert f"next: stagecost analyze {typed}" in capsys.readouterr().out
     show("evaluate", Evaluation(50.0, 1.0, 1, 1, 1, "all", 9, None, ("4 of these were trained on",)))
     assert "note: 4 of these were trained on" in capsys.readouterr().out
 

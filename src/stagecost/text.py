@@ -1,5 +1,6 @@
 """Short texts made of plain values, for messages, reports and what is printed."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -8,6 +9,12 @@ def one_line(error: BaseException) -> str:
     """Return the message of `error`, squeezed into one line of at most 200 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:199] + "…"
+
+
+def shell_path(path: object) -> str:
+    """Write a path as a shell takes it; one that begins with a dash would be taken for a flag."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def format_indices(indices: Sequence[int]) -> str:

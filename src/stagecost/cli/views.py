@@ -1,7 +1,6 @@
 """How the results of verbs look to a person on a terminal; `--json` prints the same results bare."""
 
 import math
-import shlex
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -25,7 +24,7 @@ from stagecost.runs.pruning import Pruning
 from stagecost.runs.reporting import Comparison, Report
 from stagecost.runs.results import Result
 from stagecost.runs.training import TrainingResult
-from stagecost.text import format_indices
+from stagecost.text import format_indices, shell_path
 from stagecost.train.display import sparkline
 
 CAVEAT = (
@@ -79,7 +78,7 @@ def _train(console: Console, result: TrainingResult) -> None:
         depths = ",".join(map(str, result.suggested_targets))
         _line(console, f"depths worth training for: --targets {depths} (see docs/targets.md)")
     split = " --split train" if result.val_accuracy is None else ""
-    _line(console, f"next: stagecost analyze {shlex.quote(result.run)}{split}")
+    _line(console, f"next: stagecost analyze {shell_path(result.run)}{split}")
 
 
 def _analyze(console: Console, result: Analysis | Inspection) -> None:
@@ -181,7 +180,7 @@ def _prune(console: Console, result: Pruning) -> None:
     _line(console, f"kept blocks k = {list(result.kept_blocks)}{trained}")
     _warnings(console, result.warnings)
     _line(console, f"saved: {result.network}")
-    _line(console, f"next: stagecost evaluate {shlex.quote(result.network)} --split test")
+    _line(console, f"next: stagecost evaluate {shell_path(result.network)} --split test")
 
 
 def _evaluate(console: Console, result: Evaluation) -> None:
@@ -222,7 +221,7 @@ def _export(console: Console, result: Export) -> None:
     _warnings(console, result.warnings)
     _line(console, f"saved: {result.output}")
     if result.format == "onnx":
-        _line(console, f"next: python {shlex.quote(f'{result.output}/run.py')} cat.jpg")
+        _line(console, f"next: python {shell_path(f'{result.output}/run.py')} cat.jpg")
 
 
 def _measure(console: Console, result: Measurements) -> None:

@@ -1,7 +1,6 @@
 """What the sliders of a page show at each place: texts that are written here, once, for good."""
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from stagecost.report.words import (
     share_text,
     signed_points_text,
 )
+from stagecost.text import shell_path
 
 MOST_PLAYED, MOST_DRAWN, MOST_POINTS = 100, 12, 30_000
 
@@ -119,4 +119,4 @@ def _prune_command(data: ReportData, k: int) -> str:
         return f"# the least that can stay: {counted(least, 'block')}"
     if k == data.analysis.num_blocks:
         return "# all blocks stay: nothing to cut"
-    return f"stagecost prune {shlex.quote(data.run)} --keep-blocks {k} --output small-{k}/"
+    return f"stagecost prune {shell_path(data.run)} --keep-blocks {k} --output small-{k}/"

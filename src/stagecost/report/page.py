@@ -8,7 +8,6 @@ import base64
 import hashlib
 import json
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -38,6 +37,7 @@ from stagecost.report.tables import (
     setting_rows,
 )
 from stagecost.storage import write_atomically
+from stagecost.text import shell_path
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -61,7 +61,7 @@ def render_report(data: ReportData) -> str:
         exit_rows=exit_rows(data),
         confusions=confusion_rows(data.confusion),
         commands=_commands(data),
-        run_quoted=shlex.quote(data.run),
+        run_quoted=shell_path(data.run),
         settings=setting_rows(data.settings),
     )
 
@@ -189,9 +189,9 @@ def _commands(data: ReportData) -> dict[str, str]:
     """Write what to type next; names are quoted as the shell and Python need it."""
     if data.pruning is None:
         drop = f"--max-drop {data.analysis.tolerance:g}"
-        return {"prune": f"stagecost prune {shlex.quote(data.run)} {drop} --output small/"}
+        return {"prune": f"stagecost prune {shell_path(data.run)} {drop} --output small/"}
     path = data.pruning.network
     quoted = json.dumps(path, ensure_ascii=False)
     load = ["import stagecost", "", f"network = stagecost.load({quoted})", "logits = network(images)"]
-    evaluate = f"stagecost evaluate {shlex.quote(path)} --split test"
+    evaluate = f"stagecost evaluate {shell_path(path)} --split test"
     return {"load": "\n".join(load), "evaluate": evaluate}

@@ -1,7 +1,6 @@
 """Opening what was trained: a run folder, or the folder of a saved network, with its images."""
 
 import hashlib
-import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -23,6 +22,7 @@ from stagecost.runs.certainty import chance_of, warnings_on
 from stagecost.runs.folder import RunFolder, refuse_moved
 from stagecost.saved import CONFIG_FILE, WEIGHTS_FILE
 from stagecost.storage import read_json, read_metadata
+from stagecost.text import shell_path
 from stagecost.train.checkpoint import Checkpoint, read_checkpoint
 from stagecost.train.devices import select_device
 from stagecost.train.parsing import parse_settings
@@ -235,7 +235,7 @@ def _open_run(run: RunFolder, name: CheckpointName, device: torch.device) -> Tra
             )
         raise StageCostError(
             f"{run.path} has no {name} checkpoint yet: let it train, `stagecost train --resume --output "
-            f"{shlex.quote(str(run.path))}`"
+            f"{shell_path(run.path)}`"
         )
     checkpoint = read_checkpoint(file)
     settings = run.settings_beside(checkpoint)

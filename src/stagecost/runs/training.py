@@ -1,6 +1,5 @@
 """Training in a run folder: whose folder it is, checkpoints, cuts by a schedule, tables, display."""
 
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from stagecost.runs.folder import (
 from stagecost.runs.lock import FolderLock, locked
 from stagecost.runs.results import Result
 from stagecost.storage import remove_leftovers, write_atomically
+from stagecost.text import shell_path
 from stagecost.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from stagecost.train.cutting import cut_network
 from stagecost.train.devices import is_first_process, own_environment
@@ -250,7 +250,7 @@ class Stop:
             state.fabric.barrier()  # who leaves first would have the others killed as they write
             raise StoppedError(
                 f"interrupted in epoch {state.progress.epoch + 1} of {training.epochs}, everything is "
-                f"saved: go on with `stagecost train --resume --output {shlex.quote(str(run.path))}`"
+                f"saved: go on with `stagecost train --resume --output {shell_path(run.path)}`"
             )
 
 
