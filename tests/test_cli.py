@@ -338,6 +338,17 @@ def test_cuts_that_prune_alone_tries_are_told_of(capsys: pytest.CaptureFixture[s
     assert "prune tries more cuts" not in told(2)
 
 
+def test_a_loss_that_is_no_number_is_shown_beside_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    from stagecost.cli.views import show
+    from stagecost.runs.analysis import Analysis, CutScore
+
+    cuts, rest = (CutScore("1", (0,), 1.0, 50.0, None, 1),), ((0,), 0.5, 1, "1")
+    for loss in (float("nan"), float("inf")):
+        curves = ((loss, 1.0), (50.0, 50.0), (None, None), (1.0,), (1.0,))
+        show("analyze", Analysis(1, "val", 9, *curves, *rest, cuts, (), ()))
+        assert f"{loss:.4f}" in capsys.readouterr().out
+
+
 def test_what_is_told_to_be_typed_next_can_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
     from stagecost.cli.views import show
     from stagecost.runs.evaluation import Evaluation

@@ -136,9 +136,9 @@ def _depth_table(result: Analysis, mark: int | None) -> Table:
     blocks = ["block"] if result.blocks != tuple(range(result.num_blocks)) else []  # some have left
     for name in ("k", "loss L_k", "accuracy", "", *blocks, "‖F_k(x_k)‖/‖x_k‖", "‖w_F,k‖"):
         table.add_column(name, justify="left" if name == "" else "right", no_wrap=True)
-    top = max(result.losses)
+    top = max(filter(math.isfinite, result.losses), default=0.0)
     for k, (loss, accuracy) in enumerate(zip(result.losses, result.accuracies, strict=True)):
-        bar = "█" * max(1, round(12 * loss / top)) if top > 0 else ""
+        bar = "█" * max(1, round(12 * loss / top)) if top > 0 and math.isfinite(loss) else ""
         last = k == result.num_blocks
         ratio = "" if last else f"{result.residual_ratios[k]:.3f}"
         norm = "" if last else f"{result.weight_norms[k]:.2f}"
