@@ -173,7 +173,7 @@ class StageCostSettings:
         cut_at: cuts during the training, epoch:blocks, such as 3:8,6:4; or, in a staged network,
             epoch:blocks of each stage, such as 3:4+3+2.
         plain_after_cuts: the stage cost ends with the last cut of cut_at, and training goes on by the
-            terminal loss alone, with the weight that it has then.
+            terminal loss alone, with the weight that it has then, or 1 with normalize_objective.
     """
 
     first_depth: int = 0

@@ -88,7 +88,7 @@ def after_cuts(stage_cost: StageCost, stages: Stages, left: Sequence[int]) -> St
 
 
 def terminal_only(stage_cost: StageCost) -> StageCost:
-    """Return it without its cuts; the weight of the terminal loss stays."""
+    """Return it without its cuts; the weight of the terminal loss stays, which is 1 if normalised."""
     return replace(stage_cost, cuts=(), weights=())
 
 
