@@ -218,6 +218,7 @@ def test_refusals_are_one_line(small: Path, cli: CommandLine, tmp_path: Path) ->
     assert "has no image files" in cli("predict", small, tmp_path / "empty").refusal
     assert "--top-k is 0" in cli("predict", small, tmp_path / "x.png", "--top-k", 0).refusal
     assert "there is no such file" in cli("predict", small, tmp_path / "x.png").refusal
+    assert "--c_d.png (there is no such file)" in cli("predict", small, "--", "--c_d.png").refusal
     assert "missing: images" in cli("predict", small).refusal
     assert "path of an image is empty" in cli("predict", small, "").refusal
     assert "is no folder" in cli("predict", tmp_path / "none", tmp_path / "x.png").refusal

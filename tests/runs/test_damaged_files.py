@@ -213,6 +213,13 @@ def test_resuming_without_a_part(
     assert "last.safetensors" in refusal(lambda: train({}, run, resume=True))
 
 
+def test_a_report_of_a_run_that_began_with_no_list_of_blocks(trained: Trained, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained.three, run)
+    change(run / "last.safetensors", lambda _, metadata: metadata.update(initial_blocks="5"))
+    assert "with which blocks" in refusal(lambda: report(run, device="cpu"))
+
+
 CORRUPT = [b"a: [1", b"- 1\n", b"", b"epoks: 3\n", b"data: digits\nnum_blocks: x\n", b"\x00\xff"]
 
 

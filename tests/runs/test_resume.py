@@ -257,6 +257,8 @@ def test_stopped_twice_with_weights_and_targets_with_norms(
             patch.setattr(loop, "train_step", stop_at(batch, loop.train_step))
             with pytest.raises(StoppedError):
                 train(settings, run, resume=True)
+    shutil.rmtree(tmp_path / "given")
+    create_model("staged").save_pretrained(tmp_path / "given")  # of another network by now
     train(settings, run, resume=True)
     same_run(alone, run)
 

@@ -154,8 +154,9 @@ def read_flags(parser: VerbParser, flags: Sequence[Flag], arguments: Sequence[st
     Raises:
         StageCostError: an unknown flag, a missing one, or a value that is not of its type.
     """
-    dashed = [_with_dashes(argument) for argument in arguments]
-    _refuse_unknown(flags, dashed)
+    end = arguments.index("--") if "--" in arguments else len(arguments)  # of the flags
+    dashed = [*map(_with_dashes, arguments[:end]), *arguments[end:]]
+    _refuse_unknown(flags, dashed[:end])
     given = vars(parser.parse_args(dashed))
     kinds = {flag.name: flag for flag in flags}
     return {name: _value(kinds.get(name), value) for name, value in given.items()}

@@ -215,7 +215,7 @@ def report_data(
 def _content(trained: Trained, analysis: Analysis) -> JsonObject:
     """Return what every page tells of an opened run."""
     checkpoint = trained.run_checkpoint()
-    began = len(checkpoint.metadata.get("initial_blocks") or range(analysis.num_blocks))
+    began = len(checkpoint.initial_blocks or range(analysis.num_blocks))
     settings = {**trained.settings.to_flat(), "gamma": checkpoint.gamma, "num_blocks": began}
     measured, times = _times(trained)
     return {

@@ -150,8 +150,9 @@ def _prepare(run: RunFolder, settings: RunSettings, checkpoint: Checkpoint | Non
     with own_environment():
         from stagecost.train.trackers import open_trackers
 
-    config, like = data_config(settings), None
-    if checkpoint is not None:
+    if checkpoint is None:
+        config, like = data_config(settings), None
+    else:
         refuse_moved(settings.data.data, run.path)
         config, like = settings.data, ImageFormat.from_json(checkpoint.metadata.get("image_format", {}))
     splits = ("train", "val") if has_validation(config) else ("train",)

@@ -6,7 +6,7 @@ a change of device; learning rates follow from the step, so they are not stored.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from stagecost.errors import StageCostError, refusing
 from stagecost.models.catalogue import check_finite, check_fit, read_description, rebuild, restore
 from stagecost.network import ResidualNetwork, first_tensor
+from stagecost.records import read_typed
 from stagecost.storage import read_tensors, write_tensors
 from stagecost.train.history import Progress
 from stagecost.train.parsing import parse_settings
@@ -102,6 +103,19 @@ class Checkpoint:
         """The paper's indices of the blocks that were there; None if all were."""
         return read_description(self.metadata.get("description"), self.path).kept_blocks
 
+    @property
+    def initial_blocks(self) -> tuple[int, ...] | None:
+        """Which blocks the training began with; None is all, or not told by an earlier version.
+
+        Raises:
+            StageCostError: it is damaged.
+        """
+        what = f"{self.path} does not say with which blocks the training began"
+        with refusing(what, "restore it from a copy", TypeError, ValueError):
+            told = self.metadata.get("initial_blocks")
+            blocks: tuple[int, ...] | None = read_typed(tuple[int, ...] | None, told, "initial_blocks")
+        return blocks
+
     def initial_network(self) -> ResidualNetwork:
         """Rebuild the network that the training began with, as it was cut; its numbers mean nothing.
 
@@ -114,10 +128,9 @@ class Checkpoint:
                 f"{self.path} is of an earlier version and does not say with which blocks the training "
                 "began: go on with that version, or start anew into another --output"
             )
-        blocks = self.metadata.get("initial_blocks")
-        began = {**description.to_json(), "kept_blocks": blocks, "target_norms": []}
         numbers = sum(tensor.numel() for tensor in self.tensors.values())
-        network = rebuild(read_description(began, self.path), numbers)
+        began = replace(description, kept_blocks=self.initial_blocks, target_norms=())
+        network = rebuild(began, numbers)
         on_meta = first_tensor(network).is_meta
         return network.to_empty(device="cpu") if on_meta else network
 
