@@ -176,5 +176,6 @@ for _name, _title in (
     ("pretrained-fewer-epochs", "Networks that others trained, in fewer epochs"),
     ("pretrained-slower-cuts", "Networks that others trained, cuts at the rates of the whole network"),
     ("pretrained-half-blocks", "A ViT that others trained, cuts of half blocks"),
+    ("pretrained-three-seeds", "Networks that others trained, three seeds of what has more by now"),
 ):
     ARCHIVE[_name] = Experiment(_name, _title, {}, pretrained_section)

@@ -52,9 +52,8 @@ EXPERIMENTS = {
     **dict.fromkeys(("schedule-trials", "schedule-trials-first"), "archive"),
     **dict.fromkeys(("layer-pruning-other-schedule", "staged-trials"), "archive"),
     **dict.fromkeys(("c-loops", "kernels", "benchmark-with-c", "benchmark-peers"), "archive"),
-    **dict.fromkeys(
-        ("pretrained-fewer-epochs", "pretrained-slower-cuts", "pretrained-half-blocks"), "archive"
-    ),
+    **dict.fromkeys(("pretrained-fewer-epochs", "pretrained-slower-cuts"), "archive"),
+    **dict.fromkeys(("pretrained-half-blocks", "pretrained-three-seeds"), "archive"),
     **dict.fromkeys(("targets-every-step",), "archive"),
 }
 """Name → module:attribute, in the order of results/README.md; "archive" can be shown, and not run."""
