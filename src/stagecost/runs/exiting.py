@@ -211,7 +211,10 @@ def saved_exits(trained: Trained) -> Exits | None:
     file = RunFolder(trained.path).exits
     if not file.is_file():
         return None
-    remedy = "run `stagecost exit` again, name the --checkpoint that it was for, or delete it"
+    remedy = (
+        "run `stagecost exit` again, name the --checkpoint that it was for, or delete it and "
+        f"{POLICY_FILE}"
+    )
     with refusing(f"{file} does not tell of exits of this network", remedy, ValueError):
         exits = read_record(Exits, read_json(file))
         exits.check(trained)
