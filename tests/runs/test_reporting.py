@@ -156,7 +156,9 @@ def test_a_report_tells_of_mistakes_times_and_exits(trained: Trained, tmp_path: 
         assert f'"latency":{shown}' in page
     assert len(page.encode()) < 3_000_000
     (run / "exit.json").write_text('{"run": "x"}')
-    with pytest.raises(StageCostError, match=r"exit\.json does not tell of exits.* delete it and exit_policy\.json"):
+    with pytest.raises(
+        StageCostError, match=r"exit\.json does not tell of exits.* delete it and exit_policy\.json"
+    ):
         report(run, device="cpu")
     (run / "exit.json").unlink()
     pruning = json.loads((run / "pruning.json").read_text())
