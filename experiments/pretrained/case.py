@@ -41,7 +41,7 @@ def of_cifar10(layers: int) -> Settings:
         "weights": f"resnet{layers}-cifar10.safetensors",
         "lr": 0.02,
         "batch_size": 128,
-        "limit_train": 20_000,
+        "limit_train": 40_000,
         "epochs": 3,
     }
 
@@ -160,11 +160,14 @@ class Case:
         return {**self.settings, "val_fraction": HELD_OUT}
 
     @property
+    def joint(self) -> str:
+        """The arm of one training for both: the target of a ResNet of CIFAR-10 has norms of its own."""
+        return "joint_norms" if self.model.startswith("resnet") else "joint"
+
+    @property
     def arms(self) -> tuple[str, ...]:
-        """The arms that train: targets of a ResNet have norms of their own; on a CPU the 32 has both."""
-        own = "joint_norms" if self.model.startswith("resnet") else "joint"
-        joint = ("joint", own) if self.model == "resnet32" and self.context.tier == "cpu" else (own,)
-        return ("whole", *joint, "cut_first")
+        """The arms that train and keep a folder."""
+        return ("whole", self.joint, "cut_first")
 
     @property
     def data(self) -> str:

@@ -2,7 +2,7 @@
 
 Command     python -m experiments run pretrained --weights DIR [--dataset flowers-1500-lite0] …
 Machine     cpu: one core, one thread; gpu: one GPU, all training images, 10 or 30 epochs
-Runtime     lite0: four minutes a run on an idle core; vit: ten; resnet32: five; the other ResNets: two
+Runtime     lite0: four minutes a run on an idle core; vit: ten; resnet32: 15; the other ResNets: two
 Seeds       0, 1, 2; cpu: 0 to 5 for EfficientNet-Lite0 on flowers, 0 to 4 for the ViT on waste
 
 `python -m experiments.pretrained.files DIR` fetches the weights. Every arm starts from the pretrained
@@ -18,8 +18,9 @@ torch_pruning  as many MACs by fewer channels (resnet32, with the extra `peers`)
 
 The cut is chosen before any training on validation images of a seed of its own: of those with at least
 a third fewer MACs that the search finds, the one with the least loss; of a transformer, a third of the
-blocks in a row goes, by the loss with heads fitted anew; ResNets keep two thirds of each stage. The
-recipes were chosen on the same images (`experiments.pretrained.trials`).
+blocks in a row goes, by the loss with heads fitted anew; a ResNet of CIFAR-10 keeps two thirds of each
+stage, those of least loss (resnet44 and resnet56 the first ones: their ways are too many). The recipes
+were chosen on the same images (`experiments.pretrained.trials`).
 """
 
 import json
@@ -82,13 +83,18 @@ DEPTHS = "Validation accuracy at every depth at the end of the training, before 
 PRUNED, TAUGHT = "torch_pruning", "cut_first_taught"
 
 
-def compared(joint: str) -> tuple[tuple[tuple[str, str], tuple[str, str]], ...]:
-    """Return what the aims are about: (arm, cut) beside another one, on the same test images."""
+Key = tuple[str, str]
+"""Of a network that is judged: its arm, and which cut of it."""
+
+
+def compared(joint: str) -> tuple[tuple[Key, Key], ...]:
+    """Return what the aims are about: a network beside another one, on the same test images."""
     return (
         ((joint, "whole"), ("whole", "whole")),
         ((joint, "cut"), (joint, "whole")),
         ((joint, "cut"), ("cut_first", "cut")),
         ((joint, "cut"), (TAUGHT, "cut")),
+        ((joint, "cut"), (PRUNED, "channels")),
     )
 
 
@@ -96,8 +102,8 @@ def run(context: Context) -> Row:
     """Train every arm with every seed, then read the test images."""
     case = Case.of(context)
     runs = {seed: {arm: case.run(arm, seed) for arm in case.arms} for seed in context.seeds}
-    right: dict[tuple[str, str], list[Tensor]] = {}
-    judged: dict[tuple[str, str], ResidualNetwork] = {}
+    right: dict[Key, list[Tensor]] = {}
+    judged: dict[Key, ResidualNetwork] = {}
     for seed in context.seeds:
         context.report(f"{context.dataset}: test images, seed {seed}")
         for key, network in networks(case, seed, runs[seed]).items():
@@ -116,12 +122,12 @@ def run(context: Context) -> Row:
         }
         for (arm, cut), network in judged.items()
     ]
-    bundle, joints = case.bundle(context.seeds[0]), [a for a in case.arms if a.startswith("joint")]
+    bundle = case.bundle(context.seeds[0])
     named, num_val = {key: rows[0][key] for key in ("dataset", "model")}, len(bundle.splits["val"])
     return {
         "rows": rows,
         "comparisons": [
-            {**named, **_compared(right, *pair)} for joint in joints for pair in compared(joint)
+            {**named, **_compared(right, *pair)} for pair in compared(case.joint) if pair[1] in right
         ],
         "trajectories": [
             {
@@ -132,7 +138,7 @@ def run(context: Context) -> Row:
                 "num_val": num_val,
             }
             for seed, arms in runs.items()
-            for arm in ("whole", *joints)
+            for arm in ("whole", case.joint)
         ],
         "search": json.loads((context.work / "cut.json").read_text())["tried"],
         "num_train": len(bundle.splits["train"]),
@@ -140,11 +146,11 @@ def run(context: Context) -> Row:
     }
 
 
-def networks(case: Case, seed: int, runs: dict[str, Run]) -> dict[tuple[str, str], ResidualNetwork]:
+def networks(case: Case, seed: int, runs: dict[str, Run]) -> dict[Key, ResidualNetwork]:
     """Return what is judged, by arm and cut."""
     opened: dict[str, Trained] = {arm: run.open() for arm, run in runs.items()}
     cut, name = case.cut, "cut"
-    joints = [arm for arm in opened if arm.startswith("joint")]
+    joint = opened[case.joint]
     linear = case.network(case.fitted(seed))
     channels = {}
     if case.model == "resnet32" and is_installed("torch-pruning"):
@@ -154,8 +160,8 @@ def networks(case: Case, seed: int, runs: dict[str, Run]) -> dict[tuple[str, str
         ("linear", name): case.network(case.fitted(seed, cut)),
         ("whole", "whole"): opened["whole"].network,
         ("whole", name): cut_from(opened["whole"], cut),
-        **{(arm, "whole"): opened[arm].network for arm in joints},
-        **{(arm, name): cut_from(opened[arm], cut) for arm in joints},
+        (case.joint, "whole"): joint.network,
+        (case.joint, name): cut_from(joint, cut),
         ("cut_first", name): opened["cut_first"].network,
         (TAUGHT, name): case.trained_in_memory(
             TAUGHT, seed, case.network(case.fitted(seed, cut)), opened["whole"].network
@@ -170,7 +176,7 @@ def _right(case: Case, seed: int, network: ResidualNetwork) -> Tensor:
     return right_answers(network, eval_batches(bundle.splits["test"], bundle.format))
 
 
-def _row(case: Case, arm: str, cut: str, right: dict[tuple[str, str], list[Tensor]]) -> Row:
+def _row(case: Case, arm: str, cut: str, right: dict[Key, list[Tensor]]) -> Row:
     answers = right[arm, cut]
     accuracies = [100 * float(each.double().mean()) for each in answers]
     difference, interval = paired_difference(answers, right["whole", "whole"])
@@ -189,9 +195,7 @@ def _row(case: Case, arm: str, cut: str, right: dict[tuple[str, str], list[Tenso
     }
 
 
-def _compared(
-    right: Mapping[tuple[str, str], list[Tensor]], first: tuple[str, str], second: tuple[str, str]
-) -> Row:
+def _compared(right: Mapping[Key, list[Tensor]], first: Key, second: Key) -> Row:
     difference, interval = paired_difference(right[first], right[second])
     return {
         "first": ", ".join(first),
