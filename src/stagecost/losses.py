@@ -1,5 +1,6 @@
 """Losses of outputs: what a loss is, its mean over a batch, and the distilled one of a stage cost."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -135,8 +136,8 @@ def distilled(loss: LossFunction, share: float = 0.5, temperature: float = 1.0) 
     """
     if not 0 <= share <= 1:
         raise StageCostError(f"share is {share}: give a number from 0 to 1")
-    if not temperature > 0:
-        raise StageCostError(f"temperature is {temperature}: give a number above 0")
+    if not 0 < temperature < math.inf:
+        raise StageCostError(f"temperature is {temperature}: give a finite number above 0")
 
     def stage_loss(output: Tensor, target: Tensor, terminal: Tensor) -> Tensor:
         if output.dim() != 2:

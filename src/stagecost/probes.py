@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from stagecost.controls import moving
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
+from stagecost.losses import IGNORED_CLASS
 from stagecost.network import ResidualNetwork
 from stagecost.trajectory import (
     Loader,
@@ -46,9 +47,9 @@ def linear_probes(network: ResidualNetwork, train: Loader, loader: Loader) -> li
             channels from places.
     """
     features, targets = state_features(network, train)
-    if targets.min() < 0:
-        raise StageCostError("linear heads are fitted to classes: give numbers from 0 on to fit them")
     others, truth = state_features(network, loader)
+    if targets.min() < 0 or ((truth < 0) & (truth != IGNORED_CLASS)).any():
+        raise StageCostError("linear heads are fitted to classes: give numbers from 0 on for both")
     scores, num_classes = [], int(max(targets.max(), truth.max())) + 1
     for k, (seen, unseen) in enumerate(zip(features, others, strict=True)):
         output = fit_linear(seen, targets, num_classes)(unseen)

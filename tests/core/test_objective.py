@@ -303,6 +303,12 @@ def test_distilled_is_the_mixture_of_its_definition() -> None:
     assert not grad[-1].any(), "the teacher learns nothing from its pupils"
 
 
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
+def test_distilled_refuses_a_temperature_that_says_nothing(temperature: float) -> None:
+    with pytest.raises(StageCostError, match=f"temperature is {temperature}: give a finite number"):
+        distilled(F.cross_entropy, temperature=temperature)
+
+
 def test_distilled_is_for_outputs_of_classes_alone() -> None:
     maps, truth = torch.randn(2, 4, 5, 3, 3), torch.zeros(4, 3, 3, dtype=torch.long)
     with pytest.raises(

@@ -21,6 +21,7 @@ from stagecost.errors import StageCostError
 from stagecost.models.adapters.libraries import library_model, preprocessing
 from stagecost.objective import parameter_groups
 from stagecost.probes import fit_classifier, fit_linear, linear_probes, pooled
+from stagecost.runs.analysis import analyze
 from stagecost.runs.evaluation import evaluate
 from stagecost.runs.inspection import inspect_model
 from stagecost.runs.pruning import prune
@@ -244,6 +245,23 @@ def test_a_saved_cut_has_the_blocks_that_it_has(tmp_path: Path) -> None:
         sc.create_model("staged", blocks_per_stage=(2, 3), weights=tmp_path)
 
 
+def test_listed_blocks_of_a_network_cut_before_are_told_by_their_k(tmp_path: Path) -> None:
+    """In `--targets`, in what `analyze` prints, and in `prune --keep`."""
+    small = sc.create_model("homogeneous", num_blocks=4, width=4, in_channels=1)
+    small.keep(Cut((0, 2, 3))).save_pretrained(tmp_path / "small")
+    size = {"model": "homogeneous", "image_size": None, "weights": str(tmp_path / "small")}
+    given = {**SETTINGS, **size, "epochs": 1, "target_norms": "own"}
+    train({**given, "targets": ["[0 3]"]}, tmp_path / "run")
+    assert open_trained(tmp_path / "run").network.targets == (Cut((0, 2)),)
+    analysis = analyze(tmp_path / "run")
+    assert analysis.target_norms == ("[0 3]",)
+    assert {cut.cut: cut.kept_blocks for cut in analysis.cuts}["[0 3]"] == (0, 3)
+    kept = prune(tmp_path / "run", tmp_path / "kept", keep=[0, 3])
+    assert kept.kept_blocks == (0, 3)
+    with pytest.raises(StageCostError, match=r"targets \[0 1\] is impossible .* some of \[0, 2, 3\]"):
+        train({**given, "targets": ["[0 1]"]}, tmp_path / "other")
+
+
 @pytest.mark.parametrize("gone", [False, True])
 def test_a_run_starts_from_a_saved_cut_of_a_run_and_goes_on_from_anywhere(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
@@ -400,6 +418,8 @@ def test_linear_probes_refuse_what_they_cannot_read() -> None:
     ):
         with pytest.raises(StageCostError, match=reason):
             linear_probes(network, [(x, targets)], [(square, y)])
+    with pytest.raises(StageCostError, match="numbers from 0 on for both"):
+        linear_probes(network, [(square, y)], [(square, y.masked_fill(y == 4, -1))])
     assert linear_probes(network, [(square, y.int())], [(square, y.int())])
     assert torch.equal(pooled(square.movedim(1, 3), square), square.mean(dim=(2, 3)))
     assert torch.equal(torch.get_rng_state(), state), "the heads begin with no random number"

@@ -145,9 +145,10 @@ def summarise(
 
 
 def printed(network: ResidualNetwork, cut: Cut) -> str:
-    """Print a cut: by the blocks of each stage, where it takes the first ones."""
+    """Print a cut: by the blocks of each stage, where it takes the first ones; else by the k of each."""
     counts = stage_counts(cut, network.stage_positions)
-    return str(cut) if counts is None else "+".join(map(str, counts))
+    listed = Cut(cut.remaining(network.block_indices))
+    return str(listed) if counts is None else "+".join(map(str, counts))
 
 
 def _cut_score(network: ResidualNetwork, row: Score, macs: Sequence[int]) -> CutScore:

@@ -156,7 +156,7 @@ class StageCostSettings:
     Args:
         first_depth: outputs before this depth bear no stage cost.
         targets: cuts that bear the stage cost instead of y_0 … y_{N-1}: numbers of blocks, such as 4,8,
-            or of each stage, such as 3+3+4.
+            or of each stage, such as 3+3+4, or in brackets the k of each block, such as "[0 4 7]".
         target_norms: norms of the targets: shared with the whole network, or own (in the blocks that act
             and in the head; each target then takes a pass of its own).
         sandwich: of three or more targets, the smallest and one that is drawn bear the stage cost in a

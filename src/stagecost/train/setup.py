@@ -133,7 +133,7 @@ def prepare(
         network = create_network(settings, data)
     stage_cost = stage_cost_of(settings, network)
     if settings.stage.target_norms == "own":
-        network.give_norms(*settings.stage.cuts())
+        network.give_norms(*stage_cost.cuts)
     check_schedule(settings.stage.schedule(), network)
     check_batch(network, data.format.shape, min(training.batch_size, images) // training.num_processes)
     return Setup(settings, data, fabric, network, stage_cost)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from stagecost.cut import Cut, Stages
 from stagecost.errors import StageCostError, refusing
 from stagecost.losses import LossFunction, distilled
+from stagecost.models.catalogue import cut_to
 from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost
 from stagecost.train.recipe import Moment
@@ -49,7 +50,8 @@ def stage_cost_of(settings: RunSettings, network: ResidualNetwork) -> StageCost:
     targets = []
     for text, cut in zip(stage.targets, stage.cuts(), strict=True):
         with refusing(f"--targets {text} is impossible", "give other ones", StageCostError):
-            targets.append(network.resolve(cut))
+            listed = text.strip().startswith("[")  # by the paper's k, as all verbs name blocks
+            targets.append(cut_to(network, cut.blocks) if listed else network.resolve(cut))
     for text, cut in zip(stage.targets, targets, strict=True):
         if len(cut.blocks) == num_blocks:
             raise StageCostError(f"--targets {text} is the whole network: give fewer blocks")
