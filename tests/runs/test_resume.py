@@ -285,6 +285,20 @@ def test_resuming_a_finished_run_changes_nothing(trained: Trained, tmp_path: Pat
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
+def test_a_best_epoch_whose_last_checkpoint_is_lost_is_not_trained_over(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    train(LONGER, run.path)
+    epochs = read_checkpoint(run.best).progress.epoch
+    assert epochs > 1
+    run.last.unlink()
+    kept = run.best.read_bytes()
+    with pytest.raises(StageCostError, match=f"last.safetensors is not there, .* epoch {epochs}:"):
+        train({}, run.path, resume=True)
+    assert run.best.read_bytes() == kept
+    run.best.rename(run.last)
+    assert train({}, run.path, resume=True).epochs == LONGER["epochs"]
+
+
 def test_the_best_checkpoint_is_that_of_the_best_epoch(tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(LONGER, run)

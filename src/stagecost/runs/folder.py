@@ -154,12 +154,24 @@ def settings_for(folder: RunFolder, given: Mapping[str, Any], *, resume: bool) -
         stored = folder.settings_beside(read_checkpoint(folder.last))
         settings = parse_settings({**stored.to_flat(), **given})
         check_same(stored, settings, folder.path)
-    elif resume and folder.config.is_file():
-        settings = parse_settings({**folder.settings().to_flat(), **given})
     else:
-        settings = parse_settings(given)
+        _check_lost(folder)
+        begun = folder.settings().to_flat() if resume and folder.config.is_file() else {}
+        settings = parse_settings({**begun, **given})
     settings.check()
     return settings
+
+
+def _check_lost(folder: RunFolder) -> None:
+    """Refuse to train over the best epoch of a run whose last checkpoint is not there any more.
+
+    That of the first epoch is written before any last one, and an interruption can leave it alone.
+    """
+    if folder.best.is_file() and (epochs := len(read_checkpoint(folder.best).progress.history)) > 1:
+        raise StageCostError(
+            f"{folder.last} is not there, and {folder.best.name} is of epoch {epochs}: rename it "
+            "to go on from there, or give another --output"
+        )
 
 
 def _located(given: Mapping[str, Any]) -> dict[str, Any]:
