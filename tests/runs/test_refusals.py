@@ -206,7 +206,9 @@ def test_checkpoints_are_those_of_runs(trained: Trained, tmp_path: Path) -> None
         assert "leave --checkpoint out" in line
     run = tmp_path / "run"
     train({**MODEL, "val_fraction": 0.0, "epochs": 1}, run)
-    assert "--checkpoint last" in refusal(lambda: evaluate(run, checkpoint="best"))
+    line = refusal(lambda: evaluate(run, checkpoint="best"))
+    assert "no best checkpoint, which validation images choose after an epoch" in line
+    assert "--checkpoint last" in line
     (run / "last.safetensors").unlink()
     assert "no last checkpoint yet" in refusal(lambda: evaluate(run))
 

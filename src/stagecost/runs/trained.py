@@ -230,7 +230,7 @@ def _open_run(run: RunFolder, name: CheckpointName, device: torch.device) -> Tra
         run.settings()  # or say that this is no run
         if run.last.is_file():
             raise StageCostError(
-                f"{run.path} has no best checkpoint, as no validation images chose one: use "
+                f"{run.path} has no best checkpoint, which validation images choose after an epoch: use "
                 "--checkpoint last"
             )
         raise StageCostError(
