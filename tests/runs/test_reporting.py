@@ -79,6 +79,8 @@ def test_a_cut_of_another_run_in_the_same_folder_is_passed_over(
     config["pruning"]["accuracy_after"] += 1
     (small / "config.json").write_text(json.dumps(config))
     assert saved_network(str(small), opened, [0, 1]) is None
+    (small / "config.json").write_text(json.dumps(config | {"pruning": "edited by hand"}))
+    assert saved_network(str(small), opened, [0, 1]) is None
     assert saved_network(str(tmp_path / "moved"), opened, [0, 1]) is None
 
 

@@ -80,7 +80,7 @@ def saved_network(folder: str, trained: Trained, kept_blocks: Sequence[int]) -> 
     alike = images == trained.image_format and small.block_indices == (*kept_blocks,)
     told, latest = read_json(Path(folder) / CONFIG_FILE).get("pruning"), RunFolder(trained.path).pruning
     if told is not None and latest.is_file():  # the same folder may hold a cut of another run by now
-        alike = alike and _outcome(told) == _outcome(read_json(latest))
+        alike = alike and isinstance(told, dict) and _outcome(told) == _outcome(read_json(latest))
     return small.to(trained.device) if alike else None
 
 
