@@ -112,6 +112,26 @@ def test_a_pruning_of_other_weights_is_refused(trained: Trained, tmp_path: Path)
     report(run, device="cpu")  # of an earlier version
 
 
+def test_times_and_exits_that_cannot_be_are_refused(trained: Trained, tmp_path: Path) -> None:
+    run = shutil.copytree(trained.two, tmp_path / "run")
+    measure([run], batch=(1,), seconds=0.001, depths=True, device="cpu")
+    exit_early(run, max_drop=5, batch=(1,), device="cpu")
+    changes = (
+        ("latency.json", "timings", {"batch_size": 0, "batch": 0}, "a batch has no images"),
+        ("latency.json", "timings", {"p50_ms": -1.0}, "or took no time"),
+        ("latency.json", "timings", {"p50_ms": "nan"}, "or took no time"),
+        ("exit.json", "cuts", {"depths": []}, "for another number of blocks"),
+    )
+    for name, rows, change, words in changes:
+        kept = (run / name).read_text()
+        content = json.loads(kept)
+        content[rows] = [row | change for row in content[rows]]
+        (run / name).write_text(json.dumps(content))
+        with pytest.raises(StageCostError, match=rf"{name} does not tell of .*{words}"):
+            report(run, device="cpu")
+        (run / name).write_text(kept)
+
+
 def test_training_images_are_called_so(tmp_path: Path) -> None:
     run = tmp_path / "run"
     train({**TINY, "num_blocks": 2, "width": 4, "val_fraction": 0.0}, run)

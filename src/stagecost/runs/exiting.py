@@ -106,7 +106,7 @@ class Exits(Result):
         Raises:
             ValueError: the exits were chosen for these.
         """
-        if len(self.cuts) != trained.network.num_blocks + 1:
+        if [row.depths for row in self.cuts] != [(k,) for k in range(trained.network.num_blocks + 1)]:
             raise ValueError("they were chosen for another number of blocks")
         if self.weights not in ("", trained.weights_digest):
             raise ValueError("they were chosen for other weights")

@@ -1,6 +1,7 @@
 """`stagecost measure`: time, memory and sizes of networks, measured in turns in one run."""
 
 import logging
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -74,6 +75,15 @@ class Measurements(Result):
     machine: Machine  #: where, and by what
     networks: tuple[NetworkSize, ...]  #: their sizes
     timings: tuple[Timing, ...]  #: of each network, backend and batch size; of each depth if asked for
+
+    def check(self, trained: Trained) -> None:
+        """Refuse what no clock shows; of another network there are no times of depths.
+
+        Raises:
+            ValueError: a batch of no images, or one that took no time.
+        """
+        if not all(row.batch_size > 0 and 0 < row.p50_ms < math.inf for row in self.timings):
+            raise ValueError("a batch has no images, or took no time")
 
     def of_depths(self, trained: Trained) -> tuple[Timing, ...]:
         """Return the timings of depths 0 … N of a network, of the smallest batch.

@@ -26,7 +26,7 @@ from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Judged, Split, Trained, open_trained
 from stagecost.storage import read_json
 
-Kind = TypeVar("Kind", bound=Result)
+Kind = TypeVar("Kind", Pruning, Measurements)
 QUICK = 0.05
 """Seconds for the time of each depth, if `stagecost measure` has not measured them."""
 
@@ -286,6 +286,5 @@ def _record(file: Path, kind: type[Kind], trained: Trained) -> Kind | None:
     remedy = f"{verb} again, name the --checkpoint that it was for, or delete it"
     with refusing(what, remedy, ValueError):
         record = read_record(kind, read_json(file))
-        if isinstance(record, Pruning):
-            record.check(trained)
+        record.check(trained)
         return record
