@@ -25,6 +25,7 @@ from stagecost.runs.analysis import analyze
 from stagecost.runs.bound import bound
 from stagecost.runs.demo import demo
 from stagecost.runs.evaluation import evaluate
+from stagecost.runs.measuring import measure
 from stagecost.runs.pruning import prune
 from stagecost.runs.reporting import report
 from stagecost.runs.training import Stop, train
@@ -345,3 +346,13 @@ def test_a_folder_that_takes_nothing_is_told_by_the_name_of_what_is_wanted(
     with pytest.raises(PermissionError) as caught, new_folder(tmp_path / "onnx"):
         raise AssertionError
     assert caught.value.filename == str(tmp_path / "onnx")
+
+
+def test_a_ring_of_links_is_no_folder(tmp_path: Path) -> None:
+    ring = tmp_path / "ring"
+    ring.symlink_to(ring)
+    assert "is no folder" in refusal(lambda: measure([ring]))
+    with pytest.raises(OSError) as caught, new_folder(ring):  # noqa: PT011
+        pass
+    assert caught.value.filename == str(ring)
+    assert [path.name for path in tmp_path.iterdir()] == ["ring"]

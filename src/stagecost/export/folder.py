@@ -1,5 +1,6 @@
 """A folder that runs elsewhere: graphs, what describes them, and a runner; compared with the network."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -136,9 +137,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         StageCostError: something is in its place, or it is the folder where this runs.
     """
-    if path.resolve() == Path.cwd():
-        raise StageCostError(f"--output {path} is the current folder: give the name of a new one")
-    path = path.resolve()
+    given, path = path, Path(os.path.realpath(path))  # which takes rings of links
+    if path == Path.cwd():
+        raise StageCostError(f"--output {given} is the current folder: give the name of a new one")
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise StageCostError(f"{path} holds something already: give another --output")
     path.parent.mkdir(parents=True, exist_ok=True)

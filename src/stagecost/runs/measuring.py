@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -138,7 +139,7 @@ def measure(
         raise StageCostError(f"--backends names {unknown or 'none'}: give some of eager, compiled, onnx")
     if not batch or min(batch) < 1:
         raise StageCostError(f"--batch is {list(batch)}: give numbers of images of at least 1")
-    if len({Path(path).resolve() for path in networks}) < len(networks):
+    if len({*map(os.path.realpath, networks)}) < len(networks):
         raise StageCostError("a network is given twice: give each once")
     opened = {str(path): open_trained(path, checkpoint=checkpoint, device=device) for path in networks}
     place = next(iter(opened.values())).device
