@@ -157,6 +157,18 @@ def test_a_folder_that_holds_a_run_is_not_trained_into(trained: Trained, tmp_pat
     assert contents(run) == {k: v for k, v in before.items() if k != "config.yaml"}
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_that_holds_a_saved_network_is_not_trained_into(
+    trained: Trained, tmp_path: Path, resume: bool
+) -> None:
+    """Every verb would show it in the place of the run."""
+    small = shutil.copytree(trained.saved, tmp_path / "small")
+    before = contents(small)
+    with pytest.raises(StageCostError, match="holds a saved network"):
+        train(SMALL, small, resume=resume)
+    assert contents(small) == before
+
+
 @pytest.mark.parametrize("change", [{"width": 8}, {"seed": 3}, {"epochs": 9}, {"gamma": 0.7}])
 def test_other_settings_are_another_run(
     trained: Trained, tmp_path: Path, change: dict[str, Any]

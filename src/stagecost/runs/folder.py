@@ -20,6 +20,7 @@ from stagecost.data.fingerprint import FINGERPRINT_FILE
 from stagecost.data.sources import local_folder
 from stagecost.errors import StageCostError, refusing
 from stagecost.runs.results import Result
+from stagecost.saved import CONFIG_FILE
 from stagecost.storage import write_atomically, write_json
 from stagecost.train.checkpoint import Checkpoint, read_checkpoint
 from stagecost.train.history import EpochRecord
@@ -146,6 +147,8 @@ def settings_for(folder: RunFolder, given: Mapping[str, Any], *, resume: bool) -
         StageCostError: the settings are impossible, or the folder holds a run, or another one.
     """
     given = _located(given)
+    if (folder.path / CONFIG_FILE).is_file():  # which every verb would open in the place of the run
+        raise StageCostError(f"{folder.path} holds a saved network: give another --output")
     if (folder.last.is_file() or folder.best.is_file()) and not resume:
         raise StageCostError(
             f"{folder.path} already holds a run: go on with it by --resume, or give another --output"
