@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from stagecost.errors import StageCostError
 from stagecost.storage import read_tensors
-from stagecost.train.devices import is_first_process, make_fabric, select_device
+from stagecost.train.devices import is_first_process, launch, make_fabric, select_device
 
 SLURM = {
     "SLURM_JOB_ID": "1",
@@ -130,6 +131,17 @@ def test_several_processes_need_a_file_to_run_again(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 1
     assert "--num-processes 2 run the program's file again" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("given", [None, "INFO"])
+def test_further_processes_print_no_stacks_unless_asked_to(
+    monkeypatch: pytest.MonkeyPatch, given: str | None
+) -> None:
+    """Where the first one was stopped, its one line stands alone."""
+    monkeypatch.setattr("os.environ", {} if given is None else {"TORCH_CPP_LOG_LEVEL": given})
+    told: dict[str, str] = {}
+    launch(SimpleNamespace(world_size=2, launch=lambda: told.update(os.environ)))  # type: ignore[arg-type]
+    assert told["TORCH_CPP_LOG_LEVEL"] == (given or "ERROR")
 
 
 @pytest.mark.slow

@@ -128,6 +128,8 @@ def launch(fabric: "Fabric") -> None:
     with own_environment():
         if is_first_process():
             os.environ[_STARTED_BY] = str(os.getpid())
+            # Else one whose first process was stopped prints torch's stack beside that one's line.
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         fabric.launch()
 
 
