@@ -3,7 +3,7 @@
 Command     python -m experiments run pretrained --weights DIR [--dataset flowers-1500-lite0] …
 Machine     cpu: one core, one thread; gpu: one GPU, all training images, 10 or 30 epochs
 Runtime     lite0: four minutes a run on an idle core; vit: ten; resnet32: 15; the other ResNets: two
-Seeds       0, 1, 2; cpu: 0 to 5 for EfficientNet-Lite0 on flowers, 0 to 4 for the ViT on waste
+Seeds       0, 1, 2; cpu: 0 to 5 for EfficientNet-Lite0, 0 to 4 for the ViT on waste
 
 `python -m experiments.pretrained.files DIR` fetches the weights. Every arm starts from the pretrained
 network with a linear head fitted to the training images, and learns for the same number of epochs:
