@@ -1,5 +1,6 @@
 """The training loop against loops written independently here."""
 
+import copy
 import math
 import random
 from collections.abc import Callable
@@ -175,6 +176,108 @@ def test_target_cuts_are_losses_of_the_networks_that_the_cuts_leave() -> None:
     gradients = torch.autograd.grad(setup.stage_cost(outputs, y).total, parameters)
     for name, gradient in zip(names, gradients, strict=True):
         torch.testing.assert_close(gradient, expected[name])
+
+
+Losses = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def first_step(**settings: Any) -> tuple[Any, Any, Step, torch.Tensor, torch.Tensor]:
+    """Do one step at the full learning rate; return the network before and after it, and its batch."""
+    setup = setup_of(warmup_epochs=0.0, sampled_depths=0, **settings)
+    state, (x, y) = setup.start(), next(iter(setup.batches.epoch(0)))
+    before, moment = copy.deepcopy(state.network), Moment(0, 0, len(setup.batches), 2)
+    step = train_step(state, setup.batches, lambda _: setup.stage_cost, setup.recipe, moment, x, y)
+    return before.train(), state.network, step, x, y
+
+
+def halves(output: torch.Tensor, y: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """Half of the label, half of what the whole network says."""
+    said = last.softmax(dim=1)
+    divergence = (said * (said.log() - output.log_softmax(dim=1))).sum(dim=1).mean()
+    return 0.5 * F.cross_entropy(output, y) + 0.5 * divergence
+
+
+def smoothed(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    wanted = 0.7 * F.one_hot(y, 10) + 0.3 / 10
+    return -(wanted * output.log_softmax(dim=1)).sum(dim=1).mean()
+
+
+@pytest.mark.parametrize(
+    ("settings", "objective"),
+    [
+        ({"label_smoothing": 0.3}, lambda o, y: smoothed(o[3], y) + sum(smoothed(z, y) for z in o[:3])),
+        ({"first_depth": 2}, lambda o, y: F.cross_entropy(o[3], y) + F.cross_entropy(o[2], y)),
+        (
+            {"stage_loss": "distilled"},
+            lambda o, y: F.cross_entropy(o[3], y) + sum(halves(z, y, o[3]) for z in o[:3]),
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_is_minimised_is_what_the_settings_say(settings: dict[str, Any], objective: Losses) -> None:
+    before, _, step, x, y = first_step(gamma=1.0, **settings)
+    torch.testing.assert_close(step.terms.total, objective(before(x, depths="all"), y))
+
+
+@pytest.mark.parametrize(
+    ("settings", "shares"),
+    [
+        ({}, (1.0, 1.0)),
+        ({"gate": 0.25}, (1.0, 0.25)),
+        ({"equilibrium": True}, (0.5, 0.5)),
+        ({"gate": 0.25, "equilibrium": True}, (0.8, 0.2)),
+    ],
+    ids=str,
+)
+def test_what_a_target_learns_from_itself_and_from_the_whole(
+    settings: dict[str, Any], shares: tuple[float, float]
+) -> None:
+    """Its block, stem and head; the blocks behind it learn from the whole network alone."""
+    before, after, _, x, y = first_step(targets="1", weight_decay=0.0, **settings)
+    names, parameters = zip(*before.named_parameters(), strict=True)
+    gradients = [
+        torch.autograd.grad(F.cross_entropy(before(x, depths=k), y), parameters, materialize_grads=True)
+        for k in (1, 3)
+    ]
+    for name, own, whole in zip(names, *gradients, strict=True):
+        of_both = not name.startswith(("blocks.1.", "blocks.2."))
+        wanted = shares[0] * own + shares[1] * whole if of_both else whole
+        moved = before.get_parameter(name) - after.get_parameter(name)
+        # The first step of Nesterov's momentum.
+        torch.testing.assert_close(moved / (0.1 * 1.9), wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_a_gradient_is_shortened_to_the_largest_norm() -> None:
+    moves = []
+    for clip_norm in (0.0, 1e6, 0.01):
+        before, after, *_ = first_step(clip_norm=clip_norm, weight_decay=0.0)
+        pairs = zip(before.parameters(), after.parameters(), strict=True)
+        moves.append(torch.cat([(p - q).detach().flatten() for p, q in pairs]))
+    free, loose, short = moves
+    assert torch.equal(free, loose)
+    assert float(short.norm()) == pytest.approx(0.1 * 1.9 * 0.01, rel=1e-3)
+    torch.testing.assert_close(short / short.norm(), free / free.norm(), rtol=1e-2, atol=1e-4)
+
+
+def test_adamw_decays_the_branches_alone() -> None:
+    before, after, _, x, y = first_step(optimizer="adamw", lr=0.01, weight_decay=0.5, gamma=0.0)
+    decayed = [p for name, p in before.named_parameters() if ".residual." in name]
+    others = [p for name, p in before.named_parameters() if ".residual." not in name]
+    groups = [{"params": decayed, "weight_decay": 0.5}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.01)
+    F.cross_entropy(before(x), y).backward()
+    optimizer.step()
+    for ours, expected in zip(after.parameters(), before.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_the_warm_up_takes_as_long_as_it_is_said_to() -> None:
+    rates: list[float] = []
+    setup = setup_of(warmup_epochs=0.5, epochs=2, lr=0.2)
+    assert len(setup.batches) == 4
+    fitted(setup, on_step=lambda state, _: rates.append(state.optimizer.param_groups[0]["lr"]))
+    falling = [0.1 * (1 + math.cos(math.pi * step / 6)) for step in range(6)]
+    assert rates == pytest.approx([0.1, 0.2, *falling])
 
 
 def test_a_golden_short_run(tmp_path: Path) -> None:
