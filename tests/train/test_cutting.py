@@ -9,12 +9,14 @@ from test_loop import STAGED, TINY, fitted, setup_of
 
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
+from stagecost.objective import StageCost
 from stagecost.runs.training import train
 from stagecost.train.checkpoint import optimizer_tensors, read_checkpoint
 from stagecost.train.cutting import cut_network
 from stagecost.train.history import EpochRecord
 from stagecost.train.loop import Epoch, fit
 from stagecost.train.parsing import parse_settings
+from stagecost.train.recipe import Moment
 from stagecost.train.setup import Setup
 from stagecost.train.stage_cost import after_cuts
 from stagecost.train.state import State
@@ -134,6 +136,28 @@ def test_training_goes_on_plainly_after_the_last_cut(tmp_path: Path, normalized:
         read_checkpoint(tmp_path / name / "last.safetensors").tensors for name in ("run", "plain")
     ]
     assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
+
+
+@pytest.mark.parametrize(("normalized", "last"), [(False, 1 + 2 * 0.3), (True, 1.0)])
+def test_the_stage_cost_ends_with_the_last_cut_if_asked_to(
+    tmp_path: Path, normalized: bool, last: float
+) -> None:
+    """Then the terminal loss is all, with the weight of the two outputs that came to equal it, or 1."""
+    given = {**TINY, "num_blocks": 4, "gamma": 0.3, "cut_at": "1:2", "sampled_depths": 0}
+    given["normalize_objective"] = normalized
+    before = StageCost.uniform(4, 0.3, normalized=normalized)
+
+    def ending(moment: Moment) -> StageCost:
+        return before if moment.epoch == 0 else StageCost(terminal_weight=last)
+
+    plain = train({**given, "plain_after_cuts": True}, tmp_path / "plain")
+    train(given, tmp_path / "ending", stage_cost=ending)
+    train(given, tmp_path / "on")
+    assert [*(entry.gamma for entry in plain.history), plain.gamma] == [0.3, 0.0, 0.0]
+    files = (tmp_path / name / "last.safetensors" for name in ("plain", "ending", "on"))
+    ours, wanted, other = (read_checkpoint(file).network().state_dict() for file in files)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in wanted.items())
+    assert not torch.equal(ours["stem.weight"], other["stem.weight"])
 
 
 @pytest.mark.parametrize("schedule", ["1:3,2:1", "1:3", "3:2"])
