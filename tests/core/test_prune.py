@@ -15,17 +15,17 @@ import stagecost as sc
 from helpers import build, images, labels, loader
 from stagecost.cut import Cut, stage_counts
 from stagecost.errors import StageCostError
-from stagecost.prune import possible_cuts
+from stagecost.prune import Limits, choose, possible_cuts
 from stagecost.text import format_indices
 from stagecost.trajectory import Score, evaluate_cuts, terminal_score
 
 
 def test_a_count_that_the_rows_of_the_trajectory_have() -> None:
-    network, data = build("staged").eval(), loader()
-    cut = sc.Cut((network.num_blocks - 1,))
+    """Also one that is less than the number of stages: of the first the skips are identities."""
+    network, data = build("staged", blocks_per_stage=(1, 1, 1)).eval(), loader()
+    cut = sc.Cut((1, 2))
     trajectory = sc.loss_trajectory(network, data, cuts=[cut])
-    if network.can_keep(cut):
-        assert sc.plan_pruning(network, trajectory, keep=1, loader=data).cut == cut
+    assert sc.plan_pruning(network, trajectory, keep=2).cut == cut
     with pytest.raises(StageCostError, match="keeping True of"):
         sc.plan_pruning(network, trajectory, keep=True, loader=data)
 
@@ -149,6 +149,36 @@ def test_staged_plans() -> None:
     assert free.kept_blocks == (0, 2, 5), "anything goes, so the cheapest vector is chosen"
     with pytest.raises(StageCostError, match="from 3 to 7"):
         sc.plan_pruning(network, trajectory, keep=2, loader=data)
+
+
+def scored(blocks: tuple[int, ...], loss: float, accuracy: float = 90.0) -> Score:
+    return Score(Cut(blocks), loss, accuracy, 100)
+
+
+@pytest.mark.parametrize(
+    ("limits", "chosen"),
+    [
+        ({"max_drop": 2.0}, (0, 1)),  # two blocks that take less than one
+        ({"max_drop": 0.5}, (0, 2)),  # of two that take as much the one that loses less
+        ({"max_drop": 5.0}, (0,)),
+        ({"max_loss_increase": 0.15}, (0, 2)),
+        ({"max_drop": 0.0}, (0, 1, 2, 3)),
+        ({}, (0, 1, 2, 3)),
+    ],
+)
+def test_the_cheapest_cut_is_that_of_the_fewest_macs(
+    limits: dict[str, float], chosen: tuple[int, ...]
+) -> None:
+    whole = scored((0, 1, 2, 3), 0.5)
+    others = [
+        scored((3,), 0.55, 89.9),
+        scored((0,), 1.0, 85.0),
+        scored((0, 1), 0.8, 88.5),
+        scored((1, 2), 0.63, 89.5),
+        scored((0, 2), 0.6, 89.6),
+    ]
+    macs = [7, 10, 10, 20, 90]  # of y_0, and of each branch
+    assert choose([*others, whole], macs, Limits(whole, **limits)).cut == Cut(chosen)
 
 
 def test_too_many_vectors_are_thinned_but_keep_their_ends() -> None:
