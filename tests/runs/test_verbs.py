@@ -206,6 +206,24 @@ def test_training_after_a_cut_keeps_the_decay_of_the_run(
     assert not after.normalize_objective
 
 
+def test_fine_tuning_goes_on_from_the_optimiser_at_a_tenth_of_the_rate(
+    trained: Trained, tmp_path: Path
+) -> None:
+    run, still = trained.three, copied(trained.three, tmp_path / "run")
+    opened = open_trained(run)
+    assert finetune_settings(opened, epochs=1).training.lr == pytest.approx(0.01)  # of 0.1
+    tensors, about = read_tensors(still / "last.safetensors")
+    momenta = {name: torch.zeros_like(t) for name, t in tensors.items() if name.startswith("optimizer.")}
+    assert momenta
+    write_tensors(still / "last.safetensors", tensors | momenta, about)
+    tuned = []
+    for name, of in (("moving", run), ("again", run), ("from rest", still)):
+        prune(of, tmp_path / name, keep=2, finetune_epochs=1)
+        tuned.append(open_trained(tmp_path / name).network.stem.weight)
+    assert torch.equal(tuned[0], tuned[1])
+    assert not torch.equal(tuned[0], tuned[2])
+
+
 def test_fine_tuning_is_where_the_network_was_opened(trained: Trained) -> None:
     opened = open_trained(trained.two, device="cpu")
     for precision, wanted in (("fp16", "32"), ("bf16", "bf16"), ("32", "32")):
