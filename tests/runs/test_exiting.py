@@ -12,6 +12,7 @@ import torch
 import stagecost as sc
 from runs.conftest import TINY, Trained
 from stagecost.errors import StageCostError
+from stagecost.macs import macs_by_part
 from stagecost.runs.evaluation import evaluate
 from stagecost.runs.exiting import Exits, exit_early, overspent, trained_depths
 from stagecost.runs.exporting import export
@@ -42,6 +43,16 @@ def test_exit_chooses_measures_and_saves(trained: Trained, tmp_path: Path, which
         sum(d * s for d, s in zip(done.depths, done.leaving, strict=True))
     )
     assert sum(done.leaving) == pytest.approx(1)
+    network, shape = opened.network, opened.image_shape
+    parts, asked, spent = macs_by_part(network, shape), 0, 0.0
+    for depth, share in zip(done.depths, done.leaving, strict=True):
+        macs = sc.count_macs(network, shape, sc.Cut.first(depth))
+        spent += share * (macs + asked)
+        asked += macs - sum(parts[: depth + 1])  # who goes on has been through skips and head in vain
+    assert done.mean_macs_ratio == pytest.approx(spent / sc.count_macs(network, shape))
+    assert done.cuts[0].mean_macs_ratio == pytest.approx(
+        sc.count_macs(network, shape, sc.Cut.first(0)) / sc.count_macs(network, shape)
+    )
     assert [(t.batch_size, t.num_images) for t in done.timings] == [(20, 200), (64, 192)]
     assert done.measured_time_ratio == max(t.ratio for t in done.timings)
     assert [row.depths for row in done.cuts] == [(k,) for k in range(opened.network.num_blocks + 1)]

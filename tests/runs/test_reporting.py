@@ -21,6 +21,7 @@ from stagecost.errors import StageCostError
 from stagecost.records import read_record
 from stagecost.report.words import duration_text
 from stagecost.runs.analysis import analyze
+from stagecost.runs.evaluation import evaluate
 from stagecost.runs.exiting import exit_early
 from stagecost.runs.inspection import inspect_model
 from stagecost.runs.measuring import Measurements, Timing, measure
@@ -195,10 +196,15 @@ def test_runs_are_compared(trained: Trained, tmp_path: Path) -> None:
     assert found.report == str(page)
     assert [row.num_blocks for row in found.runs] == [2, 3, 4]
     for row in found.runs:
-        assert row.accuracy - row.accuracy_needed <= 5 + 1e-9
-        assert row.macs_needed <= row.macs
+        told = analyze(row.run, tolerance=5, device="cpu")
+        assert (row.needed_blocks, row.needed_cut) == (told.needed_blocks, told.needed_cut)
+        (needed,) = (cut for cut in told.cuts if cut.cut == told.needed_cut)
+        assert (row.accuracy_needed, row.macs_needed) == (needed.accuracy, needed.macs)
+        whole = evaluate(row.run, split="val", device="cpu")
+        assert (row.accuracy, row.interval, row.macs) == (whole.accuracy, whole.interval, whole.macs)
         assert (row.split, row.num_images) == ("val", 60)
         assert row.run in page.read_text("utf-8")
+    assert any(row.macs_needed < row.macs and row.accuracy_needed != row.accuracy for row in found.runs)
 
 
 def test_a_pruning_and_exits_of_other_weights_are_no_part_of_a_comparison(
