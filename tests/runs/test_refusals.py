@@ -300,6 +300,20 @@ def test_processes_leave_together_once_an_interrupted_epoch_is_saved() -> None:
     assert told == ["saved", "waited"]
 
 
+def test_a_long_epoch_is_saved_as_often_as_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, saved = [0.0], list[float]()
+    monkeypatch.setattr("stagecost.runs.training.monotonic", lambda: now[0])
+    files, state = mock.MagicMock(), mock.MagicMock()
+    files.setup.settings.training.checkpoint_minutes = 2.0
+    files.save.side_effect = lambda *_: saved.append(now[0])
+    state.fabric.world_size = 1
+    stop = Stop(files, lambda: False)
+    for seconds in range(0, 420, 50):
+        now[0] = seconds
+        stop.save_or_stop(state)
+    assert saved == [150, 300]
+
+
 def test_a_verb_that_is_ended_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
