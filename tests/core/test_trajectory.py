@@ -15,7 +15,8 @@ import stagecost as sc
 from helpers import BUILDERS, build, images, labels, loader
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
-from stagecost.trajectory import evaluate_cuts, terminal_score
+from stagecost.prune import Limits
+from stagecost.trajectory import Score, evaluate_cuts, terminal_score
 
 
 @pytest.mark.parametrize(
@@ -203,6 +204,17 @@ def test_needed_blocks(accuracies: list[float], tolerances: tuple[float, float])
     assert accuracies[needed] >= accuracies[-1] - small - 1e-6
     assert all(a < accuracies[-1] - small for a in accuracies[1:needed])
     assert sc.needed_blocks(accuracies, large) <= needed
+
+
+def test_a_drop_of_just_the_tolerance_is_within_it() -> None:
+    """Three images of a thousand are 0.3 points, and by rounding a little more."""
+    none, fewer, all_blocks = (100 * right / 1000 for right in (100, 498, 501))
+    assert all_blocks - fewer > 0.3
+    assert sc.needed_blocks([none, fewer, all_blocks], 0.3) == 1
+    assert sc.needed_blocks([none, fewer, all_blocks], 0.29) == 2
+    whole, cut = Score(Cut((0, 1)), 0.5, all_blocks, 1000), Score(Cut((0,)), 0.5, fewer, 1000)
+    assert Limits(whole, max_drop=0.3).allow(cut)
+    assert not Limits(whole, max_drop=0.29).allow(cut)
 
 
 @pytest.mark.parametrize("tolerance", [-0.1, math.nan, math.inf])
