@@ -1,5 +1,6 @@
 """Whose folder it is: locks, settings of a checkpoint, folders that lost a file or vanish."""
 
+import csv
 import os
 import shutil
 import time
@@ -135,6 +136,29 @@ def test_a_refused_start_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StageCostError, match="is a file"):
         train(SMALL, tmp_path / "file")
+
+
+def test_the_tables_tell_of_every_epoch_and_depth(tmp_path: Path) -> None:
+    told = train({**SMALL, "epochs": 2, "cut_at": "1:1"}, tmp_path).history
+    epochs, depths = (
+        list(csv.DictReader((tmp_path / name).read_text().splitlines()))
+        for name in ("metrics.csv", "trajectory.csv")
+    )
+    assert [row["num_blocks"] for row in epochs] == ["2", "1"]
+    for row, entry in zip(epochs, told, strict=True):
+        assert row == {name: str(getattr(entry, name)) for name in row}
+    found = [
+        (int(row["epoch"]), int(row["depth"]), float(row["val_loss"]), float(row["val_accuracy"]))
+        for row in depths
+    ]
+    assert found == [
+        (entry.epoch, k, loss, accuracy)
+        for entry in told
+        for k, (loss, accuracy) in enumerate(
+            zip(entry.val_losses or (), entry.val_accuracies or (), strict=True)
+        )
+    ]
+    assert len(found) == 3 + 2
 
 
 def test_settings_that_would_not_be_read_again_are_refused(tmp_path: Path) -> None:
