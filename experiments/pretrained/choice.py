@@ -22,6 +22,8 @@ LARGEST_PART = 0.67
 """Of the whole network's MACs, that a cut may have."""
 SEED_OF_CHOICE, HELD_OUT, SEARCH_IMAGES = 10, 1 / 3, 256
 """Cut and recipe are chosen on validation images of this seed, of which more are held out."""
+RECORDED = 20
+"""So many of the best are recorded where all ways are tried."""
 
 Scores = list[tuple[Score, float]]
 """Candidates, with their part of the whole network's MACs."""
@@ -65,7 +67,8 @@ def two_thirds(case: "Case") -> list[Score]:
     stages = [combinations(blocks, 2 * len(blocks) // 3) for blocks in network.stages]
     cuts = (Cut(tuple(chain(*kept))) for kept in product(*stages))
     possible = [cut for cut in cuts if network.can_keep(cut)]
-    return evaluate_cuts(network, _validation(case, SEARCH_IMAGES), possible)
+    scores = evaluate_cuts(network, _validation(case, SEARCH_IMAGES), possible)
+    return sorted(scores, key=lambda score: score.rank)[:RECORDED]
 
 
 def first_two_thirds(case: "Case") -> list[Score]:
