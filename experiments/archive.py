@@ -177,6 +177,6 @@ for _name, _title in (
     ("pretrained-slower-cuts", "Networks that others trained, cuts at the rates of the whole network"),
     ("pretrained-half-blocks", "A ViT that others trained, cuts of half blocks"),
     ("pretrained-three-seeds", "Networks that others trained, three seeds of what has more by now"),
-    ("pretrained-first-blocks", "ResNets that others trained, cut to the first blocks of each stage"),
+    ("pretrained-first-blocks", "A ResNet-32 that others trained, cut to the first of each stage"),
 ):
     ARCHIVE[_name] = Experiment(_name, _title, {}, pretrained_section)

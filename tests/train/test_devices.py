@@ -138,6 +138,7 @@ def test_further_processes_print_no_stacks_unless_asked_to(
     monkeypatch: pytest.MonkeyPatch, given: str | None
 ) -> None:
     """Where the first one was stopped, its one line stands alone."""
+    monkeypatch.setattr("__main__.__file__", __file__, raising=False)
     monkeypatch.setattr("os.environ", {} if given is None else {"TORCH_CPP_LOG_LEVEL": given})
     told: dict[str, str] = {}
     launch(SimpleNamespace(world_size=2, launch=lambda: told.update(os.environ)))  # type: ignore[arg-type]
