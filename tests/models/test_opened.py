@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import stagecost as sc
-from models.test_adapters import EXAMPLE, WIDTH, Loop, branch, rows
+from models.own import EXAMPLE, WIDTH, Loop, branch, rows
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
 

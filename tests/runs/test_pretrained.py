@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import stagecost as sc
-from helpers import build, contents, images, labels
+from helpers import contents
 from stagecost.cli.main import main
 from stagecost.cut import Cut
 from stagecost.data.config import DataConfig
@@ -20,7 +20,7 @@ from stagecost.data.loading import load_data
 from stagecost.errors import StageCostError
 from stagecost.models.adapters.libraries import library_model, preprocessing
 from stagecost.objective import parameter_groups
-from stagecost.probes import fit_classifier, fit_linear, linear_probes, pooled
+from stagecost.probes import fit_classifier
 from stagecost.runs.analysis import analyze
 from stagecost.runs.evaluation import evaluate
 from stagecost.runs.inspection import inspect_model
@@ -216,26 +216,6 @@ def test_rates_of_a_target_stay_when_blocks_leave_and_when_training_goes_on(tmp_
     assert all(rate == smaller for rate in rates)
 
 
-def test_a_head_is_fitted_to_several_cuts_alike() -> None:
-    network = sc.create_model("homogeneous", num_blocks=2, width=6, num_classes=3, in_channels=1)
-    data = [(torch.randn(9, 1, 8, 8), torch.arange(9) % 3) for _ in range(2)]
-    cuts, seen = (Cut.whole(), Cut.first(1)), []
-    fit_classifier(network, data, 3, cuts)
-    hook = network.head.linear.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    network.eval()
-    with torch.no_grad():
-        for cut in cuts:
-            for images, _ in data:
-                network(images, cut)
-    hook.remove()
-    targets = torch.cat([labels for _, labels in data] * 2)
-    fitted = fit_linear(torch.cat(seen), targets)
-    images = torch.cat(seen)
-    assert torch.allclose(network.head.linear(images), fitted(images), atol=1e-2)
-    fit_classifier(network, data, 3)
-    assert not torch.allclose(network.head.linear(images), fitted(images), atol=0.1)
-
-
 def test_a_saved_cut_has_the_blocks_that_it_has(tmp_path: Path) -> None:
     small = sc.create_model("staged", blocks_per_stage=(2, 2), widths=(4, 4)).keep(Cut.stages(1, 2))
     small.save_pretrained(tmp_path)
@@ -357,72 +337,6 @@ def test_removal_costs_are_those_of_the_objective() -> None:
     whole, *without = evaluate_cuts(network, loader, cuts)
     costs = sc.removal_cost(network, loader, gamma=0.0)
     assert [s.loss - whole.loss for s in without] == pytest.approx(costs, abs=1e-5)
-
-
-def test_a_fitted_head_reads_what_is_there_and_nothing_else() -> None:
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(300, 6, generator=generator) * torch.tensor([1.0, 1, 1, 1, 1, 50]) + 3
-    targets = (features[:, 5] > 3).long() + 2 * (features[:, 2] > 3).long()
-    fitted = fit_linear(features, targets)
-    assert float((fitted(features).argmax(dim=1) == targets).float().mean()) > 0.9
-    for other in (features * 1e-8, features * 1e6, features + 3e4):  # scale and place do not matter
-        answers = fit_linear(other, targets)(other).argmax(dim=1)
-        assert float((answers == fitted(features).argmax(dim=1)).float().mean()) > 0.98
-    shuffled = targets[torch.randperm(300, generator=generator)]
-    blind = fit_linear(features[:150], shuffled[:150])(features[150:]).argmax(dim=1)
-    assert float((blind == shuffled[150:]).float().mean()) < 0.6
-    network = sc.create_model(NAME, num_classes=3, image_size=32).eval()
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    fit_classifier(network, [(torch.randn(9, 3, 32, 32), torch.arange(9) % 3)], 3)
-    after = network.state_dict()
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"fc.weight", "fc.bias"}
-
-
-@pytest.mark.parametrize(
-    ("labels", "words"),
-    [
-        (torch.full((9,), 7), "give whole numbers from 0 to 2"),
-        (torch.full((9,), -1), "give whole numbers from 0 to 2"),
-        (torch.rand(9), "give whole numbers from 0 to 2"),
-        (torch.arange(9) > 2, "give whole numbers from 0 to 2"),
-        (torch.zeros(9, 1, dtype=torch.long), "give whole numbers from 0 to 2"),
-    ],
-)
-def test_a_classifier_is_fitted_to_labels_alone(labels: torch.Tensor, words: str) -> None:
-    network = sc.create_model("homogeneous", num_blocks=1, width=4, num_classes=3)
-    with pytest.raises(StageCostError, match=words):
-        fit_classifier(network, [(torch.randn(9, 3, 8, 8), labels)], 3)
-
-
-def test_a_classifier_without_a_bias_is_not_fitted() -> None:
-    network = sc.create_model("homogeneous", num_blocks=1, width=4, num_classes=3)
-    network.head.linear = nn.Linear(4, 3, bias=False)
-    with pytest.raises(StageCostError, match="has no bias"):
-        fit_classifier(network, [(torch.randn(9, 3, 8, 8), torch.arange(9) % 3)], 3)
-
-
-def test_linear_probes_refuse_what_they_cannot_read() -> None:
-    network, y = build("homogeneous"), labels(8)
-    square, wide, state = images(8, 6), torch.randn(8, 3, 6, 16), torch.get_rng_state()
-    # Classes that are seen later alone, and samples without a class, are no reason to stop.
-    score = linear_probes(network, [(square, y % 2)], [(square, y.masked_fill(y == 4, -100))])[-1]
-    assert math.isfinite(score.loss)
-    assert math.isnan(score.accuracy)
-    for x, targets, reason in (
-        (wide, y, "do not tell channels from places"),
-        (square, y.float(), "fitted to classes"),
-        (square, y > 2, "fitted to classes"),
-        (square, y - 9, "numbers from 0 on"),
-        (square * math.nan, y, "no finite number"),
-    ):
-        with pytest.raises(StageCostError, match=reason):
-            linear_probes(network, [(x, targets)], [(square, y)])
-    with pytest.raises(StageCostError, match="numbers from 0 on for both"):
-        linear_probes(network, [(square, y)], [(square, y.masked_fill(y == 4, -1))])
-    assert linear_probes(network, [(square, y.int())], [(square, y.int())])
-    assert torch.equal(pooled(square.movedim(1, 3), square), square.mean(dim=(2, 3)))
-    assert torch.equal(torch.get_rng_state(), state), "the heads begin with no random number"
 
 
 @pytest.fixture(scope="module")
