@@ -147,8 +147,9 @@ def summarise(
 def printed(network: ResidualNetwork, cut: Cut) -> str:
     """Print a cut: by the blocks of each stage, where it takes the first ones; else by the k of each."""
     counts = stage_counts(cut, network.stage_positions)
-    listed = Cut(cut.remaining(network.block_indices))
-    return str(listed) if counts is None else "+".join(map(str, counts))
+    if counts is None:
+        return str(Cut(cut.remaining(network.block_indices)))
+    return "+".join(map(str, counts))
 
 
 def _cut_score(network: ResidualNetwork, row: Score, macs: Sequence[int]) -> CutScore:
