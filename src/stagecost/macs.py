@@ -98,6 +98,10 @@ FURTHER: dict[Any, Callable[..., int]] = {
     torch.ops.aten.mv: lambda matrix, vector, **_: 2 * math.prod(matrix),
     torch.ops.aten.addmv: lambda added, matrix, vector, **_: 2 * math.prod(matrix),
     torch.ops.aten.dot: lambda one, other, **_: 2 * math.prod(one),
+    torch.ops.aten.addbmm: lambda added, one, other, **_: 2 * math.prod(one) * other[-1],
+    torch.ops.aten.conv_tbc: lambda state, weight, *_, out_shape, **__: (
+        2 * math.prod(out_shape) * math.prod(weight[:2])
+    ),
     torch.ops.aten._trilinear: _bilinear_flops,
 }
 """Floating-point operations of products that torch's counter does not know, from their shapes."""

@@ -56,7 +56,30 @@ class ByVectors(nn.Module):
         return torch.stack([torch.addmv(added, self.matrix, self.matrix.mv(row)) for row in rows])
 
 
-@pytest.mark.parametrize(("branch", "macs"), [(Bilinear, 4 * 4 * 4), (ByVectors, 2 * 4 * 4 + 4)])
+class BySums(ByVectors):
+    """The same: a product for each of two halves, which are summed."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        halves = torch.stack([rows[:, :2], rows[:, 2:]])
+        return torch.addbmm(rows, halves, self.matrix.view(2, 2, 4))
+
+
+class OverTime(ByVectors):
+    """The same: a convolution whose first dimension is time, three steps long."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return torch.conv_tbc(rows[:, None], self.matrix.expand(3, 4, 4), rows.new_zeros(4), 1)[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("branch", "macs"),
+    [
+        (Bilinear, 4 * 4 * 4),
+        (ByVectors, 2 * 4 * 4 + 4),
+        (BySums, 2 * 2 * 4),
+        (OverTime, 3 * 4 * 4),
+    ],
+)
 def test_products_that_are_no_layers_count(branch: type[nn.Module], macs: int) -> None:
     network = sc.ResidualNetwork(nn.Linear(3, 4), [sc.ResidualBlock(branch())], LinearHead(4, 5))
     assert macs_by_part(network, (3,)) == [12, macs, 20]

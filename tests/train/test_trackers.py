@@ -8,6 +8,8 @@ import pytest
 
 from stagecost.errors import StageCostError
 from stagecost.runs.training import train
+from stagecost.train.history import EpochRecord
+from stagecost.train.state import State
 
 SETTINGS = {"data": "digits", "num_blocks": 2, "width": 4, "limit_train": 64, "limit_test": 20}
 SETTINGS |= {"batch_size": 32, "device": "cpu", "epochs": 2}
@@ -30,6 +32,20 @@ def test_a_run_is_begun_told_each_epoch_and_ended(
     (*_, (figures,)), (*_, steps) = zip(*getattr(package, logs).call_args_list, strict=True)
     assert figures["val_accuracy"] == result.val_accuracy
     assert steps == {"step": 2}
+
+
+def test_a_run_is_ended_by_an_error_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", package := mock.Mock())
+
+    def refuse(state: State, record: EpochRecord) -> EpochRecord:
+        if record.epoch == 2:
+            raise RuntimeError("in the second epoch")
+        return record
+
+    with pytest.raises(RuntimeError, match="in the second epoch"):
+        train(SETTINGS | {"tracker": "mlflow"}, tmp_path / "run", after_epoch=refuse)
+    package.log_metrics.assert_called_once()
+    package.end_run.assert_called_once_with("FAILED")
 
 
 def test_the_old_flag_is_the_new_one(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Training in a run folder: whose folder it is, checkpoints, cuts by a schedule, tables, display."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,6 +108,7 @@ def train(
         files.begin(afresh=checkpoint is None)
         state = setup.start(checkpoint)
         with (
+            _closed_after(state.fabric.loggers),
             TrainingDisplay(label, settings.training.epochs, quiet=lock is None) as display,
             interruption() as interrupted,
         ):
@@ -126,9 +127,19 @@ def train(
             rule = _rule(setup.stage_cost if stage_cost is None else stage_cost, settings, state)
             fit(state, setup.batches, rule, setup.recipe, on_step=step_done, on_epoch=epoch_done)
         files.write_tables(state)
-        for logger in state.fabric.loggers:
-            logger.finalize("success")
     return _result(run, setup, state, rule)
+
+
+@contextmanager
+def _closed_after(loggers: Sequence[Any]) -> Iterator[None]:
+    """Close trackers at the end of a training, which may be an error or an interruption."""
+    status = "failed"
+    try:
+        yield
+        status = "success"
+    finally:
+        for logger in loggers:
+            logger.finalize(status)
 
 
 @contextmanager

@@ -53,9 +53,9 @@ class RunTracker(Logger):  # type: ignore[misc]
     def finalize(self, status: str) -> None:
         """Close the run."""
         if self.begun:
-            self.end()
+            self.end(status)
 
-    def end(self) -> None:
+    def end(self, status: str) -> None:
         """Close the open run."""
         self.package.finish()
 
@@ -73,9 +73,9 @@ class MLflowTracker(RunTracker):
         """Hand on figures of the open run."""
         self.package.log_metrics(metrics, step=step)
 
-    def end(self) -> None:
+    def end(self, status: str) -> None:
         """Close the open run."""
-        self.package.end_run()
+        self.package.end_run("FINISHED" if status == "success" else "FAILED")
 
 
 def open_trackers(names: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> list[Logger]:
