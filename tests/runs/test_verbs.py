@@ -18,6 +18,7 @@ from stagecost.cut import Cut
 from stagecost.data.batches import eval_batches
 from stagecost.data.images import normalise
 from stagecost.errors import StageCostError
+from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost
 from stagecost.runs.analysis import analyze
 from stagecost.runs.bound import bound
@@ -29,9 +30,10 @@ from stagecost.runs.reporting import report
 from stagecost.runs.results import Result
 from stagecost.runs.trained import open_trained
 from stagecost.runs.training import train
+from stagecost.search import search_cuts
 from stagecost.storage import read_tensors, write_tensors
 from stagecost.train.recipe import Moment
-from stagecost.trajectory import loss_trajectory, suggest_targets
+from stagecost.trajectory import Loader, Score, loss_trajectory, suggest_targets
 
 ANALYZE = (
     "num_blocks split num_samples losses accuracies residual_ratios weight_norms stage_starts tolerance "
@@ -176,6 +178,24 @@ def test_the_cuts_of_a_homogeneous_network_are_its_outputs(trained: Trained) -> 
     found = analyze(trained.three)
     assert [cut.cut for cut in found.cuts] == ["1", "2", "3"]
     assert [cut.accuracy for cut in found.cuts] == list(found.accuracies[1:])
+
+
+def test_cuts_are_searched_on_512_images_and_judged_on_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 600 validation images."""
+    few = {"num_blocks": 3, "width": 4, "epochs": 1, "limit_train": 1200, "val_fraction": 0.5}
+    train({**TINY, **few}, tmp_path / "run")
+    searched: list[int] = []
+
+    def search(network: ResidualNetwork, loader: Loader, **settings: Any) -> list[Score]:
+        searched.append(sum(len(targets) for _, targets in loader))
+        return search_cuts(network, loader, **settings)
+
+    monkeypatch.setattr("stagecost.runs.planning.search_cuts", search)
+    pruning = prune(tmp_path / "run", tmp_path / "small", keep=2, search=True)
+    assert searched == [512]
+    assert pruning.num_images == 600
 
 
 def test_what_was_trained_after_a_cut_is_known(trained: Trained, tmp_path: Path) -> None:
