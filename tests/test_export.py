@@ -33,6 +33,7 @@ from stagecost.network import ResidualNetwork
 from stagecost.prediction import image_format_of, predict
 from stagecost.runs.evaluation import evaluate
 from stagecost.runs.exporting import export
+from stagecost.runs.lock import locked
 from stagecost.runs.measuring import measure
 from stagecost.runs.trained import open_trained
 from stagecost.saved import WEIGHTS_FILE
@@ -342,6 +343,16 @@ def test_a_saved_policy_comes_along(runs: Runs, tmp_path: Path) -> None:
     with pytest.raises(sc.StageCostError, match=POLICY_FILE):
         export(run, segments="0,2", output=tmp_path / "damaged")
     assert export(run, output=tmp_path / "whole").depths == (2,)  # which asks for no policy
+
+
+def test_a_run_under_way_deletes_no_export(runs: Runs, tmp_path: Path) -> None:
+    """It begins by deleting what a kill has left in its folder, and that looks alike."""
+    run = shutil.copytree(runs.two, tmp_path / "run")
+    with locked(run):
+        for output in (None, run / "shipped"):
+            with pytest.raises(sc.StageCostError, match="is in use by another process"):
+                export(run, output, format="pt2")
+        assert export(run, tmp_path / "elsewhere", format="pt2").file_bytes
 
 
 def test_networks_are_measured_in_turns(runs: Runs) -> None:

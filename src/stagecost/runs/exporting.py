@@ -1,6 +1,7 @@
 """`stagecost export`: files that run elsewhere, compared with the network on its own images."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from stagecost.export.int8 import INT8_FILE
 from stagecost.latency import measure_latency
 from stagecost.prediction import BATCH
 from stagecost.runs.exiting import saved_exits
+from stagecost.runs.lock import locked
 from stagecost.runs.measuring import called
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Split, Trained, open_trained
@@ -104,14 +106,17 @@ def export(
     if int8:  # of other images than the training's it is told how many were trained on
         other = data is not None
         notes = trained.notes_on(bundle, split, other=other, allow_trained=allow_trained)
-    exported = export_network(
-        trained.network,
-        target,
-        judged.images[:COMPARED],
-        format=format,
-        policy=policy,
-        calibration=_calibration(trained, bundle.splits[shown]) if int8 else None,
-    )
+    beside = target.resolve().parent == trained.path.resolve()
+    # A run that goes on in its folder takes what is half written there for leftovers.
+    with locked(trained.path, "is in use") if beside else nullcontext():
+        exported = export_network(
+            trained.network,
+            target,
+            judged.images[:COMPARED],
+            format=format,
+            policy=policy,
+            calibration=_calibration(trained, bundle.splits[shown]) if int8 else None,
+        )
     written = [path for file in exported.files for path in target.glob(f"{file}*")]  # weights beside
     return Export(
         output=str(target),
