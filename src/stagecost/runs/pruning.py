@@ -25,7 +25,7 @@ from stagecost.runs.planning import Request
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Judged, Trained, open_trained
 from stagecost.saved import CONFIG_FILE
-from stagecost.storage import write_atomically
+from stagecost.storage import remove_leftovers, write_atomically
 from stagecost.train.checkpoint import load_optimizer_tensors
 from stagecost.train.display import TrainingDisplay
 from stagecost.train.loop import Epoch, fit
@@ -125,6 +125,7 @@ def prune(
     request.check()
     with locked(target, "is being written"):
         check_new_folder(target)
+        remove_leftovers(target)
         trained = open_trained(run, checkpoint=checkpoint, device=device)
         trained.run_checkpoint()  # or say that this is no run
         bundle = trained.load("train", "val", data=data)
