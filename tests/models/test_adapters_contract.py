@@ -80,6 +80,15 @@ def test_a_check_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert "torchvision/squeezenet1_1" in table
 
 
+@pytest.mark.parametrize("content", ['{"runs": 1}', "[]", '{"supported": 3}', "{"])
+def test_another_file_than_a_check_is_refused_and_stays(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "check.json"
+    path.write_text(content)
+    with pytest.raises(StageCostError, match="holds no check of models"):
+        check_models("*", path=path, names=["timm/test_convnext"])
+    assert path.read_text() == content
+
+
 def test_what_was_too_large_is_tried_where_more_is_allowed(tmp_path: Path) -> None:
     path, names = tmp_path / "check.json", ["timm/test_convnext"]
     outcome = check_models("*", path=path, names=names, max_parameters=1e3)

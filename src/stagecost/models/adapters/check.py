@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, refusing
 from stagecost.models.adapters.contract import UnknownBranchesError, violations
 from stagecost.models.adapters.libraries import family, library_model, library_names
-from stagecost.records import JsonObject
+from stagecost.records import JsonObject, read_record
 from stagecost.storage import read_json, write_json
 from stagecost.text import markdown_table, one_line
 
@@ -78,8 +78,12 @@ class ModelCheck:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "ModelCheck":
-        """Read what `to_json` wrote."""
-        return cls(**content)
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        return read_record(cls, content)
 
 
 def check_models(
@@ -103,15 +107,17 @@ def check_models(
         names: in this order, instead of all that the libraries have, in which families take turns.
 
     Raises:
-        StageCostError: no library has a model of this name.
+        StageCostError: no library has a model of this name, or the file holds something else.
     """
     wanted = fnmatch.filter(names or in_turns(library_names()), pattern)
     if not wanted:
         raise StageCostError(
             f"no model is called {pattern!r}: install timm or torchvision, or see list_models"
         )
-    exists = path is not None and path.exists()
-    outcome = ModelCheck.from_json(read_json(path)) if path is not None and exists else ModelCheck()
+    outcome = ModelCheck()
+    if path is not None and path.exists():
+        with refusing(f"{path} holds no check of models", "give another --output", ValueError):
+            outcome = ModelCheck.from_json(read_json(path))
     outcome.versions |= {
         name: version(name) for name in ("torch", *{n.partition("/")[0] for n in wanted})
     }
