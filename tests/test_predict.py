@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,16 @@ def test_broken_images_are_named_together_or_left_out(photos: Path, small: Path,
     assert answer.predictions[0] == alone
     with pytest.raises(sc.StageCostError, match=r"cannot be decoded: .*, or give one that can$"):
         predict_files(small, [text], skip_broken=True, device="cpu")
+
+
+def test_a_pipe_gets_the_rows_and_stays(photos: Path, small: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "rows"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    predict_files(small, [photos / "test" / "dark" / "02.png"], csv_file=pipe, device="cpu")
+    assert os.read(reader, 4096).startswith(b"path,label,probability,")
+    os.close(reader)
+    assert pipe.is_fifo()
 
 
 def test_images_of_more_bits_are_scaled_as_in_training() -> None:

@@ -39,7 +39,8 @@ def naming(path: Path) -> Iterator[None]:
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file so that a reader, or a crash, sees either the old content or the new.
 
-    The content goes to a temporary file in the same folder, reaches the disk, and is renamed.
+    The content goes to a temporary file in the same folder, reaches the disk, and is renamed. A pipe or
+    a device gets it as it is.
 
     Raises:
         OSError: no permission, disk full, …; the old file is then untouched.
@@ -47,6 +48,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path):
+        if path.exists() and not path.is_file():  # it would be replaced, and its reader wait for ever
+            path.write_bytes(data)
+            return
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         temporary = Path(name)
         try:
