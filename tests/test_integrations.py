@@ -159,6 +159,7 @@ def test_what_the_hub_does_not_get_leaves_a_folder_as_it_was(tmp_path: Path) -> 
     card = (tmp_path / "README.md").read_text()
     assert "Data: third" in card
     assert "Not measured" in card
+    assert not (tmp_path / "depth.png").exists()  # it showed the first
 
 
 SMALL = {"num_blocks": 3, "width": 8, "epochs": 8, "lr": 0.02}

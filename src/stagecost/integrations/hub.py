@@ -120,7 +120,7 @@ class HubNetwork(  # type: ignore[call-arg]
         """Save network, card and figure to a folder; where one is refused, the folder stays as it was.
 
         Args:
-            save_directory: the folder; what it has of an earlier network is replaced, its card as well.
+            save_directory: the folder; what it has of an earlier network goes, card and figure as well.
             repo_id: where to push; the name of the folder if not given.
             push_to_hub: push it, too.
             model_card_kwargs: for the template of the card.
@@ -133,6 +133,7 @@ class HubNetwork(  # type: ignore[call-arg]
         card = str(self.generate_model_card(**fields))
         figure = None if self.trajectory is None else self.trajectory.plot().png()
         self.network.save_pretrained(folder)
+        (folder / PICTURE).unlink(missing_ok=True)
         write_atomically(folder / "README.md", card)
         if figure is not None:
             write_atomically(folder / PICTURE, figure)
