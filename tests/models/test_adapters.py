@@ -107,6 +107,26 @@ def test_a_view_has_the_models_own_tensors() -> None:
     assert len(residual["params"]) + len(other["params"]) == len(names)
 
 
+class Holder(nn.Module):
+    """A model by the name `model`, and beside it a layer whose name that has as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.model = nn.Linear(3, 3), Loop()
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.model(state)))
+
+
+def test_names_that_a_view_itself_uses_are_kept_apart() -> None:
+    model, other = Holder(), Holder()
+    expected, found = model.state_dict(), sc.adapt(model, EXAMPLE).state_dict()
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    sc.adapt(other, EXAMPLE).load_state_dict(found)
+    assert torch.equal(other(rows()), model(rows()))
+
+
 def test_stages_begin_where_something_always_acts() -> None:
     assert sc.adapt(Loop(), EXAMPLE).stages == ((0, 1, 2, 3),)
     assert sc.adapt(Staged(), EXAMPLE).stages == ((0, 1), (2, 3))

@@ -187,15 +187,16 @@ def _model_names(
 ) -> None:
     """Name the tensors of a view as the live model does."""
     registered = f"{prefix}model."
-    for key in [key for key in state_dict if key.startswith(registered)]:
-        state_dict[prefix + key.removeprefix(registered)] = state_dict.pop(key)
+    own = [(key, state_dict.pop(key)) for key in list(state_dict) if key.startswith(registered)]
+    state_dict |= ((prefix + key.removeprefix(registered), tensor) for key, tensor in own)
 
 
 def _registered_names(view: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Undo `_model_names` before loading."""
     own = tuple(f"{prefix}norms.{i}.model." for i in range(len(view.norms)))  # type: ignore[arg-type]
-    for key in [key for key in state_dict if key.startswith(prefix) and not key.startswith(own)]:
-        state_dict[f"{prefix}model.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+    keys = [key for key in state_dict if key.startswith(prefix) and not key.startswith(own)]
+    taken = [(key, state_dict.pop(key)) for key in keys]
+    state_dict |= ((f"{prefix}model.{key.removeprefix(prefix)}", tensor) for key, tensor in taken)
 
 
 def adapt(
