@@ -89,22 +89,36 @@ def pooled(state: Tensor, inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
     """Return the mean of a state over its places, (B, channels), on the CPU.
 
     Args:
-        state: (B, C, H, W), (B, H, W, C) or (B, tokens, C). Where all sides are equal, channels come
-            first.
-        inputs: of the network; only square ones tell which sides of a state are places.
+        state: (B, C, H, W), (B, H, W, C), (B, tokens, C), or (B, C, length) of signals. Where all sides
+            of an image are equal, channels come first.
+        inputs: of the network; only square ones, and signals whose length stays, tell which sides of a
+            state are places.
 
     Raises:
         StageCostError: channels cannot be told from places.
     """
     first, given = state, inputs if isinstance(inputs, Tensor) else inputs[0]
-    if first.dim() == 4 and not (_is_square(first) and (given.dim() != 4 or _is_square(given))):
+    channels_last = _are_channels_last(first, given)
+    if channels_last is None:
         raise StageCostError(
             f"states {tuple(first.shape)} of inputs {tuple(given.shape)} do not tell channels from "
-            "places: give square images"
+            "places: give square images, or signals whose length stays"
         )
-    channels_last = first.dim() == 3 or (first.dim() == 4 and first.shape[2] != first.shape[3])
     places = range(1, first.dim() - 1) if channels_last else range(2, first.dim())
     return (first.mean(dim=tuple(places)) if len(places) else first).float().cpu()
+
+
+def _are_channels_last(state: Tensor, given: Tensor) -> bool | None:
+    """Tell whether the channels of a state come behind its places; None where inputs do not tell."""
+    if state.dim() == 4:
+        told = _is_square(state) and (given.dim() != 4 or _is_square(given))
+        return state.shape[2] != state.shape[3] if told else None
+    if state.dim() != 3 or given.dim() > 3:
+        return state.dim() == 3
+    first, last = state.shape[1] == given.shape[1], state.shape[2] == given.shape[-1]
+    if given.dim() == 2:  # tokens by number, and a class token perhaps
+        return None if last and not first else True
+    return first if first != last else None
 
 
 def _is_square(images: Tensor) -> bool:

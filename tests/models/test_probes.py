@@ -99,3 +99,27 @@ def test_linear_probes_refuse_what_they_cannot_read() -> None:
     assert linear_probes(network, [(square, y.int())], [(square, y.int())])
     assert torch.equal(pooled(square.movedim(1, 3), square), square.mean(dim=(2, 3)))
     assert torch.equal(torch.get_rng_state(), state), "the heads begin with no random number"
+
+
+@pytest.mark.parametrize(
+    ("state", "given", "places"),
+    [
+        ((4, 6, 20), (4, 2, 20), 2),  # a signal
+        ((4, 20, 6), (4, 20, 2), 1),  # rows of tokens
+        ((4, 21, 6), (4, 20), 1),  # tokens by number, and a class token
+        ((4, 10, 6), (4, 3, 8, 8), 1),  # patches of images
+        ((4, 10, 6), (4, 3, 2, 8, 8), 1),  # and of films
+        ((4, 6, 10), (4, 2, 20), None),  # a signal that gets shorter
+        ((4, 2, 20), (4, 2, 20), None),
+        ((4, 6, 20), (4, 20), None),
+    ],
+)
+def test_states_are_pooled_over_their_places(
+    state: tuple[int, ...], given: tuple[int, ...], places: int | None
+) -> None:
+    values, inputs = torch.randn(state), torch.zeros(given)
+    if places is None:
+        with pytest.raises(StageCostError, match="do not tell channels from places"):
+            pooled(values, inputs)
+    else:
+        assert torch.equal(pooled(values, inputs), values.mean(dim=places))
