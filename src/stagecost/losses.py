@@ -17,8 +17,16 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 """(output (B, …), target (B, …)) → the mean loss, or one loss a sample (any shape: it is averaged)."""
 
 _OF_CLASSES = (F.cross_entropy, F.nll_loss)
-_BY_ELEMENT = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
-_MODULES_BY_ELEMENT = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+_BY_ELEMENT: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.MSELoss: F.mse_loss,
+    nn.L1Loss: F.l1_loss,
+    nn.SmoothL1Loss: F.smooth_l1_loss,
+    nn.HuberLoss: F.huber_loss,
+    nn.PoissonNLLLoss: F.poisson_nll_loss,
+    nn.KLDivLoss: F.kl_div,
+    nn.HingeEmbeddingLoss: F.hinge_embedding_loss,
+    nn.MultiLabelSoftMarginLoss: F.multilabel_soft_margin_loss,
+}
 
 StageLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(output (B, …), target (B, …), terminal output without gradient (B, …)) → scalar."""
@@ -67,7 +75,7 @@ def _check_reduction(loss: LossFunction) -> None:
 def _check_shapes(output: torch.Size, target: torch.Size, loss: LossFunction) -> None:
     """Refuse outputs (B, 1) beside targets (B,), of which torch would compare all with all."""
     function = loss.func if isinstance(loss, partial) else loss
-    by_element = function in _BY_ELEMENT or isinstance(function, _MODULES_BY_ELEMENT)
+    by_element = function in _BY_ELEMENT.values() or isinstance(function, tuple(_BY_ELEMENT))
     if by_element and output != target:
         raise StageCostError(
             f"outputs have shape {tuple(output)} and targets {tuple(target)}: give both one shape, in a "

@@ -62,7 +62,10 @@ def test_every_loss_with_every_builder(loss_name: str, builder: str) -> None:
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
 
 
-@pytest.mark.parametrize("loss", [F.mse_loss, partial(F.huber_loss, delta=0.5), nn.L1Loss()])
+@pytest.mark.parametrize(
+    "loss",
+    [F.mse_loss, partial(F.huber_loss, delta=0.5), nn.L1Loss(), F.poisson_nll_loss, nn.PoissonNLLLoss()],
+)
 def test_outputs_of_one_number_are_not_compared_with_all_targets(loss: LossFunction) -> None:
     with pytest.raises(StageCostError, match=r"shape \(4, 1\) and targets \(4,\)"):
         losses_of(torch.zeros(3, 4, 1), torch.arange(4.0), loss)
