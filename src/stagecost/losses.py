@@ -140,8 +140,9 @@ def distilled(loss: LossFunction, share: float = 0.5, temperature: float = 1.0) 
         temperature: T > 0.
 
     Raises:
-        StageCostError: an impossible share or temperature.
+        StageCostError: an impossible share or temperature, or a loss that sums over the batch.
     """
+    _check_reduction(loss)
     if not 0 <= share <= 1:
         raise StageCostError(f"share is {share}: give a number from 0 to 1")
     if not 0 < temperature < math.inf:

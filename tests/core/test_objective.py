@@ -336,6 +336,8 @@ def test_a_stage_loss_of_each_sample_is_its_mean() -> None:
 def test_a_loss_that_sums_over_the_batch_is_refused(loss: LossFunction) -> None:
     with pytest.raises(StageCostError, match='"sum" grows with the batch'):
         losses_of(torch.zeros(2, 4, 3), torch.tensor([0, 1, 2, 0]), loss)
+    with pytest.raises(StageCostError, match='"sum" grows with the batch'):
+        distilled(loss)
 
 
 def test_losses_of_all_depths_at_once_are_those_one_by_one() -> None:
