@@ -90,7 +90,7 @@ def pooled(state: Tensor, inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
 
     Args:
         state: (B, C, H, W), (B, H, W, C), (B, tokens, C), or (B, C, length) of signals. Where all sides
-            of an image are equal, channels come first.
+            of an image are equal, channels come first; of the shape of (B, tokens, C), last.
         inputs: of the network; only square ones, and signals whose length stays, tell which sides of a
             state are places.
 
@@ -113,12 +113,12 @@ def _are_channels_last(state: Tensor, given: Tensor) -> bool | None:
     if state.dim() == 4:
         told = _is_square(state) and (given.dim() != 4 or _is_square(given))
         return state.shape[2] != state.shape[3] if told else None
-    if state.dim() != 3 or given.dim() > 3:
+    if state.dim() != 3 or given.dim() not in (2, 3):
         return state.dim() == 3
-    first, last = state.shape[1] == given.shape[1], state.shape[2] == given.shape[-1]
-    if given.dim() == 2:  # tokens by number, and a class token perhaps
-        return None if last and not first else True
-    return first if first != last else None
+    are_tokens, is_signal = state.shape[1] == given.shape[1], state.shape[2] == given.shape[-1]
+    if are_tokens or (given.dim() == 2 and not is_signal):  # numbers of tokens, and a class token
+        return True
+    return False if given.dim() == 3 and is_signal else None
 
 
 def _is_square(images: Tensor) -> bool:

@@ -110,7 +110,7 @@ def test_linear_probes_refuse_what_they_cannot_read() -> None:
         ((4, 10, 6), (4, 3, 8, 8), 1),  # patches of images
         ((4, 10, 6), (4, 3, 2, 8, 8), 1),  # and of films
         ((4, 6, 10), (4, 2, 20), None),  # a signal that gets shorter
-        ((4, 2, 20), (4, 2, 20), None),
+        ((4, 20, 6), (4, 20, 6), 1),  # tokens as wide as before
         ((4, 6, 20), (4, 20), None),
     ],
 )

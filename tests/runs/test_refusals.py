@@ -116,9 +116,11 @@ def test_no_network_is_there_without_what_tells_its_images(trained: Trained, tmp
 
 
 def test_what_a_killed_prune_left_goes_with_the_next(trained: Trained, tmp_path: Path) -> None:
-    (tmp_path / ".model.safetensors.abc.tmp").write_bytes(b"half")
-    prune(trained.two, tmp_path, keep=1)
-    assert set(contents(tmp_path)) == {"config.json", "images.json", "model.safetensors"}
+    run, small = shutil.copytree(trained.two, tmp_path / "run"), tmp_path / "small"
+    small.mkdir()
+    (small / ".model.safetensors.abc.tmp").write_bytes(b"half")
+    prune(run, small, keep=1)
+    assert set(contents(small)) == {"config.json", "images.json", "model.safetensors"}
 
 
 def test_a_run_that_cannot_be_written_is_pruned(
