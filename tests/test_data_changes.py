@@ -217,6 +217,9 @@ def test_a_run_that_has_forgotten_its_images_says_so(
     main(["evaluate", str(run), "--json"])
     (warning,) = json.loads(capsys.readouterr().out)["warnings"]
     assert warning == f"{run} has no images.json: nothing tells what it was trained on"
+    main(["train", "--output", str(run), "--resume", "--epochs", "1"])
+    told = f"{run} has no images.json: nothing tells whether the images are those that it began with"
+    assert capsys.readouterr().err.count(told) == 1
     (run / "images.json").write_text("{")
     with pytest.raises(SystemExit):
         main(["evaluate", str(run)])

@@ -1,5 +1,6 @@
 """Training in a run folder: whose folder it is, checkpoints, cuts by a schedule, tables, display."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -42,6 +43,8 @@ from stagecost.train.setup import Setup, data_config, prepare
 from stagecost.train.stage_cost import StageCostRule, after_cuts, terminal_only
 from stagecost.train.state import State
 from stagecost.trajectory import suggest_targets
+
+logger = logging.getLogger("stagecost")
 
 AfterEpoch = Callable[[State, EpochRecord], EpochRecord]
 """Is told what an epoch brought before it is saved; may change the state, and returns the record."""
@@ -177,7 +180,12 @@ def _prepare(run: RunFolder, settings: RunSettings, checkpoint: Checkpoint | Non
 
 def _check_images(run: RunFolder, setup: Setup) -> None:
     """Refuse to go on with a run on other images than it began with."""
-    if not (run.last.is_file() and run.fingerprint.is_file()):
+    if not run.last.is_file():
+        return
+    if not run.fingerprint.is_file():
+        if is_first_process():
+            what = "nothing tells whether the images are those that it began with"
+            logger.warning("%s has no %s: %s", run.path, run.fingerprint.name, what)
         return
     changes = check_fingerprint(run.fingerprint.read_text(errors="replace"), setup.data, "train")
     if changes:
