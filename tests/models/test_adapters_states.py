@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import stagecost as sc
 from models.own import BLOCKS, EXAMPLE, WIDTH, Loop, branch, rows
 from stagecost.cut import Cut
+from stagecost.dynamics import is_identity
 from stagecost.errors import StageCostError
 from stagecost.probes import state_features
 
@@ -68,6 +69,37 @@ def test_what_blocks_hand_on_is_no_part_of_the_state(kind: str, batch_size: int)
     assert found == pytest.approx(expected, rel=1e-4)
     features, _ = state_features(view, data)
     torch.testing.assert_close(features[-1], state.detach().mean(1))
+
+
+class Clipping(nn.Module):
+    """A block with a clip after its sum."""
+
+    def __init__(self, clip: nn.Module) -> None:
+        super().__init__()
+        self.f, self.clip = branch(), clip
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.clip(state + self.f(state))
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "identity"),
+    [
+        (nn.ReLU(), nn.ReLU6(), False),
+        (nn.Hardtanh(-9.0, 9.0), nn.Hardtanh(-8.0, 8.0), False),
+        (nn.ReLU6(), nn.Hardtanh(-1.0, 6.0, inplace=True), True),
+        (nn.ReLU6(), nn.ReLU(), True),
+    ],
+)
+def test_a_clip_is_no_identity_where_states_go_beyond_it(
+    first: nn.Module, later: nn.Module, identity: bool
+) -> None:
+    """Also if those that a view is made with do not."""
+    last = nn.Linear(WIDTH, 3)
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), first, Clipping(later), Clipping(later), last).eval()
+    view, x = sc.adapt(model, EXAMPLE), 30 * rows()
+    assert is_identity(view.skips[0]) == identity
+    assert torch.equal(view(x, depths=0), last(later(later(model[:2](x)))))
 
 
 def test_macs_of_attention_count_where_meta_tensors_do_not_work() -> None:

@@ -38,7 +38,7 @@ PRODUCTS = words(
 )
 SUMS = words("add add_ __add__ __radd__ __iadd__")
 WEIGHTED = words("conv1d conv2d conv3d conv_transpose2d linear addmm matmul")
-IDEMPOTENT = words("relu relu_ relu6 hardtanh hardtanh_")
+CLIPS = words("relu relu_ relu6 hardtanh hardtanh_")
 JOINS = words("cat concat")
 
 

@@ -4,6 +4,7 @@ The skip path of a block is the block with its residual branch removed. What alw
 blocks belongs to both paths of the later one.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from stagecost.errors import StageCostError
 from stagecost.frozen_statistics import FrozenStatistics
 from stagecost.models.adapters.blocks import Flow, flow_of
-from stagecost.models.adapters.kinds import IDEMPOTENT, KINDS, Kind
+from stagecost.models.adapters.kinds import CLIPS, KINDS, Kind
 from stagecost.models.adapters.program import Part, Program, State, needed
 from stagecost.models.adapters.tracing import Operation, Trace, Value, leaves, map_leaves, record
 from stagecost.text import one_line
@@ -251,22 +252,32 @@ def _hands_on(trace: Trace, operations: Sequence[Operation], given: Value, value
         inner = trace.functions[operation.start : operation.end] if operation.target else []
         for function in inner:
             shapes = KINDS.get(function.name) == Kind.TRIVIAL or function.name == "dropout"
-            if not shapes and not (function.name in IDEMPOTENT and _rectified(trace, given)):
+            if not shapes and not (function.name in CLIPS and _clipped(trace, given, function)):
                 return False
     return True
 
 
-def _rectified(trace: Trace, value: Value) -> bool:
-    """Tell whether a value comes from a ReLU, so that another one changes nothing."""
+def _clipped(trace: Trace, value: Value, clip: Operation) -> bool:
+    """Tell whether a value comes from a ReLU or the like, so that a further one changes nothing."""
+    least, most = _limits(clip)
     while value in trace.producers:
         function = trace.producers[value]
-        if function.name in IDEMPOTENT:
-            return True
+        if function.name in CLIPS:
+            low, high = _limits(function)
+            return least <= low and high <= most
         uses = [v for v in function.uses if v in trace.varying]
         if len(uses) != 1 or KINDS.get(function.name) not in {Kind.TRIVIAL, Kind.POOL}:
             return False
         value = uses[0]
     return False
+
+
+def _limits(clip: Operation) -> tuple[float, float]:
+    """Return the least and the largest number that a ReLU or the like lets through."""
+    if clip.name.startswith("relu"):
+        return 0.0, 6.0 if clip.name == "relu6" else math.inf
+    given = dict(zip(("min_val", "max_val"), clip.args[1:3], strict=False)) | clip.kwargs
+    return given.get("min_val", -1.0), given.get("max_val", 1.0)
 
 
 def same(first: Tensor, second: Tensor) -> bool:
