@@ -104,7 +104,9 @@ def staged_right_hand_side(
     value = objective(losses, squared_norms, gamma, weight_decay)
     ends = accumulate(sub_stages)
     added = (large - small for small, large in zip(sub_stages, stages, strict=True))
-    return value + gamma * sum(count * losses[end] for end, count in zip(ends, added, strict=True))
+    repeated = zip(ends, added, strict=True)
+    # Those of weight 0 are left out, as in J_N: 0 times infinity is no number.
+    return value + sum(gamma * count * losses[end] for end, count in repeated if gamma * count)
 
 
 def extended_outputs(sub_stages: Sequence[int], stages: Sequence[int]) -> list[int]:
@@ -150,7 +152,8 @@ def normalized_bound(losses: Sequence[float], gamma: float, num_blocks: int) -> 
         StageCostError: N is less than M, there is no loss, or gamma is negative or not finite.
     """
     _check_corollary(losses, num_blocks)
-    return losses[-1] + gamma * excess_constant(losses) / StageCost.uniform(num_blocks, gamma).scale
+    scale = StageCost.uniform(num_blocks, gamma).scale
+    return losses[-1] + (gamma * excess_constant(losses) / scale if gamma else 0.0)
 
 
 def predicted_blocks(right_hand_sides: Mapping[int, float]) -> int:

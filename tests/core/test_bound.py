@@ -203,6 +203,15 @@ def test_a_block_pays_for_itself_or_not() -> None:
         predicted_blocks({})
 
 
+def test_losses_of_weight_0_do_not_count() -> None:
+    """As in J_N: of plain training, outputs that it never visits may be infinite."""
+    losses, norms = [2.0, math.inf, math.inf, 0.5], [1.0] * 3
+    assert objective(losses, norms, 0.0, 2.0) == 3.5
+    assert staged_right_hand_side(losses, norms, 0.0, 2.0, (1, 2), (3, 2)) == 3.5
+    assert normalized_bound(losses, 0.0, 5) == 0.5
+    assert truncation_right_hand_sides(losses, norms, 0.0, 2.0) == {1: math.inf, 2: math.inf, 3: 3.5}
+
+
 def test_numbers_that_the_theorem_does_not_speak_of() -> None:
     for wrong in (-5.0, math.nan, math.inf):
         with pytest.raises(StageCostError, match=f"weight decay is {wrong}"):
