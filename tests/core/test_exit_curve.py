@@ -20,6 +20,8 @@ from stagecost.exits.curve import (
 
 EVEN = Costs(cuts=(2.0, 4.0, 6.0, 8.0), asking=(1.0,) * 4)
 
+SEVEN = Costs(tuple(map(float, range(2, 10))), asking=(0.1,) * 8)
+
 
 def test_what_leaving_costs_counts_every_head_that_was_asked() -> None:
     assert EVEN.whole == 8
@@ -53,6 +55,12 @@ def test_the_curve_is_never_below_the_cuts(combine: bool) -> None:
 
 def _ways(policy: sc.ExitPolicy) -> tuple[object, ...]:
     return policy.depths, policy.criterion, policy.combine, [policy.thresholds]
+
+
+def test_each_number_of_depths_that_agree_is_moved_by_itself() -> None:
+    curve = curve_of(made_outputs(blocks=7), SEVEN, criteria=("patience",))
+    several = [point.policy.thresholds for point in curve.points if len(point.policy.thresholds) > 1]
+    assert any(len(set(thresholds)) > 1 for thresholds in several)
 
 
 def test_images_leave_at_the_depths_that_are_given() -> None:

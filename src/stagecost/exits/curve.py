@@ -312,7 +312,7 @@ def _grid(scores: Tensor, criterion: Criterion) -> Tensor:
     if not len(scores):  # a fixed cut
         return torch.zeros(1)
     if criterion == "patience":
-        return torch.arange(2.0, len(scores) + 1)
+        return torch.arange(2.0, float(scores.max()) + 1)
     ordered = torch.unique(scores)
     between = torch.cat([ordered[:1], (ordered[1:] + ordered[:-1]) / 2])
     places = torch.linspace(0, len(between) - 1, min(len(between), NUM_THRESHOLDS)).round().long()
