@@ -317,14 +317,14 @@ def naming_shapes(outputs: Tensor, targets: Tensor) -> Iterator[None]:
 
 
 def count_correct(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Count the right answers of outputs (…, B, classes), in double precision on the CPU.
+    """Count the right answers of outputs (K, B, classes), in double precision on the CPU.
 
     An output that is no number is never right.
 
     NaN where there is no accuracy: regression, one output for two classes, several labels a sample, or
     labels below 0, of which a loss leaves the samples out.
     """
-    of_classes = outputs.dim() > 1 and outputs.shape[-2:-1] == targets.shape and outputs.shape[-1] > 1
+    of_classes = outputs.dim() == 3 and outputs.shape[1:2] == targets.shape and outputs.shape[2] > 1
     if not of_classes or targets.is_floating_point() or bool((targets < 0).any()):
         return torch.full(outputs.shape[:1], math.nan, dtype=torch.float64)
     right = (outputs.argmax(dim=-1) == targets) & ~outputs.isnan().any(dim=-1)

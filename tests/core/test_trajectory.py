@@ -93,6 +93,19 @@ def test_one_output_for_two_classes_has_no_accuracy() -> None:
         sc.plan_pruning(network, trajectory, max_drop=1.0)
 
 
+@pytest.mark.parametrize("samples", [3, 4])
+def test_several_outputs_a_sample_have_no_accuracy(samples: int) -> None:
+    """Whether or not there are as many as samples."""
+    network = build("homogeneous", num_classes=4 * 5)
+    network.head.linear = nn.Sequential(network.head.linear, nn.Unflatten(-1, (4, 5)))
+
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(output.mean(dim=1), target)
+
+    trajectory = sc.loss_trajectory(network, [(images(samples), labels(samples))], loss=loss)
+    assert all(math.isnan(accuracy) for accuracy in trajectory.accuracies)
+
+
 def test_samples_that_a_loss_leaves_out_leave_no_accuracy() -> None:
     data = [(images(), torch.tensor([0, -100, 2, -100]))]
     score = terminal_score(build("homogeneous"), data)
