@@ -141,9 +141,10 @@ def plan_pruning(
     if limits.are_none and keep is None:
         raise StageCostError("say how much to prune: give max_drop, or the blocks to keep")
     candidates = _candidates(network, trajectory, keep, loader, loss)
-    chosen, pruned = _chosen(
-        network, candidates, macs_by_branch(network, trajectory.image_shape), limits
-    )
+    if keep is not None:  # the best of what may stay, and not the cheapest
+        candidates = list(filter(limits.allow, candidates)) or candidates
+    macs = macs_by_branch(network, trajectory.image_shape)
+    chosen, pruned = _chosen(network, candidates, macs, limits if keep is None else Limits(before))
     if not limits.allow(chosen):
         counts = stage_counts(chosen.cut, network.stage_positions)
         raise StageCostError(

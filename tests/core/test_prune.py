@@ -1,6 +1,7 @@
 """Pruning: truncation is exact, plans say what happens, stages are searched, optimisers go along."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -149,6 +150,20 @@ def test_staged_plans() -> None:
     assert free.kept_blocks == (0, 2, 5), "anything goes, so the cheapest vector is chosen"
     with pytest.raises(StageCostError, match="from 3 to 7"):
         sc.plan_pruning(network, trajectory, keep=2, loader=data)
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_drop": 2.0}, {"max_loss_increase": 0.5}])
+@pytest.mark.parametrize("best", [Cut((0, 1, 2)), Cut((0, 2, 3))])
+def test_of_the_cuts_to_as_many_blocks_the_best_stays(best: Cut, limits: dict[str, float]) -> None:
+    """A limit beside their number refuses, and does not choose the cheapest."""
+    network = build("staged", blocks_per_stage=(2, 2), widths=(4, 4))
+    trajectory = sc.loss_trajectory(network, loader(), cuts=[Cut((0, 1, 2)), Cut((0, 2, 3))])
+    scores = [
+        replace(row, loss=0.5 if row.cut == best else 0.8, accuracy=90.0 if row.cut == best else 89.0)
+        for row in trajectory.rows
+    ]
+    plan = sc.plan_pruning(network, replace(trajectory, rows=tuple(scores)), keep=3, **limits)
+    assert plan.cut == best
 
 
 def scored(blocks: tuple[int, ...], loss: float, accuracy: float = 90.0) -> Score:
