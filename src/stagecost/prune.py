@@ -201,7 +201,7 @@ class Limits:
     def lost(self, score: Score) -> str:
         """Say what a cut loses, beside what it may."""
         drop, rise = self.before.accuracy - score.accuracy, score.loss - self.before.loss
-        if self.max_drop is not None and drop > self.max_drop:
+        if self.max_drop is not None and drop > self.max_drop + 1e-9:
             return f"{drop:.2f} points, more than max_drop {self.max_drop}"
         return f"{rise:.4g} of loss, more than max_loss_increase {self.max_loss_increase}"
 

@@ -196,6 +196,14 @@ def test_the_cheapest_cut_is_that_of_the_fewest_macs(
     assert choose([*others, whole], macs, Limits(whole, **limits)).cut == Cut(chosen)
 
 
+def test_a_refusal_names_the_limit_that_is_exceeded() -> None:
+    """And not a drop of just what may be lost, which rounding makes a little larger."""
+    limits = Limits(scored((0, 1), 0.5), max_drop=0.2, max_loss_increase=0.1)
+    score = scored((0,), 0.9, 89.8)
+    assert not limits.allow(score)
+    assert limits.lost(score) == "0.4 of loss, more than max_loss_increase 0.1"
+
+
 def test_too_many_vectors_are_thinned_but_keep_their_ends() -> None:
     network = build("staged", blocks_per_stage=(9, 9, 9))
     counts = [stage_counts(cut, network.stage_positions) for cut in possible_cuts(network, limit=100)]
