@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -339,6 +340,14 @@ def test_a_policy_is_saved_beside_a_network_and_read_strictly(tmp_path: Path) ->
             sc.ExitPolicy.load(tmp_path)
     with pytest.raises(StageCostError, match="no exit policy"):
         sc.ExitPolicy.load(tmp_path / "elsewhere")
+
+
+def test_a_policy_takes_numbers_of_numpy_and_torch(tmp_path: Path) -> None:
+    policy = sc.ExitPolicy(np.array([1, 3, 4]), [torch.tensor(0.75), np.float32(0.5)])  # type: ignore[arg-type]
+    assert policy == sc.ExitPolicy((1, 3, 4), (0.75, 0.5))
+    policy.save(tmp_path)
+    assert sc.ExitPolicy.load(tmp_path) == policy
+    assert {policy: 1}[sc.ExitPolicy.load(tmp_path)] == 1
 
 
 @pytest.mark.parametrize("name", NETWORKS)

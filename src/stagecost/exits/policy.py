@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from stagecost.cut import whole_number
 from stagecost.errors import StageCostError, refusing
 from stagecost.records import JsonObject, read_record, writable
 from stagecost.storage import read_json, write_json
@@ -38,11 +39,13 @@ class ExitPolicy:
     combine: bool = False  #: answer by all depths asked so far: the mean of their log-probabilities
 
     def __post_init__(self) -> None:
-        """Refuse what is no policy."""
-        depths, thresholds = self.depths, self.thresholds
-        whole = all(isinstance(k, int) and not isinstance(k, bool) and k >= 0 for k in depths)
-        if not depths or not whole or list(depths) != sorted(set(depths)):
-            raise StageCostError(f"exits at depths {list(depths)}: give ascending numbers of at least 0")
+        """Take numbers of NumPy and torch as Python's own, and refuse what is no policy."""
+        found, thresholds = tuple(map(whole_number, self.depths)), tuple(map(float, self.thresholds))
+        depths = tuple(k for k in found if k is not None and k >= 0)
+        if not depths or len(depths) < len(found) or list(depths) != sorted(set(depths)):
+            raise StageCostError(
+                f"exits at depths {list(self.depths)}: give ascending numbers of at least 0"
+            )
         if self.criterion not in CRITERIA:
             raise StageCostError(
                 f"criterion {self.criterion!r} is unknown: choose from {', '.join(CRITERIA)}"
@@ -52,6 +55,8 @@ class ExitPolicy:
                 f"thresholds {list(thresholds)} for exits at depths {list(depths)}: give a number for "
                 "each depth but the last"
             )
+        object.__setattr__(self, "depths", depths)
+        object.__setattr__(self, "thresholds", thresholds)
 
     def check(self, num_blocks: int) -> None:
         """Refuse a network that is not as deep, by a StageCostError."""
