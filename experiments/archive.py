@@ -178,5 +178,6 @@ for _name, _title in (
     ("pretrained-half-blocks", "A ViT that others trained, cuts of half blocks"),
     ("pretrained-three-seeds", "Networks that others trained, three seeds of what has more by now"),
     ("pretrained-first-blocks", "A ResNet-32 that others trained, cut to the first of each stage"),
+    ("pretrained-all-ways", "A ViT that others trained, the best of all cuts to two thirds"),
 ):
     ARCHIVE[_name] = Experiment(_name, _title, {}, pretrained_section)

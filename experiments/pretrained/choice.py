@@ -4,28 +4,16 @@
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain, combinations, product
 from typing import TYPE_CHECKING
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from experiments.records import Row
 from stagecost.cut import Cut
 from stagecost.data.batches import eval_batches
 from stagecost.macs import count_macs
-from stagecost.network import ResidualNetwork
-from stagecost.probes import fit_linear
 from stagecost.search import search_cuts
-from stagecost.trajectory import (
-    Loader,
-    Score,
-    count_correct,
-    device_of,
-    evaluate_cuts,
-    evaluation_mode,
-)
+from stagecost.trajectory import Loader, Score, evaluate_cuts, terminal_score
 
 if TYPE_CHECKING:
     from experiments.pretrained.case import Case
@@ -59,50 +47,28 @@ def searched(case: "Case") -> list[Score]:
     return search_cuts(case.network(case.fitted(SEED_OF_CHOICE)), _validation(case, SEARCH_IMAGES))
 
 
-def two_thirds(case: "Case") -> list[Score]:
-    """Return the best cuts to any two thirds of each stage's blocks; a ResNet-20 is what a 32 leaves."""
-    network = case.network(case.fitted(SEED_OF_CHOICE))
-    scores = evaluate_cuts(network, _validation(case, SEARCH_IMAGES), _ways(network))
-    return sorted(scores, key=lambda score: score.rank)[:RECORDED]
-
-
-def two_thirds_with_heads(case: "Case") -> list[Score]:
-    """Return the best cuts to any two thirds of the blocks, each by the loss with a head of its own.
+def stretches(case: "Case") -> list[Score]:
+    """Return the cuts without a third of the blocks in a row, each by the loss with a head of its own.
 
     Without so many blocks a transformer's outputs mean nothing to the whole network's head.
     """
-    network, bundle = case.network(case.fitted(SEED_OF_CHOICE)), case.bundle(SEED_OF_CHOICE)
-    cuts = _ways(network)
-    seen, labels = _features(network, eval_batches(bundle.splits["train"], bundle.format), cuts)
-    unseen, truth = _features(network, _validation(case), cuts)
-    scores = list[Score]()
-    for cut, given, others in zip(cuts, seen, unseen, strict=True):
-        outputs = fit_linear(given, labels, bundle.num_classes)(others)
-        right = 100 * float(count_correct(outputs[None], truth)) / len(truth)
-        scores.append(Score(cut, float(F.cross_entropy(outputs, truth)), right, len(truth)))
-    return sorted(scores, key=lambda score: score.rank)[:RECORDED]
+    num_blocks = case.network(case.fitted(SEED_OF_CHOICE)).num_blocks
+    gone, scores = -(-num_blocks // 3), []
+    for first in range(num_blocks - gone + 1):
+        cut = Cut(tuple(k for k in range(num_blocks) if not first <= k < first + gone))
+        fitted = case.network(case.fitted(SEED_OF_CHOICE, cut))
+        scores.append(replace(terminal_score(fitted, _validation(case)), cut=cut))
+    return scores
 
 
-def _features(network: ResidualNetwork, batches: Loader, cuts: list[Cut]) -> tuple[Tensor, Tensor]:
-    """Return what the classifier is given in each cut, (cuts, n, F), and the classes, (n,)."""
-    (classifier,) = (m for m in network.head.modules() if isinstance(m, nn.Linear))
-    handle = classifier.register_forward_hook(lambda _, given, output: given[0])
-    features, classes = list[Tensor](), list[Tensor]()
-    try:
-        with evaluation_mode(network):
-            for images, labels in batches:
-                features.append(network(images.to(device_of(network)), cuts).cpu())
-                classes.append(labels.cpu())
-    finally:
-        handle.remove()
-    return torch.cat(features, dim=1), torch.cat(classes)
-
-
-def _ways(network: ResidualNetwork) -> list[Cut]:
-    """Return the cuts to any two thirds of each stage's blocks that can be made."""
+def two_thirds(case: "Case") -> list[Score]:
+    """Return the cuts to any two thirds of each stage's blocks; a ResNet-20 is what a 32 leaves."""
+    network = case.network(case.fitted(SEED_OF_CHOICE))
     stages = [combinations(blocks, 2 * len(blocks) // 3) for blocks in network.stages]
     cuts = (Cut(tuple(chain(*kept))) for kept in product(*stages))
-    return [cut for cut in cuts if network.can_keep(cut)]
+    possible = [cut for cut in cuts if network.can_keep(cut)]
+    scores = evaluate_cuts(network, _validation(case, SEARCH_IMAGES), possible)
+    return sorted(scores, key=lambda score: score.rank)[:RECORDED]
 
 
 def first_two_thirds(case: "Case") -> list[Score]:
@@ -113,7 +79,7 @@ def first_two_thirds(case: "Case") -> list[Score]:
 
 
 SEARCHED: dict[str, Callable[["Case"], list[Score]]] = {
-    "vit": two_thirds_with_heads,
+    "vit": stretches,
     **dict.fromkeys(("resnet20", "resnet32"), two_thirds),
     **dict.fromkeys(("resnet44", "resnet56"), first_two_thirds),
 }

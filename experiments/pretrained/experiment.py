@@ -17,10 +17,10 @@ cut_first_taught  the same, with the plainly fine-tuned whole network as its tea
 torch_pruning  as many MACs by fewer channels (resnet32, with the extra `peers`), then plain fine-tuning
 
 The cut is chosen before any training on validation images of a seed of its own: of those with at least
-a third fewer MACs that the search finds, the one with the least loss; a transformer keeps two thirds of
-its blocks, of all ways that of least loss with a head of its own; a ResNet of CIFAR-10 keeps two thirds
-of each stage, those of least loss (resnet44 and resnet56 the first ones: their ways are too many). The
-recipes were chosen on the same images (`experiments.pretrained.trials`).
+a third fewer MACs that the search finds, the one with the least loss; of a transformer, a third of the
+blocks in a row goes, by the loss with heads fitted anew; a ResNet of CIFAR-10 keeps two thirds of each
+stage, those of least loss (resnet44 and resnet56 the first ones: their ways are too many). The recipes
+were chosen on the same images (`experiments.pretrained.trials`).
 """
 
 import json
