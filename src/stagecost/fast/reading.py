@@ -20,7 +20,6 @@ from stagecost.fast.chains import CollapsedChain, CollapsedTails, is_watched
 from stagecost.head import OutputBatchNorm2d, OutputHead
 
 NOTHING = 1e-30  # a scale below it would need an edge that no float has
-PIXELS_A_ROW = 8  # of the tables that a CPU takes statistics of
 
 
 def reader_of(head: nn.Module, tail: Tail) -> nn.Module:
@@ -82,7 +81,7 @@ class FoldedHead(nn.Module):
 
 
 class LeanHead(nn.Module):
-    """Stands in for tails and head in training; what it pools is what they pool, up to rounding."""
+    """Stands in for tails and head in training. What it pools is what they pool, to the last bit."""
 
     def __init__(self, head: OutputHead, chains: Sequence[CollapsedChain]) -> None:
         """Take the parameters and the statistics of the head, and the chains of the N+1 states."""
@@ -134,9 +133,12 @@ class _Reading(torch.autograd.Function):
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {seen.shape}"
             )
-        normed, mean, inverse = _norm_by_batch(seen, weight, bias, *running)
+        running_mean, running_variance, factor, ctx.eps = running
+        normed, mean, inverse = torch.native_batch_norm(
+            seen, weight, bias, running_mean, running_variance, True, factor, ctx.eps
+        )
         ctx.save_for_backward(state, matrix, weight, bias, mean, inverse)
-        ctx.chain, (*_, ctx.eps) = chain, running
+        ctx.chain = chain
         return normed.relu_().mean(dim=(2, 3))
 
     @staticmethod
@@ -148,7 +150,9 @@ class _Reading(torch.autograd.Function):
             picked, matrix = (t.detach().requires_grad_() for t in (ctx.chain.pick(state), matrix))
             with torch.enable_grad():
                 seen = ctx.chain.project(picked, matrix).to(weight.dtype)
-        of_normed = _normed(seen, weight, bias, mean, inverse).gt_(0)
+        scale = weight * inverse
+        shift = torch.addcmul(bias, mean, scale, value=-1)
+        of_normed = torch.addcmul(shift.view(-1, 1, 1), seen, scale.view(-1, 1, 1)).gt_(0)
         of_normed.mul_((grad / (seen.shape[2] * seen.shape[3])).view(*grad.shape, 1, 1))
         of_seen, *of_affine = torch.ops.aten.native_batch_norm_backward(
             of_normed, seen.detach(), weight, None, None, mean, inverse, True, ctx.eps, [True] * 3
@@ -157,40 +161,3 @@ class _Reading(torch.autograd.Function):
             return of_seen.to(state.dtype), None, *of_affine, None, None
         of_picked, of_matrix = torch.autograd.grad(seen, (picked, matrix), of_seen)
         return ctx.chain.put_back(of_picked, state), of_matrix, *of_affine, None, None
-
-
-def _norm_by_batch(
-    seen: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor | None,
-    running_variance: Tensor | None,
-    factor: float,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Norm (B, C, H, W) by its batch, as in training: that, its mean and 1/√(variance + eps), (C,).
-
-    Few channels that come last keep a CPU long in torch's own norm. There several pixels make a row of
-    a table, and the statistics of all follow from those of its columns.
-    """
-    running, channels_last = (running_mean, running_variance), torch.channels_last
-    num_pixels = seen[:, 0].numel()
-    in_rows = seen.is_contiguous(memory_format=channels_last) and num_pixels % PIXELS_A_ROW == 0
-    if not (seen.is_cpu and in_rows):
-        return torch.native_batch_norm(seen, weight, bias, *running, True, factor, eps)
-    table = seen.permute(0, 2, 3, 1).reshape(num_pixels // PIXELS_A_ROW, -1)
-    columns = torch.ops.aten.batch_norm_update_stats(table, None, None, factor)
-    means, variances = (column.view(PIXELS_A_ROW, -1) for column in columns)
-    mean, variance = means.mean(0), variances.mean(0) + means.var(0, correction=0)
-    if running_mean is not None and running_variance is not None:
-        running_mean.lerp_(mean, factor)
-        running_variance.lerp_(variance * (num_pixels / (num_pixels - 1)), factor)
-    inverse = (variance + eps).rsqrt_()
-    return _normed(seen, weight, bias, mean, inverse), mean, inverse
-
-
-def _normed(seen: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
-    """Return weight·(seen − mean)·inverse + bias, (B, C, H, W)."""
-    scale = weight * inverse
-    shift = torch.addcmul(bias, mean, scale, value=-1)
-    return torch.addcmul(shift.view(-1, 1, 1), seen, scale.view(-1, 1, 1))
