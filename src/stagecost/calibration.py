@@ -81,7 +81,7 @@ def _estimate(
             undo.callback(norm.register_forward_hook(estimates[norm].hear).remove)
             undo.callback(estimates[norm].apply)  # or give back what it had
         for images, targets in map(pair, loader):
-            if not len(targets):  # of which a norm keeps that there is no number
+            if not len(targets):  # their mean is no number
                 continue
             try:
                 network(to_device(images, device_of(network)), cuts)

@@ -148,7 +148,7 @@ def plan_pruning(
     if not limits.allow(chosen):
         counts = stage_counts(chosen.cut, network.stage_positions)
         raise StageCostError(
-            f"keeping {list(counts or chosen.cut.blocks)} blocks would lose {limits.lost(chosen)}: "
+            f"keeping {list(counts or chosen.cut.blocks)} blocks would lose {limits.exceeded(chosen)}: "
             "keep more blocks or allow more"
         )
     return _plan(network, trajectory.image_shape, before, chosen, pruned)
@@ -190,20 +190,17 @@ class Limits:
         return self.max_drop is None and self.max_loss_increase is None
 
     def allow(self, score: Score) -> bool:
-        """Tell whether a cut loses no more; with a hair of slack for rounding."""
-        before = self.before
-        drop = -math.inf if self.max_drop is None else before.accuracy - score.accuracy - self.max_drop
-        rise = -math.inf
-        if self.max_loss_increase is not None:
-            rise = score.loss - before.loss - self.max_loss_increase
-        return drop <= 1e-9 and rise <= 1e-9
+        """Tell whether a cut loses no more."""
+        return not self.exceeded(score)
 
-    def lost(self, score: Score) -> str:
-        """Say what a cut loses, beside what it may."""
+    def exceeded(self, score: Score) -> str:
+        """Say what a cut loses beyond what it may, with a hair of slack for rounding; "" if nothing."""
         drop, rise = self.before.accuracy - score.accuracy, score.loss - self.before.loss
-        if self.max_drop is not None and drop > self.max_drop + 1e-9:
+        if self.max_drop is not None and not drop <= self.max_drop + 1e-9:  # NaN is too much
             return f"{drop:.2f} points, more than max_drop {self.max_drop}"
-        return f"{rise:.4g} of loss, more than max_loss_increase {self.max_loss_increase}"
+        if self.max_loss_increase is not None and not rise <= self.max_loss_increase + 1e-9:
+            return f"{rise:.4g} of loss, more than max_loss_increase {self.max_loss_increase}"
+        return ""
 
 
 def possible_cuts(network: ResidualNetwork, limit: int = MAX_CUTS) -> list[Cut]:

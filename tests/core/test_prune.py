@@ -201,7 +201,7 @@ def test_a_refusal_names_the_limit_that_is_exceeded() -> None:
     limits = Limits(scored((0, 1), 0.5), max_drop=0.2, max_loss_increase=0.1)
     score = scored((0,), 0.9, 89.8)
     assert not limits.allow(score)
-    assert limits.lost(score) == "0.4 of loss, more than max_loss_increase 0.1"
+    assert limits.exceeded(score) == "0.4 of loss, more than max_loss_increase 0.1"
 
 
 def test_too_many_vectors_are_thinned_but_keep_their_ends() -> None:

@@ -134,15 +134,15 @@ def train(
 
 
 @contextmanager
-def _closed_after(loggers: Sequence[Any]) -> Iterator[None]:
+def _closed_after(trackers: Sequence[Any]) -> Iterator[None]:
     """Close trackers at the end of a training, which may be an error or an interruption."""
     status = "failed"
     try:
         yield
         status = "success"
     finally:
-        for logger in loggers:
-            logger.finalize(status)
+        for tracker in trackers:
+            tracker.finalize(status)
 
 
 @contextmanager
