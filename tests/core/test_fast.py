@@ -12,6 +12,7 @@ from helpers import BUILDERS, build, images, labels, objective
 from stagecost.dynamics import Pass, ResidualBlock, SkipChain
 from stagecost.errors import StageCostError
 from stagecost.fast.chains import collapsed_tails
+from stagecost.fast.reading import LeanHead
 from stagecost.network import ResidualNetwork
 from stagecost.train.devices import check_compiler
 
@@ -87,15 +88,19 @@ def test_collapsed_chains_agree_in_double_precision(name: str, changes: dict[str
 
 
 @pytest.mark.parametrize("offset", [0.0, 30.0])
-def test_a_lean_reading_agrees_whatever_the_norm_of_the_head_is(offset: float) -> None:
+@pytest.mark.parametrize("scales", [(0.0, 1.5, -1.5, 1e-9), (0.02, 1.5, -1.5, 0.3)])
+def test_a_lean_reading_agrees_whatever_the_norm_of_the_head_is(
+    scales: tuple[float, ...], offset: float
+) -> None:
     """A ReLU that opens above or below, everywhere or never; states far from 0."""
     network = build("homogeneous", width=12).double().train()
-    weights, biases = torch.tensor([0.0, 1.5, -1.5, 1e-9]), torch.tensor([0.0, 0.7, -0.7])
+    weights, biases = torch.tensor(scales), torch.tensor([0.0, 0.7, -0.7])
     with torch.no_grad():
         pairs = torch.cartesian_prod(weights, biases).double()
         for parameter, values in zip(network.head.norm.parameters(), pairs.unbind(1), strict=True):
             parameter.copy_(values)
         next(iter(network.blocks.values())).register_forward_hook(lambda *io: io[2] + offset)
+    assert LeanHead(network.head, ()).by_sums == (min(map(abs, scales)) >= 0.02)
     batch = images(8).double()
     assert_agree(one_step(network, batch), one_step(network, batch, FAST), 1e-9)
 

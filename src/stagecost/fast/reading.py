@@ -20,6 +20,7 @@ from stagecost.fast.chains import CollapsedChain, CollapsedTails, is_watched
 from stagecost.head import OutputBatchNorm2d, OutputHead
 
 NOTHING = 1e-30  # a scale below it would need an edge that no float has
+STEEP = 100.0  # a shift of so many scales takes two of a float's seven digits in `_gradients_by_sums`
 
 
 def reader_of(head: nn.Module, tail: Tail) -> nn.Module:
@@ -87,6 +88,8 @@ class LeanHead(nn.Module):
         """Take the parameters and the statistics of the head, and the chains of the N+1 states."""
         super().__init__()
         self.head, self.chains = head, chains
+        norm = head.norm  # which is asked on a CPU alone: elsewhere every answer would be waited for
+        self.by_sums = norm.weight.is_cpu and bool((norm.bias.abs() < STEEP * norm.weight.abs()).all())
 
     def forward(self, state: Tensor, depth: int) -> Tensor:
         """Read x_k, (B, C_k, H, W): what the head pools, (B, C).
@@ -97,8 +100,9 @@ class LeanHead(nn.Module):
             logits: Tensor = self.head(state, depth)
             return logits
         norm, chain = self.head.norm, self.chains[depth]
+        running = (*norm.count_batch(depth), norm.eps)
         pooled: Tensor = _Reading.apply(
-            state, chain.matrix, norm.weight, norm.bias, chain, (*norm.count_batch(depth), norm.eps)
+            state, chain.matrix, norm.weight, norm.bias, chain, running, self.by_sums
         )
         return pooled
 
@@ -127,24 +131,26 @@ class _Reading(torch.autograd.Function):
         bias: Tensor,
         chain: CollapsedChain,
         running: tuple[Tensor | None, Tensor | None, float, float],
+        by_sums: bool,
     ) -> Tensor:
         seen = chain(state).to(weight.dtype)
         if seen.numel() == seen.shape[1]:  # of which torch's norm says the same, and this one nothing
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {seen.shape}"
             )
-        running_mean, running_variance, factor, ctx.eps = running
+        running_mean, running_variance, factor, eps = running
         normed, mean, inverse = torch.native_batch_norm(
-            seen, weight, bias, running_mean, running_variance, True, factor, ctx.eps
+            seen, weight, bias, running_mean, running_variance, True, factor, eps
         )
-        ctx.save_for_backward(state, matrix, weight, bias, mean, inverse)
-        ctx.chain = chain
-        return normed.relu_().mean(dim=(2, 3))
+        pooled = normed.relu_().mean(dim=(2, 3))
+        ctx.save_for_backward(state, matrix, pooled, weight, bias, mean, inverse)
+        ctx.chain, ctx.eps, ctx.by_sums = chain, eps, by_sums
+        return pooled
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        state, matrix, weight, bias, mean, inverse = ctx.saved_tensors
+        state, matrix, pooled, weight, bias, mean, inverse = ctx.saved_tensors
         seen = state.to(weight.dtype)
         if matrix is not None:
             picked, matrix = (t.detach().requires_grad_() for t in (ctx.chain.pick(state), matrix))
@@ -152,12 +158,45 @@ class _Reading(torch.autograd.Function):
                 seen = ctx.chain.project(picked, matrix).to(weight.dtype)
         scale = weight * inverse
         shift = torch.addcmul(bias, mean, scale, value=-1)
-        of_normed = torch.addcmul(shift.view(-1, 1, 1), seen, scale.view(-1, 1, 1)).gt_(0)
-        of_normed.mul_((grad / (seen.shape[2] * seen.shape[3])).view(*grad.shape, 1, 1))
-        of_seen, *of_affine = torch.ops.aten.native_batch_norm_backward(
-            of_normed, seen.detach(), weight, None, None, mean, inverse, True, ctx.eps, [True] * 3
-        )
+        passing = torch.addcmul(shift.view(-1, 1, 1), seen.detach(), scale.view(-1, 1, 1)).gt_(0)
+        each = grad / (seen.shape[2] * seen.shape[3])
+        if ctx.by_sums:
+            weighted = (grad * pooled).sum(dim=0)
+            of_seen, *of_affine = _gradients_by_sums(
+                passing, each, weighted, seen.detach(), weight, bias, mean, inverse
+            )
+        else:
+            of_normed = passing.mul_(each.view(*each.shape, 1, 1))
+            of_seen, *of_affine = torch.ops.aten.native_batch_norm_backward(
+                of_normed, seen.detach(), weight, None, None, mean, inverse, True, ctx.eps, [True] * 3
+            )
         if matrix is None:
-            return of_seen.to(state.dtype), None, *of_affine, None, None
+            return of_seen.to(state.dtype), None, *of_affine, None, None, None
         of_picked, of_matrix = torch.autograd.grad(seen, (picked, matrix), of_seen)
-        return ctx.chain.put_back(of_picked, state), of_matrix, *of_affine, None, None
+        return ctx.chain.put_back(of_picked, state), of_matrix, *of_affine, None, None, None
+
+
+def _gradients_by_sums(
+    passing: Tensor,
+    each: Tensor,
+    weighted: Tensor,
+    seen: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    inverse: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients in what is seen, (B, C, H, W), in weight and in bias, (C,).
+
+    With δ = passing·each, the gradient of the norm's output w·x̂ + b, they are
+    w·σ⁻¹·(δ - mean(δ) - x̂·mean(δ·x̂)), Σ δ·x̂ and Σ δ. `weighted` is Σ δ·(w·x̂ + b), known from the
+    pooling: that saves the pass that would sum δ·x̂, where w is not small beside b.
+    """
+    of_bias = (each * passing.sum(dim=(2, 3))).sum(dim=0)
+    of_weight = torch.addcmul(weighted, bias, of_bias, value=-1) / weight
+    scale, slope = weight * inverse, of_weight * inverse
+    share = scale / (-seen.numel() // seen.shape[1])
+    level = torch.addcmul(of_bias, mean, slope, value=-1).mul_(share)
+    of_seen = torch.addcmul(level.view(-1, 1, 1), seen, slope.mul_(share).view(-1, 1, 1))
+    of_seen.addcmul_(passing, (each * scale).view(*each.shape, 1, 1))
+    return of_seen, of_weight, of_bias
