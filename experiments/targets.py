@@ -197,7 +197,7 @@ TARGETS = Experiment(
     datasets={
         "cpu": (
             *("mnist", "fashion-mnist", "cifar10", "cifar100"),
-            *("cifar10-long", "cifar10-staged"),
+            *("mnist-long", "fashion-mnist-long", "cifar10-long", "cifar10-staged"),
         ),
         "gpu": ("mnist", "cifar10", "cifar100", "cifar10-staged"),
         "quick": ("digits",),

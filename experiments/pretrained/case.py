@@ -258,7 +258,8 @@ class Case:
     ) -> ResidualNetwork:
         """Fine-tune a network plainly, or with a teacher; only its weights are kept, in a file."""
         given = {**self.training("whole", seed).settings, "seed": seed}
-        file = self.context.work / f"{arm}-{digest(given)}-seed{seed}.safetensors"
+        name = f"{arm}-{digest({**given, 'cut': self.cut.to_json()})}-seed{seed}.safetensors"
+        file = self.context.work / name
         if file.is_file():
             network.load_state_dict(read_tensors(file)[0])
             return network.eval()
