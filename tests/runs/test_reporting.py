@@ -122,11 +122,12 @@ def test_times_and_exits_that_cannot_be_are_refused(trained: Trained, tmp_path: 
         ("latency.json", "timings", {"p50_ms": -1.0}, "or took no time"),
         ("latency.json", "timings", {"p50_ms": "nan"}, "or took no time"),
         ("exit.json", "cuts", {"depths": []}, "for another number of blocks"),
+        ("exit.json", "leaving", {}, "how many images leave at each depth"),
     )
     for name, rows, change, words in changes:
         kept = (run / name).read_text()
         content = json.loads(kept)
-        content[rows] = [row | change for row in content[rows]]
+        content[rows] = [row | change for row in content[rows] if change]
         (run / name).write_text(json.dumps(content))
         with pytest.raises(StageCostError, match=rf"{name} does not tell of .*{words}"):
             report(run, device="cpu")

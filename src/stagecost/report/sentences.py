@@ -101,7 +101,7 @@ def what_exits_do(exits: Exits) -> str:
     """Say where images leave, and how many."""
     places = [
         f"{100 * share:.0f} % at depth {depth:,}"
-        for depth, share in zip(exits.depths, exits.leaving, strict=False)
+        for depth, share in zip(exits.depths, exits.leaving, strict=True)
     ]
     where = ", ".join(places)
     if not exits.thresholds:

@@ -108,6 +108,8 @@ class Exits(Result):
         """
         if [row.depths for row in self.cuts] != [(k,) for k in range(trained.network.num_blocks + 1)]:
             raise ValueError("they were chosen for another number of blocks")
+        if len(self.leaving) != len(self.depths):
+            raise ValueError("it does not say how many images leave at each depth")
         if self.weights not in ("", trained.weights_digest):
             raise ValueError("they were chosen for other weights")
         policy = ExitPolicy(self.depths, self.thresholds, self.criterion, self.combine)
