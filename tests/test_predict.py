@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,17 @@ def test_a_pipe_gets_the_rows_and_stays(photos: Path, small: Path, tmp_path: Pat
     assert os.read(reader, 4096).startswith(b"path,label,probability,")
     os.close(reader)
     assert pipe.is_fifo()
+
+
+def test_rows_replace_earlier_rows_and_nothing_else(photos: Path, small: Path, tmp_path: Path) -> None:
+    image = Path(shutil.copy(photos / "test" / "dark" / "02.png", tmp_path))
+    rows, content = tmp_path / "rows.csv", image.read_bytes()
+    rows.touch()
+    for _ in range(2):
+        predict_files(small, [image], csv_file=rows, device="cpu")
+    with pytest.raises(sc.StageCostError, match=r"02\.png holds something else already"):
+        predict_files(small, [image], csv_file=image, device="cpu")  # as of --csv *.png
+    assert image.read_bytes() == content
 
 
 def test_images_of_more_bits_are_scaled_as_in_training() -> None:

@@ -68,6 +68,18 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             raise
 
 
+def check_replaceable(path: Path, start: bytes) -> None:
+    """Refuse to replace a file of another kind than what is to be written, which begins with `start`.
+
+    Raises:
+        StageCostError: it holds something else.
+    """
+    if path.is_file():
+        with path.open("rb") as file:
+            if not start.startswith(file.read(len(start))):
+                raise StageCostError(f"{path} holds something else already: give another file")
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete temporary files and folders that a killed process left in a folder."""
     for temporary in folder.glob(".*.tmp"):

@@ -11,7 +11,7 @@ from stagecost.data.decoding import progress
 from stagecost.prediction import BATCH, Prediction, image_files, predict
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, open_trained
-from stagecost.storage import write_atomically
+from stagecost.storage import check_replaceable, write_atomically
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,12 @@ def predict_files(
         skip_broken: leave images out that cannot be decoded.
 
     Raises:
-        StageCostError: nothing trained is there, or no such images.
+        StageCostError: nothing trained is there, no such images, or `csv_file` holds something else.
     """
     trained = open_trained(network, checkpoint=checkpoint, device=device)
     files = image_files(images)
+    if csv_file is not None:
+        check_replaceable(Path(csv_file), b"path,label,probability")
     with progress("classifying images", len(files), BATCH) as advance:
         predictions, doubts = predict(
             trained.network, files, top_k=top_k, skip_broken=skip_broken, advance=advance

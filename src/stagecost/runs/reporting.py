@@ -24,7 +24,7 @@ from stagecost.runs.mistakes import mistakes_of, saved_network
 from stagecost.runs.pruning import Pruning
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Judged, Split, Trained, open_trained
-from stagecost.storage import read_json
+from stagecost.storage import check_replaceable, read_json
 
 Kind = TypeVar("Kind", Pruning, Measurements)
 QUICK = 0.05
@@ -122,13 +122,14 @@ def compare(
         allow_trained: go on where images of the validation split were trained on.
 
     Raises:
-        StageCostError: fewer than two runs, or one of them is not there.
+        StageCostError: fewer than two runs, one of them is not there, or the output is no page.
     """
     check_points("--tolerance", tolerance)
     if len(runs) < 2:
         raise StageCostError(f"{len(runs)} run is nothing to compare: give two runs or more")
     if Path(output).is_dir():
         raise StageCostError(f"{output} is a folder: give --output a file, such as comparison.html")
+    check_replaceable(Path(output), b"<!DOCTYPE html>")
     contents, rows = [], []
     first: tuple[str, str] | None = None
     for run in runs:
