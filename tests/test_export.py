@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -556,6 +557,8 @@ def test_refusals_are_one_line_and_leave_nothing(
     with monkeypatch.context() as here:
         here.chdir(empty)
         refuse(r"--output \. is the current folder", output=".")
+    for kind in ("onnx", "pt2"):
+        refuse("cannot be opened", output=os.fsdecode(bytes(tmp_path) + b"/out\xff"), format=kind)
     for segments in ("1,9", "2,1", "-1,2", "1,1"):
         refuse("give ascending depths from 0 to 2", segments=segments)
     refuse("--segments is 'x'", segments="x")

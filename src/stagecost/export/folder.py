@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stagecost.data.images import normalise
-from stagecost.errors import StageCostError
+from stagecost.errors import StageCostError, refusing
 from stagecost.exits.engine import check_norms, parts_of_images
 from stagecost.exits.policy import ExitPolicy
 from stagecost.export.graphs import ANSWERS, EXAMPLE, Format, open_graph, segments_of, trace, write
@@ -135,13 +135,16 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder, which takes its place when all is done and is deleted if that fails.
 
     Raises:
-        StageCostError: something is in its place, or it is the folder where this runs.
+        StageCostError: something is in its place, it is the folder where this runs, or its name is no
+            UTF-8.
     """
     given, path = path, Path(os.path.realpath(path))  # which takes rings of links
     if path == Path.cwd():
         raise StageCostError(f"--output {given} is the current folder: give the name of a new one")
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise StageCostError(f"{path} holds something already: give another --output")
+    with refusing(f"graphs in {path} cannot be opened", "give another --output", UnicodeEncodeError):
+        str(path).encode()  # ONNX Runtime and torch take no other
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path):
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
