@@ -26,7 +26,7 @@ from stagecost.cli.views import show
 from stagecost.data.images import ImageFormat, normalise
 from stagecost.exits.engine import run_with_exits
 from stagecost.exits.policy import POLICY_FILE, ExitPolicy, votes_at
-from stagecost.export.folder import compare, export_network
+from stagecost.export.folder import compare, export_network, new_folder
 from stagecost.export.graphs import open_graph
 from stagecost.export.pictures import read
 from stagecost.export.runner import classify
@@ -542,6 +542,15 @@ def test_no_room_for_a_pt2_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         export_network(network, tmp_path / "out", pixels, format="pt2")
     assert caught.value.filename == str(tmp_path / "out")  # not that of a temporary folder
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_export_left_goes_and_a_running_one_stays(tmp_path: Path) -> None:
+    left = tmp_path / ".out[1].abc.tmp"
+    left.mkdir()
+    (left / "model.onnx").write_bytes(b"half")
+    with new_folder(tmp_path / "out[1]") as running, new_folder(tmp_path / "out[1]") as other:
+        assert {*tmp_path.iterdir()} == {running, other}
+    assert {*tmp_path.iterdir()} == {tmp_path / "out[1]"}
 
 
 def test_refusals_are_one_line_and_leave_nothing(

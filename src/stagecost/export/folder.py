@@ -1,10 +1,11 @@
 """A folder that runs elsewhere: graphs, what describes them, and a runner; compared with the network."""
 
+import glob
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,6 +135,8 @@ def compare(
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder, which takes its place when all is done and is deleted if that fails.
 
+    What a process that was killed left of one goes.
+
     Raises:
         StageCostError: something is in its place, it is the folder where this runs, or its name is no
             UTF-8.
@@ -146,12 +149,32 @@ def new_folder(path: Path) -> Iterator[Path]:
     with refusing(f"graphs in {path} cannot be opened", "give another --output", UnicodeEncodeError):
         str(path).encode()  # ONNX Runtime and torch take no other
     path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with _held(leftover) as alone:
+            if alone:
+                shutil.rmtree(leftover, ignore_errors=True)
     with naming(path):
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         try:
-            yield temporary
-            temporary.chmod(0o755)
-            temporary.replace(path)
+            with _held(temporary):
+                yield temporary
+                temporary.chmod(0o755)
+                temporary.replace(path)
         finally:
             with suppress(FileNotFoundError):
                 shutil.rmtree(temporary)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Hold a folder, at most until this process is killed; tell whether no other one does."""
+    with ExitStack() as opened:
+        alone = False
+        with suppress(ImportError, OSError):  # not every system or disk can tell
+            import fcntl
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            opened.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        yield alone
