@@ -52,7 +52,9 @@ def linear_probes(network: ResidualNetwork, train: Loader, loader: Loader) -> li
         raise StageCostError("linear heads are fitted to classes: give numbers from 0 on for both")
     scores, num_classes = [], int(max(targets.max(), truth.max())) + 1
     for k, (seen, unseen) in enumerate(zip(features, others, strict=True)):
-        output = fit_linear(seen, targets, num_classes)(unseen)
+        fitted = fit_linear(seen, targets, num_classes)
+        with torch.autocast("cpu", enabled=False):
+            output = fitted(unseen)
         loss = float(F.cross_entropy(output, truth))
         right = 100 * float(count_correct(output[None], truth)) / len(truth)
         scores.append(Score(Cut.first(k), loss, right, len(truth)))
@@ -220,7 +222,7 @@ def fit_linear(features: Tensor, targets: Tensor, num_classes: int | None = None
         total.backward()  # type: ignore[no-untyped-call]
         return total
 
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
         solver.step(objective)  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=[]):  # the numbers that it begins with are not needed
         fitted = nn.Linear(features.shape[1], classes)

@@ -101,6 +101,18 @@ def test_linear_probes_refuse_what_they_cannot_read() -> None:
     assert torch.equal(torch.get_rng_state(), state), "the heads begin with no random number"
 
 
+def test_heads_are_fitted_in_full_precision_under_autocast() -> None:
+    class Head(nn.Module):
+        def forward(self, state: torch.Tensor, depth: int) -> torch.Tensor:
+            return state
+
+    network = sc.ResidualNetwork(nn.Identity(), [sc.ResidualBlock(nn.Tanh())], Head())
+    data = [(torch.randn(60, 6), torch.arange(60) % 3)]
+    scores = linear_probes(network, data, data)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear_probes(network, data, data) == scores
+
+
 @pytest.mark.parametrize(
     ("state", "given", "places"),
     [
