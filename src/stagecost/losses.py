@@ -57,6 +57,8 @@ def losses_of(
     # All outputs in one call: dozens of small ones take as long as a block does.
     repeated = targets.expand(len(outputs), *targets.shape).flatten(0, 1)
     singles = loss(outputs.flatten(0, 1), repeated, reduction="none")  # type: ignore[call-arg]
+    if singles.dtype in (torch.float16, torch.bfloat16):  # too coarse, or too small, for a sum
+        singles = singles.float()
     singles = singles.reshape(len(outputs), -1)
     sums = torch.stack([row.sum() for row in singles]) if row_by_row else singles.sum(dim=1)
     of_classes = not targets.is_floating_point()

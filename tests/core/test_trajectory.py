@@ -199,6 +199,18 @@ def test_outputs_that_are_no_numbers_are_never_right() -> None:
         sc.plan_pruning(network, trajectory, max_drop=1.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_losses_of_coarse_outputs_are_summed_finely(dtype: torch.dtype) -> None:
+    network, x, y = build("homogeneous").eval().to(dtype), images(64).to(dtype), labels(64)
+    with torch.no_grad():
+        outputs = network(x, depths="all")
+    expected = [F.cross_entropy(o, y, reduction="none").double().mean().item() for o in outputs]
+    assert sc.loss_trajectory(network, [(x, y)]).losses == pytest.approx(expected, rel=1e-6)
+    many = torch.zeros(2, 100, 2, 1000, dtype=dtype)  # sums beyond the largest number of float16
+    terms = sc.StageCost.targets(Cut.first(0))(many, torch.zeros(100, 1000, dtype=torch.long))
+    assert float(terms.total) == pytest.approx(2 * math.log(2), rel=3e-3)
+
+
 def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(StageCostError, match="empty"):
         sc.loss_trajectory(build("homogeneous"), [])
