@@ -51,6 +51,24 @@ def test_a_block_that_is_called_twice_stays_for_both_calls() -> None:
             view.keep(sc.Cut(blocks))
 
 
+def test_a_branch_that_is_called_twice_stays_for_both_calls() -> None:
+    class Sums(Network):
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                x = x + block(x)
+            return self.head(x.mean(dim=(2, 3)))
+
+    model = Sums(Block, ()).eval()
+    model.blocks[1] = model.blocks[0] = model.blocks[0].branch
+    view = sc.adapt(model, IMAGES)
+    for cut in (sc.Cut((0, 2)), sc.Cut((1,))):
+        with pytest.raises(StageCostError, match="called several times"):
+            view.keep(cut)
+    small = view.keep(sc.Cut((0, 1)))
+    assert torch.equal(small(IMAGES), view(IMAGES, sc.Cut((0, 1))))
+    assert torch.equal(small.model(IMAGES), small(IMAGES))
+
+
 def test_the_whole_of_a_network_that_moves_buffers_can_be_kept() -> None:
     model = Network(Moving, (0, 1, 2)).eval()
     view = sc.adapt(model, IMAGES)
