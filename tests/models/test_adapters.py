@@ -184,6 +184,21 @@ def test_a_plan_is_one_that_can_be_applied() -> None:
     assert plan.apply(view).num_blocks == len(plan.cut.blocks)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_what_is_left_of_a_branch_has_its_mode(training: bool) -> None:
+    class Gains(Loop):
+        """The place of a layer matters, so that none can be deleted."""
+
+        def forward(self, state: Tensor) -> Tensor:
+            for k, one in enumerate(self.branches):
+                state = state + (1 + k) * one(state)
+            return self.last(state)
+
+    small = sc.adapt(Gains(), EXAMPLE).train(training).keep(Cut((1, 3)))
+    assert len(small.model.branches) == BLOCKS
+    assert {module.training for module in small.modules()} == {training}
+
+
 def test_what_a_module_holds_of_its_last_pass_is_said() -> None:
     class Holds(Loop):
         def forward(self, state: Tensor) -> Tensor:

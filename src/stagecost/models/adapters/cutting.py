@@ -135,7 +135,8 @@ def _take_out(view: "AdaptedNetwork", gone: Iterable[int], *, delete: bool) -> N
             entries[entry] = None
             continue
         for path in block.branches:
-            setattr(*_place(view.model, path), Zeros())
+            parent, name = _place(view.model, path)
+            setattr(parent, name, Zeros().train(getattr(parent, name).training))
         if block.emptied is not None:
             parent, name = _place(view.model, block.path)
             setattr(parent, name, SkipOnly(block.emptied, getattr(parent, name), block.path))
