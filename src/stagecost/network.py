@@ -397,7 +397,8 @@ class ResidualNetwork(nn.Module):
         for path, module in list(self.named_modules(remove_duplicate=False)):
             if module in own:
                 self.set_submodule(path, own[module])
-        self.norms, self.targets = nn.ModuleList(), ()
+        del self.norms[:]
+        self.targets = ()
 
     def _repr_html_(self) -> str:
         """Show the stages, as notebooks do."""

@@ -367,6 +367,12 @@ def test_a_part_in_training_mode_is_refused() -> None:
         sc.EarlyExit(network, sc.ExitPolicy((1, 3), (0.0,)))
 
 
+def test_images_leave_a_network_that_was_cut_in_evaluation_mode() -> None:
+    small = build("homogeneous").eval().keep(Cut.first(3))
+    early = sc.EarlyExit(small, sc.ExitPolicy((1, 3), (2.0,)))
+    assert early(images()).depths.eq(3).all()
+
+
 @pytest.mark.parametrize("combine", [False, True])
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
