@@ -254,6 +254,8 @@ def pair(batch: Any) -> tuple[Any, Tensor]:
         raise StageCostError(
             f"a batch is a {type(batch).__name__}, not a pair: give batches of (inputs, targets)"
         )
+    if not isinstance(batch[1], Tensor):
+        raise StageCostError(f"targets are of type {type(batch[1]).__name__}: give a tensor")
     return batch[0], batch[1]
 
 
@@ -283,8 +285,6 @@ def evaluate_cuts(
     with evaluation_mode(network):
         device = device_of(network)
         for images, on_host in map(pair, loader):
-            if not isinstance(on_host, Tensor):
-                raise StageCostError(f"targets are of type {type(on_host).__name__}: give a tensor")
             targets = on_host.to(device)
             outputs = network(to_device(images, device), resolved, how=COLLAPSED, observe=observe)
             # Row by row, so that every one is, to the last bit, what the truncated network would have.

@@ -15,6 +15,7 @@ import stagecost as sc
 from helpers import BUILDERS, build, images, labels, loader
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
+from stagecost.probes import linear_probes
 from stagecost.prune import Limits
 from stagecost.trajectory import Score, evaluate_cuts, terminal_score
 
@@ -27,9 +28,19 @@ from stagecost.trajectory import Score, evaluate_cuts, terminal_score
         ((images(), labels().tolist()), "targets are of type list: give a tensor"),
     ],
 )
-def test_a_batch_of_something_else_is_named(batch: object, words: str) -> None:
+@pytest.mark.parametrize(
+    "measure",
+    [
+        sc.loss_trajectory,
+        sc.recalibrate,
+        partial(sc.block_importance, gamma=0.5),
+        partial(sc.exit_curve, image_shape=(3, 8, 8)),
+        lambda network, data: linear_probes(network, data, data),
+    ],
+)
+def test_a_batch_of_something_else_is_named(measure: Any, batch: object, words: str) -> None:
     with pytest.raises(StageCostError, match=words):
-        sc.loss_trajectory(build("homogeneous"), [batch])  # type: ignore[list-item]
+        measure(build("homogeneous"), [batch])
 
 
 @pytest.mark.parametrize("how", ["other images", "another loss"])

@@ -63,9 +63,9 @@ def all_outputs(network: ResidualNetwork, loader: Loader) -> Outputs:
     with evaluation_mode(network):
         rollout = network.rollout(COLLAPSED)
         for images, labels in map(pair, loader):
-            network.check_images(images)
-            x_0 = network.stem(to_device(images, device_of(network)))
-            logits.append(torch.stack(rollout.outputs(x_0, cuts)).float().cpu())
+            inputs = to_device(images, device_of(network))
+            network.check_images(inputs)
+            logits.append(torch.stack(rollout.outputs(network.stem(inputs), cuts)).float().cpu())
             targets.append(labels.cpu())
     if not targets:
         raise StageCostError("there are no images to choose exits on: give at least one")
