@@ -23,6 +23,7 @@ from stagecost.objective import StageCost
 from stagecost.trajectory import (
     NOTHING,
     Loader,
+    check_gradients,
     device_of,
     evaluation_mode,
     naming_shapes,
@@ -46,8 +47,9 @@ def block_importance(
         −⟨p_{k+1}, F_k(x_k)⟩, averaged over the samples, for k = 0 … N-1; negative where J_N would fall.
 
     Raises:
-        StageCostError: the loader gives no batch, or gamma is impossible.
+        StageCostError: the loader gives no batch, gamma is impossible, or `torch.inference_mode` is on.
     """
+    check_gradients()
 
     def estimate(objective: Callable[[Tensor], Tensor]) -> Tensor:
         scales = torch.ones(network.num_blocks, device=device_of(network), requires_grad=True)

@@ -19,6 +19,7 @@ from stagecost.network import ResidualNetwork
 from stagecost.trajectory import (
     Loader,
     Score,
+    check_gradients,
     count_correct,
     device_of,
     evaluation_mode,
@@ -202,8 +203,9 @@ def fit_linear(features: Tensor, targets: Tensor, num_classes: int | None = None
         num_classes: as many as the targets have if not given.
 
     Raises:
-        StageCostError: a feature is no finite number.
+        StageCostError: a feature is no finite number, or `torch.inference_mode` is on.
     """
+    check_gradients()
     if not bool(features.isfinite().all()):
         raise StageCostError("states hold what is no finite number: look at weights and inputs")
     classes = int(targets.max()) + 1 if num_classes is None else num_classes

@@ -187,6 +187,12 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def check_gradients() -> None:
+    """Refuse to compute gradients under `torch.inference_mode`, by a StageCostError."""
+    if torch.is_inference_mode_enabled():
+        raise StageCostError("torch.inference_mode has no gradients: use torch.no_grad() here")
+
+
 def to_device(inputs: Tensor | tuple[Tensor, ...], device: torch.device) -> Tensor:
     """Move a batch to a device; that of a view of another model may be a tuple.
 

@@ -1,6 +1,7 @@
 """Linear heads that are fitted: the classifier of a network, and one on each state."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -111,6 +112,22 @@ def test_heads_are_fitted_in_full_precision_under_autocast() -> None:
     scores = linear_probes(network, data, data)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert linear_probes(network, data, data) == scores
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda network, data: sc.block_importance(network, data, 0.5),
+        lambda network, data: linear_probes(network, data, data),
+        lambda network, data: fit_classifier(network, data, network.head.linear.out_features),
+    ],
+)
+def test_what_needs_gradients_says_so_in_inference_mode(measure: Any) -> None:
+    network, data = build("homogeneous"), [(images(), labels())]
+    with torch.inference_mode(), pytest.raises(StageCostError, match=r"use torch.no_grad\(\)"):
+        measure(network, data)
+    with torch.no_grad():
+        measure(network, data)
 
 
 @pytest.mark.parametrize(
