@@ -20,14 +20,15 @@ M = TypeVar("M", bound=nn.Module)
 
 def copies_of_norms(network: nn.Module, parts: Iterable[nn.Module]) -> nn.Module:
     """Return copies of all norms of some parts of a network, in a tree of modules of the same names."""
-    used, tree = {module for part in parts for module in part.modules()}, nn.Module()
+    used = {module for part in parts for module in part.modules()}
+    tree = nn.Module().train(network.training)
     for path, module in network.named_modules():
         if isinstance(module, NORMS) and module in used:
             *above, last = path.split(".")
             place = tree
             for step in above:
                 if step not in dict(place.named_children()):
-                    place.add_module(step, nn.Module())
+                    place.add_module(step, nn.Module().train(network.training))
                 place = place.get_submodule(step)
             place.add_module(last, copy.deepcopy(module))
     return tree

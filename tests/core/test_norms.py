@@ -161,6 +161,13 @@ def test_decay_and_momentum_go_with_them(builder: str) -> None:
         assert torch.equal(state, optimizer.state[source]["momentum_buffer"])
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_norms_of_its_own_begin_in_the_mode_of_the_network(training: bool) -> None:
+    network = build("staged").train(training)
+    network.give_norms(Cut.stages(1, 1, 1))
+    assert {module.training for module in network.modules()} == {training}
+
+
 def test_there_must_be_norms_to_give() -> None:
     model = nn.Sequential(nn.Linear(3, 4), Plain(), Plain(), nn.Linear(4, 2))
     with pytest.raises(StageCostError, match="no norms to give"):
