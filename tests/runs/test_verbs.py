@@ -383,6 +383,26 @@ def test_norms_of_a_target_are_known_to_every_verb(
     assert "have norms of their own" in (run / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("shape", "target", "kept"),
+    [
+        ({"num_blocks": 4, "width": 4}, "[0 3]", (0, 3)),
+        ({"model": "staged", "blocks_per_stage": [6, 6], "widths": [4, 4]}, "2+4", (0, 1, 6, 7, 8, 9)),
+    ],
+)
+def test_targets_without_norms_of_their_own_are_measured_too(
+    tmp_path: Path, shape: dict[str, object], target: str, kept: tuple[int, ...]
+) -> None:
+    train({**TINY, **shape, "targets": [target], "epochs": 1}, tmp_path / "run")
+    found = {cut.cut: cut for cut in analyze(tmp_path / "run").cuts}
+    assert found[target].kept_blocks == kept
+    small = prune(tmp_path / "run", tmp_path / "small", max_drop=100)
+    assert small.macs_after <= found[target].macs
+    other = {**TINY, "num_blocks": 4, "width": 4, "epochs": 2, "targets": ["[0 3]"], "cut_at": "1:2"}
+    train(other, tmp_path / "cut")
+    assert [cut.cut for cut in analyze(tmp_path / "cut").cuts] == ["1", "2"]
+
+
 def test_depths_worth_training_for(tmp_path: Path) -> None:
     assert suggest_targets([10, 88, 88.5, 89.6, 90]) == (1, 3)
     assert suggest_targets([10, 20, 90]) == ()

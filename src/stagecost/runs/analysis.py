@@ -2,7 +2,7 @@
 
 What is needed is said of cuts that can be made, by the rule of `stagecost prune`: the cheapest cut
 within the tolerance. In a homogeneous network these are the y_k; in a staged one some are measured
-beside them.
+beside them. So are the targets of the training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -109,10 +109,10 @@ def analysis_of(
 
 
 def measure(trained: Trained, images: Judged) -> Trajectory:
-    """Measure the trajectory of a network, and some cuts that can be made."""
+    """Measure the trajectory of a network, and some cuts that can be made, its targets among them."""
     network = trained.network
     cuts = possible_cuts(network, limit=MEASURED_CUTS) if len(network.stages) > 1 else ()
-    cuts = tuple(dict.fromkeys([*cuts, *network.targets]))
+    cuts = tuple(dict.fromkeys([*cuts, *trained.targets, *network.targets]))
     return loss_trajectory(network, images.batches, cuts=cuts, loss=trained.loss)
 
 

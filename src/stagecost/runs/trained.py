@@ -1,12 +1,14 @@
 """Opening what was trained: a run folder, or the folder of a saved network, with its images."""
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from stagecost.cut import Cut
 from stagecost.data.batches import FixedBatches, eval_batches, sample_batches
 from stagecost.data.config import DataConfig
 from stagecost.data.fingerprint import FINGERPRINT_FILE, check_fingerprint, digest_of, trained_images
@@ -27,7 +29,7 @@ from stagecost.train.checkpoint import Checkpoint, read_checkpoint
 from stagecost.train.devices import select_device
 from stagecost.train.parsing import parse_settings
 from stagecost.train.settings import RunSettings
-from stagecost.train.stage_cost import loss_of
+from stagecost.train.stage_cost import loss_of, target_of
 
 CheckpointName = Literal["last", "best"]
 Split = Literal["train", "val", "test", "all"]
@@ -73,6 +75,15 @@ class Trained:
     def loss(self) -> LossFunction:
         """The loss of its training."""
         return loss_of(self.settings.training.label_smoothing)
+
+    @property
+    def targets(self) -> list[Cut]:
+        """The targets of its training; without those whose blocks have left since."""
+        stage, targets = self.settings.stage, list[Cut]()
+        for text, cut in zip(stage.targets, stage.cuts(), strict=True):
+            with suppress(StageCostError):
+                targets.append(target_of(text, cut, self.network))
+        return targets
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -50,8 +50,7 @@ def stage_cost_of(settings: RunSettings, network: ResidualNetwork) -> StageCost:
     targets = []
     for text, cut in zip(stage.targets, stage.cuts(), strict=True):
         with refusing(f"--targets {text} is impossible", "give other ones", StageCostError):
-            listed = text.strip().startswith("[")  # by the paper's k, as all verbs name blocks
-            targets.append(cut_to(network, cut.blocks) if listed else network.resolve(cut))
+            targets.append(target_of(text, cut, network))
     for text, cut in zip(stage.targets, targets, strict=True):
         if len(cut.blocks) == num_blocks:
             raise StageCostError(f"--targets {text} is the whole network: give fewer blocks")
@@ -63,6 +62,16 @@ def stage_cost_of(settings: RunSettings, network: ResidualNetwork) -> StageCost:
             f"--targets {','.join(stage.targets)} do not: leave one of them out"
         )
     return StageCost.targets(targets if gamma else (), gamma, **options)
+
+
+def target_of(text: str, cut: Cut, network: ResidualNetwork) -> Cut:
+    """Return a target by the positions of its acting blocks.
+
+    Raises:
+        StageCostError: the network does not have them.
+    """
+    listed = text.strip().startswith("[")  # by the paper's k, as all verbs name blocks
+    return cut_to(network, cut.blocks) if listed else network.resolve(cut)
 
 
 def after_cuts(stage_cost: StageCost, stages: Stages, left: Sequence[int]) -> StageCost:
