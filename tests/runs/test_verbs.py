@@ -14,6 +14,7 @@ from PIL import Image
 from runs.conftest import TINY, Trained
 from stagecost.calibration import calibrate_outputs
 from stagecost.cli.main import main
+from stagecost.cli.views import show
 from stagecost.cut import Cut
 from stagecost.data.batches import eval_batches
 from stagecost.data.images import normalise
@@ -401,6 +402,17 @@ def test_targets_without_norms_of_their_own_are_measured_too(
     other = {**TINY, "num_blocks": 4, "width": 4, "epochs": 2, "targets": ["[0 3]"], "cut_at": "1:2"}
     train(other, tmp_path / "cut")
     assert [cut.cut for cut in analyze(tmp_path / "cut").cuts] == ["1", "2"]
+
+
+def test_the_needed_cut_is_named_where_it_is_no_depth(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = {"num_blocks": 3, "width": 4, "targets": ["[0 2]"], "epochs": 1}
+    train({**TINY, **shape}, tmp_path)
+    show("analyze", replace(analyze(tmp_path), needed_cut="[0 2]", needed_blocks=2))
+    shown = capsys.readouterr().out
+    assert "2 of 3 blocks ([0 2]) are needed" in shown
+    assert shown.count("[0 2]") == 2  # in the table of cuts, too
 
 
 def test_depths_worth_training_for(tmp_path: Path) -> None:

@@ -84,19 +84,20 @@ def _train(console: Console, result: TrainingResult) -> None:
 def _analyze(console: Console, result: Analysis | Inspection) -> None:
     if isinstance(result, Inspection):
         return _inspect(console, result)
-    staged = len(result.stage_starts) > 1
-    console.print(_depth_table(result, mark=None if staged else result.needed_blocks))
+    staged, first = len(result.stage_starts) > 1, result.needed_cut.isdigit()  # is it a y_k?
+    console.print(_depth_table(result, mark=result.needed_blocks if first else None))
     if staged:
         starts = ", ".join(str(result.blocks[k]) for k in result.stage_starts)
         _line(console, f"stages begin at blocks {starts}; y_k skips all later stages whole,")
         _line(console, "so what can be cut is in the next table")
+    if not all(cut.cut.isdigit() for cut in result.cuts):
         console.print(_cut_table(result))
-        sizes = (b - a for a, b in pairwise((*result.stage_starts, result.num_blocks)))
-        if math.prod(sizes) > len(result.cuts):
-            _line(console, "prune tries more cuts than these, and may find a cheaper one")
+    sizes = (b - a for a, b in pairwise((*result.stage_starts, result.num_blocks)))
+    if math.prod(sizes) > len(result.cuts):
+        _line(console, "prune tries more cuts than these, and may find a cheaper one")
     whole = accuracy_text(result.accuracies[-1], result.intervals[-1], result.num_images)
     blocks = f"{result.needed_blocks} of {result.num_blocks} blocks"
-    if staged:
+    if not first:
         blocks += f" ({result.needed_cut})"
     if result.target_norms:
         _line(console, f"with norms of their own: {', '.join(result.target_norms)}")
