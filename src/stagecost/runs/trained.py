@@ -79,10 +79,10 @@ class Trained:
     @property
     def targets(self) -> list[Cut]:
         """The targets of its training; without those whose blocks have left since."""
-        stage, targets = self.settings.stage, list[Cut]()
-        for text, cut in zip(stage.targets, stage.cuts(), strict=True):
+        targets = list[Cut]()
+        for text in self.settings.stage.targets:
             with suppress(StageCostError):
-                targets.append(target_of(text, cut, self.network))
+                targets.append(target_of(text, self.network))
         return targets
 
     @property

@@ -48,9 +48,9 @@ def stage_cost_of(settings: RunSettings, network: ResidualNetwork) -> StageCost:
     if not stage.targets:
         return StageCost.uniform(num_blocks, gamma, first=stage.first_depth, **options)
     targets = []
-    for text, cut in zip(stage.targets, stage.cuts(), strict=True):
+    for text in stage.targets:
         with refusing(f"--targets {text} is impossible", "give other ones", StageCostError):
-            targets.append(target_of(text, cut, network))
+            targets.append(target_of(text, network))
     for text, cut in zip(stage.targets, targets, strict=True):
         if len(cut.blocks) == num_blocks:
             raise StageCostError(f"--targets {text} is the whole network: give fewer blocks")
@@ -64,12 +64,13 @@ def stage_cost_of(settings: RunSettings, network: ResidualNetwork) -> StageCost:
     return StageCost.targets(targets if gamma else (), gamma, **options)
 
 
-def target_of(text: str, cut: Cut, network: ResidualNetwork) -> Cut:
-    """Return a target by the positions of its acting blocks.
+def target_of(text: str, network: ResidualNetwork) -> Cut:
+    """Return a target of `--targets` by the positions of its acting blocks.
 
     Raises:
         StageCostError: the network does not have them.
     """
+    cut = Cut.parse(text)
     listed = text.strip().startswith("[")  # by the paper's k, as all verbs name blocks
     return cut_to(network, cut.blocks) if listed else network.resolve(cut)
 
