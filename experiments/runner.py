@@ -87,6 +87,17 @@ class Context:
         local = None if self.data_root is None else self.data_root / dataset
         return str(local) if local is not None and local.is_dir() else dataset
 
+    def arms(self, known: Sequence[str], usual: Sequence[str]) -> list[str]:
+        """Return the arms that `--arms` names, or the usual ones.
+
+        Raises:
+            StageCostError: one is unknown.
+        """
+        arms = str(self.options.get("arms", ",".join(usual))).split(",")
+        if unknown := sorted(set(arms) - set(known)):
+            raise StageCostError(f"--arms has {unknown[0]!r}: choose from {', '.join(known)}")
+        return arms
+
 
 def _nothing(*_: object) -> Row:
     return {}
@@ -304,7 +315,8 @@ def _growing(experiment: Experiment, context: Context, file: Path) -> Record | N
     """Return the record that keeps its rows of other arms than are asked for, if there is one.
 
     Raises:
-        StageCostError: seeds would be lost, or other arms have other seeds or settings than today's.
+        StageCostError: seeds would be lost, or comparisons of arms, or other arms have other seeds or
+            settings than today's.
     """
     if not file.is_file():
         return None
@@ -313,6 +325,12 @@ def _growing(experiment: Experiment, context: Context, file: Path) -> Record | N
     if "arms" not in context.options:
         return None
     asked = str(context.options["arms"]).split(",")
+    lost = [row["arm"] for row in record[experiment.rows] if row["arm"] not in asked]
+    if lost and record.lists().keys() - {experiment.rows, "before"}:  # these rest on several arms
+        raise StageCostError(
+            f"{file} compares {lost[0]} with other arms, which --arms {','.join(asked)} would lose: add "
+            "it, or give another --results"
+        )
     kept = {k: v for k, v in record["settings"].items() if k.partition("-")[0] not in asked}
     today = {k: v.to_json() for k, v in experiment.trainings(context.tier, context.dataset).items()}
     other = [f"settings of {kind}" for kind in kept if kept[kind] != today.get(kind)]

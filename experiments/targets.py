@@ -43,7 +43,6 @@ from experiments.trainings import (
     runs_of,
 )
 from stagecost.cut import Cut
-from stagecost.errors import StageCostError
 
 ARMS = ("joint", "alone", "plain_long", "cut_first")
 """Those of a record, if none are asked for."""
@@ -140,11 +139,8 @@ def trainings(tier: Tier, dataset: str) -> dict[str, Training]:
 
 def run(context: Context) -> dict[str, Any]:
     """Train every kind of the arms with every seed, then read the test images."""
-    arms = str(context.options.get("arms", ",".join(ARMS))).split(",")
     every = trainings(context.tier, context.dataset)
-    known = list(dict.fromkeys(kind.partition("-")[0] for kind in every))
-    if unknown := sorted(set(arms) - set(known)):
-        raise StageCostError(f"--arms has {unknown[0]!r}: choose from {', '.join(known)}")
+    arms = context.arms(list(dict.fromkeys(kind.partition("-")[0] for kind in every)), ARMS)
     chosen = {kind: each for kind, each in every.items() if kind.partition("-")[0] in arms}
     rows = []
     data = context.images(parts_of(context.dataset)[0])

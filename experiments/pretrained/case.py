@@ -41,8 +41,7 @@ def of_cifar10(layers: int) -> Settings:
         "weights": f"resnet{layers}-cifar10.safetensors",
         "lr": 0.02,
         "batch_size": 128,
-        "limit_train": 40_000,
-        "epochs": 3,
+        "epochs": 10,
     }
 
 
@@ -91,7 +90,6 @@ ON_DATA: dict[str, Settings] = {
 ON_GPU: Settings = {"device": "cuda", "data_on_device": True}
 """What differs on the gpu tier, where all training images are used."""
 GPU_MODELS: dict[str, Settings] = {
-    "resnet32": {"epochs": 10},
     "vit": {"image_size": 112},
     "lite0": {"epochs": 30, "image_size": 128},
 }

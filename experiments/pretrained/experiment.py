@@ -2,7 +2,7 @@
 
 Command     python -m experiments run pretrained --weights DIR [--dataset flowers-1500-lite0] …
 Machine     cpu: one core, one thread; gpu: one GPU, all training images, 10 or 30 epochs
-Runtime     lite0: four minutes a run on an idle core; vit: ten; resnet32: 15; the other ResNets: two
+Runtime     lite0: four minutes a run on an idle core; vit: ten; resnet32: 25 to 70; other ResNets: two
 Seeds       0, 1, 2; cpu: 0 to 5 for EfficientNet-Lite0, 0 to 4 for the ViT on waste
 
 `python -m experiments.pretrained.files DIR` fetches the weights. Every arm starts from the pretrained
@@ -15,6 +15,8 @@ joint_norms the same, the target with norms of its own (the ResNets of CIFAR-10)
 cut_first   the same cut made first, its head fitted, then plain fine-tuning
 cut_first_taught  the same, with the plainly fine-tuned whole network as its teacher
 torch_pruning  as many MACs by fewer channels (resnet32, with the extra `peers`), then plain fine-tuning
+
+`--arms joint_norms,cut_first` is of these alone.
 
 The cut is chosen before any training on validation images of a seed of its own: of those with at least
 a third fewer MACs that the search finds, the one with the least loss; of a transformer, a third of the
@@ -40,6 +42,7 @@ from experiments.tables import Columns, accuracy, rows_of, table
 from experiments.trainings import Run, Training, cut_from
 from stagecost.cut import Cut
 from stagecost.data.batches import eval_batches, num_batches
+from stagecost.errors import StageCostError
 from stagecost.latency import measure_latency
 from stagecost.macs import count_macs, count_parameters, macs_by_part
 from stagecost.network import ResidualNetwork
@@ -101,17 +104,20 @@ def compared(joint: str) -> tuple[tuple[Key, Key], ...]:
 def run(context: Context) -> Row:
     """Train every arm with every seed, then read the test images."""
     case = Case.of(context)
-    runs = {seed: {arm: case.run(arm, seed) for arm in case.arms} for seed in context.seeds}
+    arms = arms_of(case)
+    runs = {
+        seed: {arm: case.run(arm, seed) for arm in case.arms if arm in arms} for seed in context.seeds
+    }
     right: dict[Key, list[Tensor]] = {}
     judged: dict[Key, ResidualNetwork] = {}
     for seed in context.seeds:
         context.report(f"{context.dataset}: test images, seed {seed}")
-        for key, network in networks(case, seed, runs[seed]).items():
+        for key, network in networks(case, seed, arms, runs[seed]).items():
             right.setdefault(key, []).append(_right(case, seed, network))
             judged.setdefault(key, network.cpu())
     size = case.bundle(context.seeds[0]).format.size
-    timed = {cut: network for (arm, cut), network in judged.items() if arm in ("whole", PRUNED)}
-    times = measure_latency(timed, torch.randn(1, 3, size, size))
+    one_each = {cut: network for (_, cut), network in judged.items()}
+    times = measure_latency(one_each, torch.randn(1, 3, size, size))
     rows = [
         {
             **_row(case, arm, cut, right),
@@ -127,7 +133,7 @@ def run(context: Context) -> Row:
     return {
         "rows": rows,
         "comparisons": [
-            {**named, **_compared(right, *pair)} for pair in compared(case.joint) if pair[1] in right
+            {**named, **_compared(right, *pair)} for pair in compared(case.joint) if right.keys() >= {*pair}
         ],
         "trajectories": [
             {
@@ -139,6 +145,7 @@ def run(context: Context) -> Row:
             }
             for seed, arms in runs.items()
             for arm in ("whole", case.joint)
+            if arm in arms
         ],
         "search": json.loads((context.work / "cut.json").read_text())["tried"],
         "num_train": len(bundle.splits["train"]),
@@ -146,28 +153,41 @@ def run(context: Context) -> Row:
     }
 
 
-def networks(case: Case, seed: int, runs: dict[str, Run]) -> dict[Key, ResidualNetwork]:
+def arms_of(case: Case) -> list[str]:
+    """Return the arms that are asked for, or all.
+
+    Raises:
+        StageCostError: an arm is unknown here, or cannot be without another.
+    """
+    prunes = case.model == "resnet32" and is_installed("torch-pruning")
+    known = ["linear", *case.arms, TAUGHT, *([PRUNED] if prunes else [])]
+    arms = case.context.arms(known, known)
+    if TAUGHT in arms and "whole" not in arms:
+        raise StageCostError(f"--arms has {TAUGHT}, which learns from whole: add whole to it")
+    return arms
+
+
+def networks(
+    case: Case, seed: int, arms: Sequence[str], runs: dict[str, Run]
+) -> dict[Key, ResidualNetwork]:
     """Return what is judged, by arm and cut."""
     opened: dict[str, Trained] = {arm: run.open() for arm, run in runs.items()}
     cut, name = case.cut, "cut"
-    joint = opened[case.joint]
-    linear = case.network(case.fitted(seed))
-    channels = {}
-    if case.model == "resnet32" and is_installed("torch-pruning"):
-        channels = {(PRUNED, "channels"): with_channels_pruned(case, seed)}
-    found = {
-        ("linear", "whole"): linear,
-        ("linear", name): case.network(case.fitted(seed, cut)),
-        ("whole", "whole"): opened["whole"].network,
-        ("whole", name): cut_from(opened["whole"], cut),
-        (case.joint, "whole"): joint.network,
-        (case.joint, name): cut_from(joint, cut),
-        ("cut_first", name): opened["cut_first"].network,
-        (TAUGHT, name): case.trained_in_memory(
-            TAUGHT, seed, case.network(case.fitted(seed, cut)), opened["whole"].network
-        ),
-        **channels,
-    }
+    found: dict[Key, ResidualNetwork] = {}
+    if "linear" in arms:
+        found["linear", "whole"] = case.network(case.fitted(seed))
+        found["linear", name] = case.network(case.fitted(seed, cut))
+    for arm in ("whole", case.joint):
+        if arm in arms:
+            found[arm, "whole"] = opened[arm].network
+            found[arm, name] = cut_from(opened[arm], cut)
+    if "cut_first" in arms:
+        found["cut_first", name] = opened["cut_first"].network
+    if TAUGHT in arms:
+        small, teacher = case.network(case.fitted(seed, cut)), opened["whole"].network
+        found[TAUGHT, name] = case.trained_in_memory(TAUGHT, seed, small, teacher)
+    if PRUNED in arms:
+        found[PRUNED, "channels"] = with_channels_pruned(case, seed)
     return {key: network.to(case.settings["device"]) for key, network in found.items()}
 
 
@@ -179,7 +199,9 @@ def _right(case: Case, seed: int, network: ResidualNetwork) -> Tensor:
 def _row(case: Case, arm: str, cut: str, right: dict[Key, list[Tensor]]) -> Row:
     answers = right[arm, cut]
     accuracies = [100 * float(each.double().mean()) for each in answers]
-    difference, interval = paired_difference(answers, right["whole", "whole"])
+    difference, interval = None, None
+    if ("whole", "whole") in right:
+        difference, interval = paired_difference(answers, right["whole", "whole"])
     return {
         "dataset": case.context.dataset.rpartition("-")[0],
         "model": case.named,
@@ -252,6 +274,8 @@ def section(records: Sequence[Record]) -> list[str]:
     """Return the tables: the arms, what the aims are about, and the trials before."""
 
     def interval(row: Row, key: str = "difference_to_whole") -> str:
+        if row["interval"] is None:
+            return ""
         low, high = row["interval"]
         return f"{row[key]:+.2f} ({low:+.2f} to {high:+.2f})"
 
@@ -323,5 +347,5 @@ PRETRAINED = Experiment(
     run=run,
     section=section,
     trainings=trainings,
-    options=frozenset({"weights"}),
+    options=frozenset({"weights", "arms"}),
 )

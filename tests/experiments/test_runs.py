@@ -341,10 +341,16 @@ def test_two_data_sets_are_joined(tmp_path: Path, quick: Quick) -> None:
     assert answer(experiment, records)["rows"] == [*record["rows"], *record["rows"]]
 
 
-def test_pretrained(quick: Quick, tmp_path: Path) -> None:
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """Return a folder with the weights of the quick tier, which are random."""
     torch.manual_seed(0)
     save_file(library_model("timm/test_resnet").state_dict(), tmp_path / "test_resnet.safetensors")
-    found, records = quick("pretrained", weights=tmp_path)
+    return tmp_path
+
+
+def test_pretrained(quick: Quick, weights: Path) -> None:
+    found, records = quick("pretrained", weights=weights)
     rows = {(row["arm"], row["cut"] == "whole"): row for row in found["rows"]}
     assert set(rows) == {
         *((arm, whole) for arm in ("linear", "whole", "joint") for whole in (True, False)),
@@ -372,9 +378,34 @@ def test_pretrained(quick: Quick, tmp_path: Path) -> None:
     assert "above whole" in shown("pretrained", records)
 
 
-def test_stretches_are_judged_with_heads_of_their_own(context: Context, tmp_path: Path) -> None:
-    save_file(library_model("timm/test_resnet").state_dict(), tmp_path / "test_resnet.safetensors")
-    options = {"weights": tmp_path}
+def test_some_arms_of_pretrained(weights: Path, tmp_path: Path, work: Path) -> None:
+    """What has nothing to be compared with is told alone; comparisons are never lost."""
+
+    def of_arms(arms: str, results: Path = tmp_path / "none") -> list[Record]:
+        options = {"weights": weights, "arms": arms}
+        return run("pretrained", "quick", seeds=(0,), work=work, results=results, options=options)[1]
+
+    some = tmp_path / "some"
+    records = of_arms("joint,cut_first", some)
+    assert {(row["arm"], row["difference_to_whole"]) for row in records[0]["rows"]} == {
+        ("joint", None),
+        ("cut_first", None),
+    }
+    pairs = [(row["first"], row["second"]) for row in records[0]["comparisons"]]
+    assert pairs == [("joint, cut", "joint, whole"), ("joint, cut", "cut_first, cut")]
+    assert "joint, cut | cut_first, cut" in shown("pretrained", records)
+    with pytest.raises(StageCostError, match="compares cut_first with other arms"):
+        of_arms("joint", some)
+    with pytest.raises(StageCostError, match="learns from whole"):
+        of_arms("cut_first_taught")
+    with pytest.raises(StageCostError, match="choose from linear, whole, joint"):
+        of_arms("joint_norms")
+
+
+def test_stretches_are_judged_with_heads_of_their_own(
+    context: Context, weights: Path, tmp_path: Path
+) -> None:
+    options = {"weights": weights}
     case = Case.of(replace(context, dataset="digits-tiny", work=tmp_path / "work", options=options))
     scores = stretches(case)
     num_blocks = case.network(case.fitted(SEED_OF_CHOICE)).num_blocks
