@@ -133,7 +133,9 @@ def run(context: Context) -> Row:
     return {
         "rows": rows,
         "comparisons": [
-            {**named, **_compared(right, *pair)} for pair in compared(case.joint) if right.keys() >= {*pair}
+            {**named, **_compared(right, *pair)}
+            for pair in compared(case.joint)
+            if right.keys() >= {*pair}
         ],
         "trajectories": [
             {

@@ -89,7 +89,7 @@ class LeanHead(nn.Module):
         super().__init__()
         self.head, self.chains = head, chains
         norm = head.norm  # which is asked on a CPU alone: elsewhere every answer would be waited for
-        self.by_sums = norm.weight.is_cpu and bool((norm.bias.abs() < STEEP * norm.weight.abs()).all())
+        self.by_sums = norm.weight.is_cpu and bool((norm.bias.abs() < STEEP * norm.weight).all())
 
     def forward(self, state: Tensor, depth: int) -> Tensor:
         """Read x_k, (B, C_k, H, W): what the head pools, (B, C).
@@ -156,16 +156,16 @@ class _Reading(torch.autograd.Function):
             picked, matrix = (t.detach().requires_grad_() for t in (ctx.chain.pick(state), matrix))
             with torch.enable_grad():
                 seen = ctx.chain.project(picked, matrix).to(weight.dtype)
-        scale = weight * inverse
-        shift = torch.addcmul(bias, mean, scale, value=-1)
-        passing = torch.addcmul(shift.view(-1, 1, 1), seen.detach(), scale.view(-1, 1, 1)).gt_(0)
         each = grad / (seen.shape[2] * seen.shape[3])
         if ctx.by_sums:
             weighted = (grad * pooled).sum(dim=0)
             of_seen, *of_affine = _gradients_by_sums(
-                passing, each, weighted, seen.detach(), weight, bias, mean, inverse
+                each, weighted, seen.detach(), weight, bias, mean, inverse
             )
         else:
+            scale = weight * inverse
+            shift = torch.addcmul(bias, mean, scale, value=-1)
+            passing = torch.addcmul(shift.view(-1, 1, 1), seen.detach(), scale.view(-1, 1, 1)).gt_(0)
             of_normed = passing.mul_(each.view(*each.shape, 1, 1))
             of_seen, *of_affine = torch.ops.aten.native_batch_norm_backward(
                 of_normed, seen.detach(), weight, None, None, mean, inverse, True, ctx.eps, [True] * 3
@@ -177,7 +177,6 @@ class _Reading(torch.autograd.Function):
 
 
 def _gradients_by_sums(
-    passing: Tensor,
     each: Tensor,
     weighted: Tensor,
     seen: Tensor,
@@ -190,11 +189,15 @@ def _gradients_by_sums(
 
     With δ = passing·each, the gradient of the norm's output w·x̂ + b, they are
     w·σ⁻¹·(δ - mean(δ) - x̂·mean(δ·x̂)), Σ δ·x̂ and Σ δ. `weighted` is Σ δ·(w·x̂ + b), known from the
-    pooling: that saves the pass that would sum δ·x̂, where w is not small beside b.
+    pooling: that saves the pass that would sum δ·x̂, where w is not small beside b. Where w is above 0,
+    what passes the ReLU is above an edge, told in one pass, too.
     """
+    scale = weight * inverse
+    edge = torch.addcdiv(mean, bias, scale, value=-1)  # where the ReLU opens
+    passing = torch.gt(seen, edge.view(-1, 1, 1), out=torch.empty_like(seen))
     of_bias = (each * passing.sum(dim=(2, 3))).sum(dim=0)
     of_weight = torch.addcmul(weighted, bias, of_bias, value=-1) / weight
-    scale, slope = weight * inverse, of_weight * inverse
+    slope = of_weight * inverse
     share = scale / (-seen.numel() // seen.shape[1])
     level = torch.addcmul(of_bias, mean, slope, value=-1).mul_(share)
     of_seen = torch.addcmul(level.view(-1, 1, 1), seen, slope.mul_(share).view(-1, 1, 1))
