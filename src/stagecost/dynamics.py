@@ -364,7 +364,7 @@ class Rollout:
             names[:] = [*((starts, name) for name in left), *((outputs, name) for name in read)]
             return last, *left.values(), *read.values()
 
-        frozen = FrozenStatistics([*self.blocks[k:stop], self.head])
+        frozen = FrozenStatistics([*self.blocks[k:], self.head])  # a tail goes through all skips left
         last, *values = checkpoint(
             segment, state, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen)
         )

@@ -129,14 +129,15 @@ def test_saved_whole_it_comes_back_with_its_targets(builder: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("builder", CUTS)
-def test_checkpointing_changes_no_gradient(builder: str) -> None:
-    gradients = []
+def test_checkpointing_changes_no_gradient_and_no_statistics(builder: str) -> None:
+    results = []
     for checkpointing in (False, True):
         network, cut = with_own_norms(builder)
         how = sc.Pass(checkpointing=checkpointing)
         network.train()(images(), [cut, Cut.whole()], how=how).square().sum().backward()
-        gradients.append([p.grad for p in network.parameters() if p.grad is not None])
-    torch.testing.assert_close(*gradients)
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        results.append([*gradients, *network.buffers()])
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("builder", CUTS)
