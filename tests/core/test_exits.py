@@ -317,6 +317,10 @@ def test_what_are_no_classes_lets_nobody_leave(shape: tuple[int, ...]) -> None:
         (((True,),), "ascending numbers"),
         (((2, 4),), "a number for each depth but the last"),
         (((2, 4), (float("nan"),)), "thresholds [nan]"),
+        (((2, 4), ("high",)), "thresholds ('high',)"),
+        (((2, 4), (None,)), "give lists of numbers"),
+        (((2, 4), 0.5), "thresholds 0.5"),
+        ((4,), "exits at depths 4 "),
         (((4,), (), "entropy"), "criterion 'entropy' is unknown: choose from max-probability"),
     ],
 )

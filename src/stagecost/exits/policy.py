@@ -40,7 +40,9 @@ class ExitPolicy:
 
     def __post_init__(self) -> None:
         """Take numbers of NumPy and torch as Python's own, and refuse what is no policy."""
-        found, thresholds = tuple(map(whole_number, self.depths)), tuple(map(float, self.thresholds))
+        given = f"exits at depths {self.depths} with thresholds {self.thresholds}"
+        with refusing(given, "give lists of numbers", OverflowError, TypeError, ValueError):
+            found, thresholds = tuple(map(whole_number, self.depths)), tuple(map(float, self.thresholds))
         depths = tuple(k for k in found if k is not None and k >= 0)
         if not depths or len(depths) < len(found) or list(depths) != sorted(set(depths)):
             raise StageCostError(
