@@ -228,8 +228,13 @@ def loss_trajectory(
         loss: maps (output, target) to a mean loss or one loss a sample.
 
     Raises:
-        StageCostError: the loader gives no batch.
+        StageCostError: the loader gives no batch, or this is no network of blocks.
     """
+    if not hasattr(network, "num_blocks"):
+        raise StageCostError(
+            f"{type(network).__name__} is no network of blocks: give a ResidualNetwork itself, not what "
+            "wraps it, or a view of another model by stagecost.adapt"
+        )
     depths = [Cut.first(k) for k in range(network.num_blocks + 1)]
     shape: tuple[int, ...] = ()
 

@@ -222,6 +222,12 @@ def test_losses_of_coarse_outputs_are_summed_finely(dtype: torch.dtype) -> None:
     assert float(terms.total) == pytest.approx(2 * math.log(2), rel=3e-3)
 
 
+@pytest.mark.parametrize("wrong", [nn.DataParallel(build("homogeneous")), nn.Linear(2, 2)])
+def test_what_is_no_network_of_blocks_is_refused(wrong: nn.Module) -> None:
+    with pytest.raises(StageCostError, match=f"{type(wrong).__name__} is no network of blocks: give"):
+        sc.loss_trajectory(wrong, loader())  # type: ignore[arg-type]
+
+
 def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(StageCostError, match="empty"):
         sc.loss_trajectory(build("homogeneous"), [])
