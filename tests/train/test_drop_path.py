@@ -34,3 +34,9 @@ def test_branches_are_dropped_as_often_as_said(rate: float) -> None:
         assert drawn[drawn != 0].unique().tolist() == pytest.approx([1 / (1 - p)])
         assert (drawn == 0).double().mean().item() == pytest.approx(p, abs=0.02)
     torch.testing.assert_close(scales.mean(dim=1), torch.ones(3), atol=0.1, rtol=0)
+
+
+def test_a_rate_that_is_1_in_single_precision_leaves_its_branch_out() -> None:
+    scales = draw_branch_scales([0.5, 1 - 1e-9], 100, torch_generator(0, Stream.BRANCHES, 0, 0))
+    assert scales[0].unique().tolist() == [0, 2]
+    assert not scales[1].any()

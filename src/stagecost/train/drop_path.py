@@ -22,4 +22,4 @@ def draw_branch_scales(rates: Sequence[float], samples: int, generator: torch.Ge
     """Draw s_k for every block and sample, (N, samples), by the rates p_k, each from 0 to below 1."""
     dropped = torch.tensor(rates)[:, None]
     kept = torch.rand(len(rates), samples, generator=generator) >= dropped
-    return kept / (1 - dropped)
+    return torch.where(kept, 1 / (1 - dropped), 0.0)  # also for a rate that is 1 in single precision
