@@ -456,6 +456,13 @@ def test_a_batch_without_a_variance_is_refused_before_it_is_trained(count: int, 
     check_batch(network, (1, 8, 8), 1)  # some pixels are left: they have a variance
 
 
+def test_frozen_norms_take_single_images(tmp_path: Path) -> None:
+    sc.create_model("homogeneous", num_blocks=3, width=4, in_channels=1).save_pretrained(tmp_path)
+    small = {"image_size": 2, "stem_stride": 2, "limit_train": 20, "batch_size": 1}
+    setup = setup_of(**small, weights=str(tmp_path), freeze_norms=True)
+    assert fitted(setup).progress.epoch == 2
+
+
 def late(moment: Moment) -> StageCost:
     """The stage cost of the second half of the last epoch."""
     full = StageCost.uniform(3, 0.2)

@@ -135,7 +135,9 @@ def prepare(
     if settings.stage.target_norms == "own":
         network.give_norms(*stage_cost.cuts)
     check_schedule(settings.stage.schedule(), network)
-    check_batch(network, data.format.shape, min(training.batch_size, images) // training.num_processes)
+    if not training.freeze_norms:  # which take no variance of a batch
+        together = min(training.batch_size, images) // training.num_processes
+        check_batch(network, data.format.shape, together)
     return Setup(settings, data, fabric, network, stage_cost)
 
 
