@@ -162,6 +162,21 @@ def test_what_the_hub_does_not_get_leaves_a_folder_as_it_was(tmp_path: Path) -> 
     assert not (tmp_path / "depth.png").exists()  # it showed the first
 
 
+def test_what_was_found_of_an_earlier_network_goes_with_it(tmp_path: Path) -> None:
+    names = {"images.json", "latency.json", "exit.json", "exit_policy.json", "own.txt"}
+    for name in names:
+        (tmp_path / name).write_text("{}")
+
+    def left() -> set[str]:
+        return names & {path.name for path in tmp_path.iterdir()}
+
+    HubNetwork(build("homogeneous")).save_pretrained(tmp_path)
+    HubNetwork(sc.load(tmp_path)).save_pretrained(tmp_path)  # a card for the same network
+    assert left() == names
+    HubNetwork(build("staged")).save_pretrained(tmp_path)
+    assert left() == {"own.txt"}
+
+
 SMALL = {"num_blocks": 3, "width": 8, "epochs": 8, "lr": 0.02}
 
 

@@ -10,11 +10,13 @@ from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError, refusing
+from stagecost.exits.policy import POLICY_FILE
 from stagecost.latency import measure_latency, this_machine
 from stagecost.macs import count_macs, count_parameters
 from stagecost.models.catalogue import load
 from stagecost.network import ResidualNetwork
 from stagecost.prune import PruningPlan
+from stagecost.runs.folder import RunFolder
 from stagecost.saved import CONFIG_FILE, WEIGHTS_FILE
 from stagecost.storage import write_atomically
 from stagecost.text import format_indices, markdown_table
@@ -132,7 +134,13 @@ class HubNetwork(  # type: ignore[call-arg]
         folder, fields = Path(save_directory), dict(model_card_kwargs or {})
         card = str(self.generate_model_card(**fields))
         figure = None if self.trajectory is None else self.trajectory.plot().png()
+        weights = folder / WEIGHTS_FILE
+        before = weights.read_bytes() if weights.is_file() else b""
         self.network.save_pretrained(folder)
+        if before not in (b"", weights.read_bytes()):  # what was found of an earlier network goes
+            run = RunFolder(folder)
+            for file in (run.fingerprint, run.latency, run.exits, folder / POLICY_FILE):
+                file.unlink(missing_ok=True)
         (folder / PICTURE).unlink(missing_ok=True)
         write_atomically(folder / "README.md", card)
         if figure is not None:
