@@ -250,7 +250,7 @@ def _table_beside(path: Path, table: "pa.Table", names: Sequence[str]) -> Table:
 
 
 def _read_csv(file: BinaryIO) -> "pa.Table":
-    """Read a table; a column stays text where numbers would not say what is written, as 01 beside 1."""
+    """Read a table; times stay text, and numbers that would not say what is written, as 01 beside 1."""
     import pyarrow as pa
     from pyarrow import csv
 
@@ -259,7 +259,8 @@ def _read_csv(file: BinaryIO) -> "pa.Table":
     as_text = csv.ConvertOptions(column_types=dict.fromkeys(table.column_names, pa.string()))
     texts = csv.read_csv(file, convert_options=as_text)
     for place, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):
-        if not _as_written(column.to_pylist(), texts.column(place).to_pylist()):
+        time = pa.types.is_temporal(column.type)
+        if time or not _as_written(column.to_pylist(), texts.column(place).to_pylist()):
             table = table.set_column(place, name, texts.column(place))
     return table
 
