@@ -1,5 +1,6 @@
 """Tables of images: which columns are meant, what labels mean, and which files belong together."""
 
+import datetime
 import json
 import shutil
 import unicodedata
@@ -116,6 +117,11 @@ def test_columns_that_are_refused(tmp_path: Path, labels: Any, options: Any, mat
             r"no column lable of labels, .* \(its columns: image: image, label: whole numbers\)",
         ),
         (PLACES, "image", "no column image of labels"),
+        (
+            [datetime.date(2024, 1, 1 + place) for place in PLACES],
+            "label",
+            r"label: date32\[day\]\): name one of text or numbers",
+        ),
     ],
 )
 def test_label_columns_asked_for_that_are_none(

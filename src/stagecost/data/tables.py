@@ -133,7 +133,7 @@ def _refuse_ids(table: Table, config: DataConfig, parts: Sequence[Part]) -> None
 
 
 def _kinds(table: Table) -> dict[str, str]:
-    """Return what each column holds: 'image', one of `_WORDS`, or 'other'."""
+    """Return what each column holds: 'image', one of `_WORDS`, or the type of what is neither."""
     import pyarrow as pa
 
     kinds: dict[str, str] = {}
@@ -150,7 +150,7 @@ def _kinds(table: Table) -> dict[str, str]:
         elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
             kinds[field.name] = "text"
         else:
-            flag = "bool" if pa.types.is_boolean(kind) else "other"
+            flag = "bool" if pa.types.is_boolean(kind) else str(kind)
             kinds[field.name] = "float" if pa.types.is_floating(kind) else flag
     return kinds
 
@@ -179,9 +179,10 @@ def _choose(
 ) -> str:
     """Return the column asked for, the one with a usual name, or the only one of its kind."""
     if asked is not None and asked not in fit:
+        kinds = "text or numbers" if what == "label" else "images"
         raise StageCostError(
             f"{table.origin} has no column {shown(asked)} of {what}s, as --{what}-column says (its "
-            f"columns: {_columns(table)})"
+            f"columns: {_columns(table)}): name one of {kinds}"
         )
     if not fit:
         raise StageCostError(
