@@ -7,7 +7,10 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +33,15 @@ from stagecost.export.folder import compare, export_network, new_folder
 from stagecost.export.graphs import open_graph
 from stagecost.export.pictures import read
 from stagecost.export.runner import classify
+from stagecost.latency import Machine, this_machine
 from stagecost.network import ResidualNetwork
 from stagecost.prediction import image_format_of, predict
 from stagecost.runs.evaluation import evaluate
 from stagecost.runs.exporting import export
+from stagecost.runs.folder import keep_for_report
 from stagecost.runs.lock import locked
 from stagecost.runs.measuring import measure
+from stagecost.runs.results import Result
 from stagecost.runs.trained import open_trained
 from stagecost.saved import WEIGHTS_FILE
 from stagecost.storage import read_tensors, write_tensors
@@ -385,6 +391,32 @@ def test_networks_are_measured_in_turns(runs: Runs) -> None:
     ):
         with pytest.raises(sc.StageCostError, match=match):
             measure(**{"networks": [runs.saved], "device": "cpu", **options})
+
+
+def test_what_two_processes_measure_at_once_is_kept_of_both(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, together = shutil.copytree(runs.three, tmp_path / "run"), threading.Barrier(2)
+    (run / "latency.json").unlink(missing_ok=True)
+
+    def slowly(file: Path, result: Result) -> None:
+        time.sleep(0.3)
+        keep_for_report(file, result)
+
+    def at_once() -> Machine:
+        together.wait(60)
+        return this_machine()
+
+    monkeypatch.setattr("stagecost.runs.measuring.keep_for_report", slowly)
+    monkeypatch.setattr("stagecost.runs.measuring.this_machine", at_once)
+    ways = [partial(measure, [run], batch=(n,), seconds=0.001, device="cpu") for n in (1, 2)]
+    threads = [threading.Thread(target=way) for way in ways]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    kept = json.loads((run / "latency.json").read_text())["timings"]
+    assert {row["batch_size"] for row in kept} == {1, 2}
 
 
 def test_times_are_told_where_older_ones_cannot_be_read(

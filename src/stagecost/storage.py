@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -78,6 +78,26 @@ def check_replaceable(path: Path, start: bytes) -> None:
         with path.open("rb") as file:
             if not start.startswith(file.read(len(start))):
                 raise StageCostError(f"{path} holds something else already: give another file")
+
+
+@contextmanager
+def held(folder: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a folder, at most until this process is killed; tell whether no other one does.
+
+    Args:
+        folder: that is there.
+        wait: until another one that holds it lets it go.
+    """
+    with ExitStack() as opened:
+        alone = False
+        with suppress(ImportError, OSError):  # not every system or disk can tell
+            import fcntl
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            opened.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            alone = True
+        yield alone
 
 
 def remove_leftovers(folder: Path) -> None:

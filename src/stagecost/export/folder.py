@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from stagecost.export.graphs import ANSWERS, EXAMPLE, Format, open_graph, segmen
 from stagecost.export.int8 import INT8_FILE, quantise
 from stagecost.network import ResidualNetwork, first_tensor
 from stagecost.prediction import check_classes, image_format_of
-from stagecost.storage import naming, write_json
+from stagecost.storage import held, naming, write_json
 from stagecost.trajectory import evaluation_mode
 
 SPEC_FILE, RUNNER_FILES = "model.json", {"runner.py": "run.py", "pictures.py": "pictures.py"}
@@ -150,31 +150,16 @@ def new_folder(path: Path) -> Iterator[Path]:
         str(path).encode()  # ONNX Runtime and torch take no other
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with _held(leftover) as alone:
+        with held(leftover) as alone:
             if alone:
                 shutil.rmtree(leftover, ignore_errors=True)
     with naming(path):
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         try:
-            with _held(temporary):
+            with held(temporary):
                 yield temporary
                 temporary.chmod(0o755)
                 temporary.replace(path)
         finally:
             with suppress(FileNotFoundError):
                 shutil.rmtree(temporary)
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[bool]:
-    """Hold a folder, at most until this process is killed; tell whether no other one does."""
-    with ExitStack() as opened:
-        alone = False
-        with suppress(ImportError, OSError):  # not every system or disk can tell
-            import fcntl
-
-            descriptor = os.open(folder, os.O_RDONLY)
-            opened.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alone = True
-        yield alone

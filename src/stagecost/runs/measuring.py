@@ -32,7 +32,7 @@ from stagecost.records import read_record
 from stagecost.runs.folder import RunFolder, keep_for_report, not_kept
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Trained, open_trained
-from stagecost.storage import read_json
+from stagecost.storage import held, read_json
 from stagecost.train.devices import check_compiler
 
 Backend = Literal["eager", "compiled", "onnx"]
@@ -185,7 +185,8 @@ def measure_opened(
     place = str(next(iter(opened.values())).device)
     result = Measurements(place, this_machine(), sizes, tuple(timings))
     for path in opened:
-        _keep(result, path)
+        with held(Path(path), wait=True):  # another process may measure it, too
+            _keep(result, path)
     return result
 
 
