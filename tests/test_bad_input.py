@@ -283,6 +283,30 @@ def test_exits_for_a_folder_without_permission(cli: CommandLine, runs: Runs, tmp
     assert "measuring" not in called.stderr
 
 
+@pytest.mark.parametrize("verb", ["report", "compare", "predict"])
+def test_what_cannot_be_written_is_said_before_anything_is_read(
+    cli: CommandLine, runs: Runs, tmp_path: Path, verb: str
+) -> None:
+    locked = shutil.copytree(runs.three, tmp_path / "locked")
+    (locked / "none.png").touch()
+    let_others_look(locked)
+    let_others_look(runs.staged)
+    arguments, file = {
+        "report": ([locked, "--data", tmp_path / "none"], "report.html"),
+        "compare": ([locked, runs.staged, "--data", tmp_path / "none"], "page.html"),
+        "predict": ([locked, locked / "none.png"], "answers.csv"),
+    }[verb]
+    place = {"compare": ["--output", locked / file], "predict": ["--csv", locked / file]}.get(verb, [])
+    line = cli(verb, *arguments, *place, prepare=give_up_rights).refusal
+    assert f"{locked / file}: Permission denied: check the permissions" in line
+
+
+def test_a_folder_in_the_place_of_a_table(cli: CommandLine, runs: Runs, tmp_path: Path) -> None:
+    (tmp_path / "none.png").touch()
+    line = cli("predict", runs.three, tmp_path / "none.png", "--csv", tmp_path).refusal
+    assert f"{tmp_path} is a folder: give a file" in line
+
+
 def test_a_folder_that_holds_something(cli: CommandLine, runs: Runs) -> None:
     before = contents(runs.three), contents(runs.saved)
     line = cli("train", *RECIPE, *MODEL, "--output", runs.three).refusal

@@ -68,12 +68,29 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             raise
 
 
+def check_writable(path: Path) -> None:
+    """Refuse at once, before long work, what `write_atomically` would be refused after it.
+
+    Raises:
+        StageCostError: it is a folder.
+        OSError: no permission, a disk that is read-only, …
+    """
+    if path.is_dir():
+        raise StageCostError(f"{path} is a folder: give a file")
+    if path.is_file() or not path.exists():
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        with naming(path), tempfile.TemporaryFile(dir=above):
+            pass
+
+
 def check_replaceable(path: Path, start: bytes) -> None:
     """Refuse to replace a file of another kind than what is to be written, which begins with `start`.
 
     Raises:
-        StageCostError: it holds something else.
+        StageCostError: it holds something else, or see `check_writable`.
+        OSError: it may not be written.
     """
+    check_writable(path)
     if path.is_file():
         with path.open("rb") as file:
             if not start.startswith(file.read(len(start))):

@@ -24,7 +24,7 @@ from stagecost.runs.mistakes import mistakes_of, saved_network
 from stagecost.runs.pruning import Pruning
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Judged, Split, Trained, open_trained
-from stagecost.storage import check_replaceable, read_json
+from stagecost.storage import check_replaceable, check_writable, read_json
 
 Kind = TypeVar("Kind", Pruning, Measurements)
 QUICK = 0.05
@@ -98,6 +98,7 @@ def report(
     check_points("--tolerance", tolerance)
     trained = open_trained(run, checkpoint=checkpoint, device=device)
     trained.run_checkpoint()  # or say that this is no run
+    check_writable(RunFolder(trained.path).report)
     analysis, images = _judged(trained, tolerance, data, allow_trained=allow_trained)
     return write_run_report(trained, analysis, images=images)
 
@@ -127,8 +128,6 @@ def compare(
     check_points("--tolerance", tolerance)
     if len(runs) < 2:
         raise StageCostError(f"{len(runs)} run is nothing to compare: give two runs or more")
-    if Path(output).is_dir():
-        raise StageCostError(f"{output} is a folder: give --output a file, such as comparison.html")
     check_replaceable(Path(output), b"<!DOCTYPE html>")
     contents, rows = [], []
     first: tuple[str, str] | None = None
