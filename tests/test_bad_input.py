@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -305,6 +306,17 @@ def test_a_folder_in_the_place_of_a_table(cli: CommandLine, runs: Runs, tmp_path
     (tmp_path / "none.png").touch()
     line = cli("predict", runs.three, tmp_path / "none.png", "--csv", tmp_path).refusal
     assert f"{tmp_path} is a folder: give a file" in line
+
+
+def stand_in_no_folder(folder: Path) -> None:
+    folder.mkdir()
+    os.chdir(folder)
+    folder.rmdir()
+
+
+def test_the_current_folder_was_removed(cli: CommandLine, runs: Runs, tmp_path: Path) -> None:
+    prepare = partial(stand_in_no_folder, tmp_path / "gone")
+    assert "the current folder was removed" in cli("analyze", runs.three, prepare=prepare).refusal
 
 
 def test_a_folder_that_holds_something(cli: CommandLine, runs: Runs) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from stagecost.errors import StageCostError, missing_extra
+from stagecost.errors import StageCostError, missing_extra, refusing
 
 if TYPE_CHECKING:
     from stagecost.runs.results import Result
@@ -92,6 +92,8 @@ def _run(name: str, rest: list[str]) -> None:
             what = "folder" if place == "output" else "file"
             raise StageCostError(f"--{place} is empty: give a {what}")
     as_json = options.pop("json", False)
+    with refusing("the current folder was removed", "go to another one", FileNotFoundError):
+        Path.cwd()
     _quieten()
     result = verb.run(options)
     if _is_first_process():
