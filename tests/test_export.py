@@ -25,6 +25,7 @@ from torch import Tensor, nn
 import stagecost as sc
 from environments import make_environment
 from helpers import Runs, build
+from stagecost.cli.main import describe
 from stagecost.cli.views import show
 from stagecost.data.images import ImageFormat, normalise
 from stagecost.exits.engine import run_with_exits
@@ -44,7 +45,7 @@ from stagecost.runs.measuring import measure
 from stagecost.runs.results import Result
 from stagecost.runs.trained import open_trained
 from stagecost.saved import WEIGHTS_FILE
-from stagecost.storage import read_tensors, write_tensors
+from stagecost.storage import read_tensors, write_atomically, write_tensors
 
 ADAPTED = {"timm/test_resnet": 64, "timm/test_vit": 160}
 
@@ -360,6 +361,14 @@ def test_a_run_under_way_deletes_no_export(runs: Runs, tmp_path: Path) -> None:
             with pytest.raises(sc.StageCostError, match="is in use by another process"):
                 export(run, output, format="pt2")
         assert export(run, tmp_path / "elsewhere", format="pt2").file_bytes
+
+
+def test_what_another_process_wrote_meanwhile_stays(tmp_path: Path) -> None:
+    other = tmp_path / "onnx" / "theirs"
+    with pytest.raises(OSError, match="not empty") as caught, new_folder(other.parent):
+        write_atomically(other, "")
+    assert "another process wrote something there meanwhile" in describe(caught.value)
+    assert [path.name for path in tmp_path.rglob("*")] == ["onnx", "theirs"]
 
 
 def test_networks_are_measured_in_turns(runs: Runs) -> None:

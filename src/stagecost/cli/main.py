@@ -250,6 +250,7 @@ def describe(error: OSError) -> str:
         28: "the disk is full: make room and give the command again, train with --resume",
         30: "the disk is read-only: choose another folder",
         36: "the name is too long: choose a shorter one",
+        39: "another process wrote something there meanwhile: choose another folder",
         122: "your quota is used up: make room and give the command again, train with --resume",
     }.get(error.errno or 0, "check the path and the disk")
     where = f"{error.filename}: " if error.filename else ""
