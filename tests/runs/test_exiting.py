@@ -14,7 +14,7 @@ from runs.conftest import TINY, Trained
 from stagecost.errors import StageCostError
 from stagecost.macs import macs_by_part
 from stagecost.runs.evaluation import evaluate
-from stagecost.runs.exiting import Exits, exit_early, overspent, trained_depths
+from stagecost.runs.exiting import Exits, exit_early, lost_more, overspent, trained_depths
 from stagecost.runs.exporting import export
 from stagecost.runs.reporting import report
 from stagecost.runs.trained import open_trained
@@ -58,6 +58,8 @@ def test_exit_chooses_measures_and_saves(trained: Trained, tmp_path: Path, which
     assert [row.depths for row in done.cuts] == [(k,) for k in range(opened.network.num_blocks + 1)]
     assert done.cuts[-1].accuracy == pytest.approx(done.accuracy_full)
     assert done.oracle[-1].accuracy >= max(row.accuracy for row in done.cuts)
+    lost = done.accuracy_full - done.accuracy_exit > 2 + 1e-9
+    assert lost == any("points of accuracy, more than --max-drop 2" in each for each in done.warnings)
 
 
 def test_a_budget_is_kept(trained: Trained, tmp_path: Path) -> None:
@@ -183,3 +185,7 @@ def test_what_test_images_take_above_a_limit_is_told() -> None:
     assert told.startswith(
         "test images took 0.520 of the whole network's time, more than --max-time 0.5"
     )
+    assert lost_more(2.0, None, 60) == lost_more(1.0 + 1e-12, 1.0, 60) == []
+    (told,) = lost_more(8.0, 1.0, 1440)
+    assert told.startswith("test images lost 8.00 points of accuracy, more than --max-drop 1")
+    assert told.endswith("1,440 validation images")

@@ -169,7 +169,9 @@ def exit_early(
         result = _measured(trained, curve, chosen, macs, times, judged, timings, warnings)
         spent = {"macs": result.mean_macs_ratio, "time": result.measured_time_ratio}
         over = overspent(spent, {"macs": max_macs, "time": max_time})
-        result = replace(result, warnings=(*warnings, *over))
+        drop = result.accuracy_full - result.accuracy_exit
+        lost = lost_more(drop, max_drop, result.num_val_images)
+        result = replace(result, warnings=(*warnings, *over, *lost))
         write_json(RunFolder(trained.path).exits, result.to_json())
         chosen.policy.save(trained.path)
     return result
@@ -182,6 +184,16 @@ def overspent(spent: Mapping[str, float], budgets: Mapping[str, float | None]) -
         f"{budget}: the limit was kept by what validation images let expect"
         for what, budget in budgets.items()
         if budget is not None and spent[what] > budget
+    ]
+
+
+def lost_more(drop: float, max_drop: float | None, num_val_images: int) -> list[str]:
+    """Say that test images lost more points of accuracy than was allowed."""
+    if max_drop is None or drop <= max_drop + 1e-9:
+        return []
+    return [
+        f"test images lost {drop:.2f} points of accuracy, more than --max-drop {max_drop:g}: the limit "
+        f"was kept on {num_val_images:,} validation images"
     ]
 
 
