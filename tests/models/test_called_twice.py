@@ -62,8 +62,10 @@ def test_a_branch_that_is_called_twice_stays_for_both_calls() -> None:
     model.blocks[1] = model.blocks[0] = model.blocks[0].branch
     view = sc.adapt(model, IMAGES)
     for cut in (sc.Cut((0, 2)), sc.Cut((1,))):
+        assert not view.can_keep(cut)
         with pytest.raises(StageCostError, match="called several times"):
             view.keep(cut)
+    assert view.can_keep(sc.Cut((0, 1)))
     small = view.keep(sc.Cut((0, 1)))
     assert torch.equal(small(IMAGES), view(IMAGES, sc.Cut((0, 1))))
     assert torch.equal(small.model(IMAGES), small(IMAGES))

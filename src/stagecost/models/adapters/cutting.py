@@ -77,8 +77,7 @@ def remove_blocks(view: "AdaptedNetwork", kept: Cut) -> None:
     gone = [k for k in range(view.num_blocks) if not kept.acts(k)]
     if not gone:
         return
-    branches = [block.branches for block in view.adapted]
-    if twice := called_again(view, kept) or _called_for_both(branches, kept):
+    if twice := called_again(view, kept):
         raise StageCostError(f"{twice[0]} is called several times and cannot leave for one: keep it")
     with torch.random.fork_rng(devices=[]):
         delete = _can_be_deleted(view, kept, gone)
@@ -87,11 +86,7 @@ def remove_blocks(view: "AdaptedNetwork", kept: Cut) -> None:
 
 def called_again(view: "AdaptedNetwork", kept: Cut) -> list[str]:
     """Return the modules that a cut both keeps and lets go, as they are called several times."""
-    return _called_for_both([(path,) for path in view.paths], kept)
-
-
-def _called_for_both(calls: Sequence[Sequence[str]], kept: Cut) -> list[str]:
-    """Return which of the modules that each block calls serve one that stays and one that goes."""
+    calls = [(block.path, *block.branches) for block in view.adapted]
     stay = {path for k in kept.blocks for path in calls[k]}
     return [path for k, paths in enumerate(calls) if not kept.acts(k) for path in paths if path in stay]
 
