@@ -18,7 +18,7 @@ from stagecost.network import ResidualNetwork
 from stagecost.prune import PruningPlan
 from stagecost.runs.folder import RunFolder
 from stagecost.saved import CONFIG_FILE, WEIGHTS_FILE
-from stagecost.storage import write_atomically
+from stagecost.storage import read_tensors, write_atomically
 from stagecost.text import format_indices, markdown_table
 from stagecost.trajectory import Trajectory, evaluation_mode
 
@@ -134,10 +134,9 @@ class HubNetwork(  # type: ignore[call-arg]
         folder, fields = Path(save_directory), dict(model_card_kwargs or {})
         card = str(self.generate_model_card(**fields))
         figure = None if self.trajectory is None else self.trajectory.plot().png()
-        weights = folder / WEIGHTS_FILE
-        before = weights.read_bytes() if weights.is_file() else b""
+        replaces = self._is_another(folder / WEIGHTS_FILE)
         self.network.save_pretrained(folder)
-        if before not in (b"", weights.read_bytes()):  # what was found of an earlier network goes
+        if replaces:  # what was found of the earlier network goes
             run = RunFolder(folder)
             for file in (run.fingerprint, run.latency, run.exits, folder / POLICY_FILE):
                 file.unlink(missing_ok=True)
@@ -168,6 +167,18 @@ class HubNetwork(  # type: ignore[call-arg]
         with refusing(what, remedy, Exception):
             folder = snapshot_download(name, allow_patterns=files, **options)
         return cls(load(folder))
+
+    def _is_another(self, weights: Path) -> bool:
+        """Tell whether a file holds weights that are not this network's."""
+        if not weights.is_file():
+            return False
+        state = self.network.state_dict()
+        try:
+            saved, _ = read_tensors(weights)
+        except StageCostError:
+            return True
+        same = (torch.equal(saved[name], tensor.cpu()) for name, tensor in state.items())
+        return saved.keys() != state.keys() or not all(same)
 
     def generate_model_card(self, *_: Any, **fields: Any) -> ModelCard:
         """Write the card; times are measured now, on this machine."""
