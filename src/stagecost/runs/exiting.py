@@ -10,7 +10,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from stagecost.cut import Cut
 from stagecost.data.batches import sample_batches
 from stagecost.errors import StageCostError, refusing
 from stagecost.exits.costs import Costs, Timing, mac_costs, measure_ratio, time_costs
@@ -25,7 +24,6 @@ from stagecost.exits.curve import (
 )
 from stagecost.exits.engine import EarlyExit, check_norms
 from stagecost.exits.policy import CRITERIA, POLICY_FILE, Criterion, ExitPolicy
-from stagecost.network import ResidualNetwork
 from stagecost.records import read_record
 from stagecost.runs.certainty import Interval, check_points, paired_drop, warnings_on, wilson
 from stagecost.runs.folder import RunFolder
@@ -199,21 +197,10 @@ def lost_more(drop: float, max_drop: float | None, num_val_images: int) -> list[
 
 def trained_depths(trained: Trained) -> tuple[int, ...]:
     """Return the depths that a training was for; none if it was for all, or for other cuts."""
-    cuts, indices = trained.settings.stage.cuts(), trained.network.block_indices
-    if indices != tuple(range(len(indices))):
+    indices, targets = trained.network.block_indices, trained.targets
+    if indices != tuple(range(len(indices))) or not all(cut.is_prefix for cut in targets):
         return ()
-    cuts = tuple(_resolved(trained.network, cut) for cut in cuts)
-    if not all(cut.is_prefix for cut in cuts):
-        return ()
-    return tuple(cut.depth for cut in cuts if cut.depth <= len(indices))
-
-
-def _resolved(network: ResidualNetwork, cut: Cut) -> Cut:
-    """Return a cut by its blocks, as stages can be a plain depth; as it is where blocks have left."""
-    try:
-        return network.resolve(cut)
-    except StageCostError:
-        return cut
+    return tuple(cut.depth for cut in targets)
 
 
 def saved_exits(trained: Trained) -> Exits | None:
