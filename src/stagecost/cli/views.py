@@ -135,7 +135,7 @@ def _inspect(console: Console, result: Inspection) -> None:
 def _depth_table(result: Analysis, mark: int | None) -> Table:
     table = Table(title=f"loss over depth, {result.split} split", title_justify="left")
     blocks = ["block"] if result.blocks != tuple(range(result.num_blocks)) else []  # some have left
-    for name in ("k", "loss L_k", "accuracy", "", *blocks, "‖F_k(x_k)‖/‖x_k‖", "‖w_F,k‖"):
+    for name in ("k", "loss L_k", "", "accuracy", *blocks, "‖F_k(x_k)‖/‖x_k‖", "‖w_F,k‖"):
         table.add_column(name, justify="left" if name == "" else "right", no_wrap=True)
     top = max(filter(math.isfinite, result.losses), default=0.0)
     for k, (loss, accuracy) in enumerate(zip(result.losses, result.accuracies, strict=True)):
@@ -145,7 +145,7 @@ def _depth_table(result: Analysis, mark: int | None) -> Table:
         norm = "" if last else f"{result.weight_norms[k]:.2f}"
         block = ["" if last else str(result.blocks[k])] if blocks else []
         style = "" if mark is None or k < mark else "bold green" if k == mark else "dim"
-        table.add_row(str(k), f"{loss:.4f}", f"{accuracy:.2f} %", bar, *block, ratio, norm, style=style)
+        table.add_row(str(k), f"{loss:.4f}", bar, f"{accuracy:.2f} %", *block, ratio, norm, style=style)
     return table
 
 
