@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -12,6 +13,7 @@ import pytest
 
 from helpers import DATA, Runs
 from processes import CommandLine
+from stagecost.text import counted
 
 ENCODINGS = ["ascii", "latin-1", "cp1252", "cp437", "utf-16", "utf-8", "idna", "koi8-r", "shift_jis"]
 
@@ -145,3 +147,25 @@ def test_any_path(cli: CommandLine, runs: Runs, tmp_path: Path, name: str) -> No
     assert cli("evaluate", run, "--json").answer == usual
     for verb in ("evaluate", "analyze"):
         assert cli(verb, run).status == 0
+
+
+def test_the_bar_of_a_loss_stands_beside_it(cli: CommandLine, runs: Runs) -> None:
+    printed = cli("analyze", runs.three).stdout
+    rows = re.findall(r"\d+ +│ +(\d+\.\d+) +│ +(█+) +│ +\d+\.\d+ %", printed)
+    losses, bars = [float(loss) for loss, _ in rows], [len(bar) for _, bar in rows]
+    assert len(rows) == 4
+    order = sorted(range(4), key=losses.__getitem__)
+    assert [bars[k] for k in order] == sorted(bars)
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [
+        (0, "image", "0 images"),
+        (1, "class", "1 class"),
+        (2, "class", "2 classes"),
+        (1200, "block", "1,200 blocks"),
+    ],
+)
+def test_numbers_of_things(count: int, noun: str, text: str) -> None:
+    assert counted(count, noun) == text

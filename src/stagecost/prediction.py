@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stagecost.data.class_names import counted, listed, shown
+from stagecost.data.class_names import listed, shown
 from stagecost.data.decoding import Pixels, read_pixels
 from stagecost.data.encoded import ByteArray, Images, image_suffixes
 from stagecost.data.folders import list_folder
 from stagecost.data.images import ImageFormat, normalise
 from stagecost.errors import StageCostError
 from stagecost.network import ResidualNetwork, first_tensor
+from stagecost.text import counted
 from stagecost.trajectory import device_of, evaluation_mode
 
 BATCH = 256  # images that are decoded and computed at a time, as in an evaluation

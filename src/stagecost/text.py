@@ -17,6 +17,12 @@ def shell_path(path: object) -> str:
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
+def counted(count: int, noun: str) -> str:
+    """Write a number of things: 1 block, 1,000 images, 2 classes."""
+    plural = noun if count == 1 else noun + ("es" if noun.endswith("s") else "s")
+    return f"{count:,} {plural}"
+
+
 def format_indices(indices: Sequence[int]) -> str:
     """Write ascending block indices shortly: "0-3, 9, 18-20"."""
     runs: list[list[int]] = []

@@ -24,7 +24,7 @@ from stagecost.runs.pruning import Pruning
 from stagecost.runs.reporting import Comparison, Report
 from stagecost.runs.results import Result
 from stagecost.runs.training import TrainingResult
-from stagecost.text import format_indices, shell_path
+from stagecost.text import counted, format_indices, shell_path
 from stagecost.train.display import sparkline
 
 CAVEAT = (
@@ -67,7 +67,7 @@ def accuracy_text(accuracy: float | None, interval: Interval | None, num_images:
 
 
 def _train(console: Console, result: TrainingResult) -> None:
-    _line(console, f"trained {result.epochs} epochs in {result.seconds:.1f} s")
+    _line(console, f"trained {counted(result.epochs, 'epoch')} in {result.seconds:.1f} s")
     if result.val_accuracy is not None:
         accuracy = accuracy_text(result.val_accuracy, result.interval, result.num_images)
         _line(console, f"validation: accuracy {accuracy}, loss {result.val_loss:.4f}")
@@ -96,12 +96,9 @@ def _analyze(console: Console, result: Analysis | Inspection) -> None:
     if math.prod(sizes) > len(result.cuts):
         _line(console, "prune tries more cuts than these, and may find a cheaper one")
     whole = accuracy_text(result.accuracies[-1], result.intervals[-1], result.num_images)
-    blocks = f"{result.needed_blocks} of {result.num_blocks} blocks"
-    if not first:
-        blocks += f" ({result.needed_cut})"
     if result.target_norms:
         _line(console, f"with norms of their own: {', '.join(result.target_norms)}")
-    _line(console, f"{blocks} are needed to stay within {result.tolerance:g} points of {whole}")
+    _line(console, f"{_needed(result)} to stay within {result.tolerance:g} points of {whole}")
     _warnings(console, result.warnings)
     return None
 
@@ -130,6 +127,14 @@ def _inspect(console: Console, result: Inspection) -> None:
     if idle:
         _line(console, f"the loss does not rise without any one of the blocks {format_indices(idle)}")
     _warnings(console, result.warnings)
+
+
+def _needed(analysis: Analysis) -> str:
+    """Say how many blocks are needed, and which if they are not the first ones."""
+    cut = "" if analysis.needed_cut.isdigit() else f" ({analysis.needed_cut})"
+    verb = "is" if analysis.needed_blocks == 1 else "are"
+    blocks = counted(analysis.num_blocks, "block")
+    return f"{analysis.needed_blocks} of {blocks}{cut} {verb} needed"
 
 
 def _depth_table(result: Analysis, mark: int | None) -> Table:
@@ -175,9 +180,8 @@ def _prune(console: Console, result: Pruning) -> None:
     console.print(table)
     low, high = result.drop_interval
     _line(console, f"drop: {before - after:.2f} points ({low:.2f} to {high:.2f}, the same images)")
-    trained = (
-        f", trained {result.finetune_epochs} epochs after the cut" if result.finetune_epochs else ""
-    )
+    epochs = counted(result.finetune_epochs, "epoch")
+    trained = f", trained {epochs} after the cut" if result.finetune_epochs else ""
     _line(console, f"kept blocks k = {list(result.kept_blocks)}{trained}")
     _warnings(console, result.warnings)
     _line(console, f"saved: {result.network}")
@@ -188,7 +192,7 @@ def _evaluate(console: Console, result: Evaluation) -> None:
     accuracy = accuracy_text(result.accuracy, result.interval, result.num_images)
     _line(console, f"{result.split}: accuracy {accuracy}, loss {result.loss:.4f}")
     sizes = f"{result.parameters:,} parameters, {result.macs:,} MACs an image"
-    _line(console, f"{result.num_blocks} blocks, {sizes}")
+    _line(console, f"{counted(result.num_blocks, 'block')}, {sizes}")
     _warnings(console, result.warnings)
 
 
@@ -205,8 +209,8 @@ def _predict(console: Console, result: Predictions) -> None:
 
 
 def _export(console: Console, result: Export) -> None:
-    size = f"{result.file_bytes / 1e6:.2f} MB"
-    _line(console, f"{', '.join(result.files)}: {size}, {result.depths[-1]} blocks, batches of any size")
+    size, blocks = f"{result.file_bytes / 1e6:.2f} MB", counted(result.depths[-1], "block")
+    _line(console, f"{', '.join(result.files)}: {size}, {blocks}, batches of any size")
     for depth, threshold in zip(result.depths, result.thresholds, strict=False):
         _line(
             console,
@@ -243,7 +247,7 @@ def _measure(console: Console, result: Measurements) -> None:
         places = (str(row.depth), str(row.batch_size))
         table.add_row(row.network, row.backend, *places, *times, rate, memory)
     console.print(table)
-    threads = f"{result.timings[0].threads} thread(s) of {result.machine.processor}"
+    threads = f"{counted(result.timings[0].threads, 'thread')} of {result.machine.processor}"
     _line(console, f"measured in turns on {result.device}, {threads}, torch {result.machine.torch}")
 
 
@@ -265,7 +269,7 @@ def _bound(console: Console, result: Bound) -> None:
         ratio = "" if math.isnan(row.tightness) else f"{row.tightness:.3f}"
         table.add_row(f"{row.num_blocks}{stages}", side, holds, ratio)
     console.print(table)
-    _line(console, f"predicted depth: {result.predicted_blocks} blocks")
+    _line(console, f"predicted depth: {counted(result.predicted_blocks, 'block')}")
     _line(console, CAVEAT)
     _warnings(console, result.warnings)
 
@@ -320,11 +324,8 @@ def _compare(console: Console, result: Comparison) -> None:
 def _demo(console: Console, result: Demo) -> None:
     analysis, pruning = result.analyze, result.prune
     _line(console, f"\nloss over depth  {sparkline(analysis.losses)}  (validation images)")
-    _line(
-        console,
-        f"{analysis.needed_blocks} of {analysis.num_blocks} blocks are needed within "
-        f"{analysis.tolerance:g} points; kept {len(pruning.kept_blocks)}, without retraining\n",
-    )
+    kept = f"kept {len(pruning.kept_blocks)}, without retraining"
+    _line(console, f"{_needed(analysis)} within {analysis.tolerance:g} points; {kept}\n")
     table = Table("test images", "blocks", "accuracy", "parameters", "MACs")
     for row in result.test:
         sizes = (f"{row.parameters:,}", f"{row.macs:,}")

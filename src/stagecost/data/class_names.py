@@ -104,9 +104,3 @@ def listed(names: Collection[str], most: int = 8) -> str:
 def classes_flag(names: Sequence[str]) -> str:
     """Write the flag by which the user may say that these are the classes."""
     return f"--classes {','.join(map(shown, names[:2]))}{',…' if len(names) > 2 else ''}"
-
-
-def counted(count: int, noun: str) -> str:
-    """Write a number of things: '1 image', '12 images'."""
-    plural = noun if count == 1 else noun + ("es" if noun.endswith("s") else "s")
-    return f"{count} {plural}"

@@ -9,7 +9,6 @@ import numpy as np
 from stagecost.data.class_names import (
     class_number,
     classes_flag,
-    counted,
     listed,
     name_key,
     places,
@@ -17,6 +16,7 @@ from stagecost.data.class_names import (
 )
 from stagecost.data.encoded import LEFT_OUT, Part, Source, joined
 from stagecost.errors import StageCostError
+from stagecost.text import counted
 
 _Places = Sequence[int | None]
 

@@ -12,11 +12,12 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
-from stagecost.data.class_names import counted, shown
+from stagecost.data.class_names import shown
 from stagecost.data.images import ImageSplit
 from stagecost.data.loading import ALL, DataBundle
 from stagecost.data.splits import Rows
 from stagecost.errors import StageCostError
+from stagecost.text import counted
 
 FINGERPRINT_FILE = "images.json"
 _Digests = npt.NDArray[np.uint64]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from stagecost.data.augmentation import NO_AUGMENTATION, Augmentation
-from stagecost.data.class_names import counted, listed, parse_classes, shown
+from stagecost.data.class_names import listed, parse_classes, shown
 from stagecost.data.classes import for_network
 from stagecost.data.config import DataConfig
 from stagecost.data.encoded import WITHHELD
@@ -24,6 +24,7 @@ from stagecost.data.sources import open_source
 from stagecost.data.split_names import SPLITS
 from stagecost.data.splits import Rows, check_present, choose_rows
 from stagecost.errors import StageCostError
+from stagecost.text import counted
 
 logger = logging.getLogger("stagecost")
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from stagecost.data.class_names import counted, listed, shown
+from stagecost.data.class_names import listed, shown
 from stagecost.data.config import DataConfig
 from stagecost.data.decoding import BACKGROUND, Pixels, peek_shape, read_pixels
 from stagecost.data.encoded import ByteArray, Source
@@ -16,6 +16,7 @@ from stagecost.data.images import ImageFormat, ImageSplit
 from stagecost.data.known import KNOWN
 from stagecost.data.splits import Rows
 from stagecost.errors import StageCostError
+from stagecost.text import counted
 
 SAME_STATISTICS = 5e-3  # within this, published means and deviations are those of the training images
 

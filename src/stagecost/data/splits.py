@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stagecost.data.class_names import counted, shown
+from stagecost.data.class_names import shown
 from stagecost.data.config import DataConfig
 from stagecost.data.encoded import LEFT_OUT, IntArray, Part, Source
 from stagecost.data.split_names import SPLITS
 from stagecost.errors import StageCostError
 from stagecost.random_streams import FIXED_SEED, Stream, seed_sequence
+from stagecost.text import counted
 
 TEST_FRACTION = 0.2  # held out where a data set has no test split
 

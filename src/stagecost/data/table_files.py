@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from stagecost.data.class_names import counted, listed, shown
+from stagecost.data.class_names import listed, shown
 from stagecost.data.encoded import Images, IntArray, file_images, file_size
 from stagecost.data.split_names import split_of, splits_in
 from stagecost.data.tables import Table, reading, refuse_doubled
 from stagecost.errors import StageCostError
+from stagecost.text import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,7 +14,6 @@ import numpy as np
 
 from stagecost.data.class_names import (
     class_name,
-    counted,
     listed,
     number_name,
     parse_classes,
@@ -24,6 +23,7 @@ from stagecost.data.config import DataConfig
 from stagecost.data.encoded import WITHHELD, Images, Part
 from stagecost.data.split_names import splits_in
 from stagecost.errors import StageCostError, refusing
+from stagecost.text import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa

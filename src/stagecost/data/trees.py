@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from stagecost.data.class_names import class_name, classes_flag, counted, listed, places, shown
+from stagecost.data.class_names import class_name, classes_flag, listed, places, shown
 from stagecost.data.encoded import Part, file_images, image_suffixes
 from stagecost.data.folders import Listing
 from stagecost.data.split_names import split_of
 from stagecost.errors import StageCostError
+from stagecost.text import counted
 
 _Path = tuple[str, ...]  # the directories, and the name of the file or directory itself
 

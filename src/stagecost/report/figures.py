@@ -15,7 +15,8 @@ from stagecost.report.charts import (
 )
 from stagecost.report.data import Analysis, Confusion, Epoch, Point, ReportData, value_at
 from stagecost.report.frames import drawn_epochs, played_epochs
-from stagecost.report.words import counted, measure_text, percent_text, ranges_text
+from stagecost.report.words import measure_text, percent_text, ranges_text
+from stagecost.text import counted
 
 DEPTH, BLOCK = Axis("depth k (blocks in use)"), Axis("block k")
 LOSS, ACCURACY = Axis("loss", log=True), Axis("accuracy (%)")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from stagecost.report.data import Analysis, Epoch, ReportData, value_at
 from stagecost.report.words import (
     count_text,
-    counted,
     duration_text,
     measure_text,
     operations_text,
@@ -15,7 +14,7 @@ from stagecost.report.words import (
     share_text,
     signed_points_text,
 )
-from stagecost.text import shell_path
+from stagecost.text import counted, shell_path
 
 MOST_PLAYED, MOST_DRAWN, MOST_POINTS = 100, 12, 30_000
 

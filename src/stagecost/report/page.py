@@ -37,7 +37,7 @@ from stagecost.report.tables import (
     setting_rows,
 )
 from stagecost.storage import write_atomically
-from stagecost.text import shell_path
+from stagecost.text import counted, shell_path
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -122,6 +122,7 @@ def _render(
             scripts=scripts,
             hashes=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
             words=words,
+            counted=counted,
             sentences=sentences,
             **content,
         )

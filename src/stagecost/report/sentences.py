@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 
 from stagecost.report.data import Analysis, Exits, Pruning, ReportData
-from stagecost.report.words import counted, measure_text, percent_text, points_text, ranges_text
+from stagecost.report.words import measure_text, percent_text, points_text, ranges_text
+from stagecost.text import counted
 
 
 def verdict(analysis: Analysis) -> str:

@@ -86,11 +86,6 @@ def ranges_text(blocks: Iterable[int]) -> str:
     return ", ".join([*texts[:MOST_RANGES], "…"] if len(texts) > MOST_RANGES else texts)
 
 
-def counted(count: int, noun: str) -> str:
-    """Format a number of things: 1 block, 1,000 blocks."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def setting_text(value: object) -> str:
     """Format the value of a setting."""
     if value is None:

@@ -33,6 +33,7 @@ from stagecost.runs.folder import RunFolder, keep_for_report, not_kept
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Trained, open_trained
 from stagecost.storage import held, read_json
+from stagecost.text import counted
 from stagecost.train.devices import check_compiler
 
 Backend = Literal["eager", "compiled", "onnx"]
@@ -173,7 +174,7 @@ def measure_opened(
         # How long images take does not depend on what is on them; each network gets some of its shape.
         images = {key: _images(opened[key[0]], size) for key in forwards}
         calls = {str(key): partial(_call, forwards[key], images[key]) for key in forwards}
-        LOG.info("measuring %d network(s) at batch size %d", len(calls), size)
+        LOG.info("measuring %s at batch size %d", counted(len(calls), "forward pass"), size)
         measured = measure_latency(calls, next(iter(images.values())), threads=threads, seconds=seconds)
         for key, latency in zip(forwards, measured.values(), strict=True):
             path, backend, depth = key
