@@ -84,7 +84,6 @@ MODELS: dict[str, Settings] = {
 }
 ON_DATA: dict[str, Settings] = {
     "trashnet-112-lite0": {"image_size": 80, "limit_train": 1200},  # of 112×84
-    "trashnet-112-vit": {"limit_train": 1000},
 }
 """What differs on some images."""
 ON_GPU: Settings = {"device": "cuda", "data_on_device": True}
