@@ -457,7 +457,7 @@ def test_idx_files_whose_names_tell_no_split_are_no_test_images(tmp_path: Path) 
 def test_colour_in_idx_files_is_said(tmp_path: Path) -> None:
     write_idx(tmp_path / "train-images-idx3-ubyte", np.zeros((2, 4, 4, 3)))
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(2))
-    refuse(r"has 4 dimension\(s\), where 3 are read \(grey images", tmp_path)
+    refuse(r"has 4 dimensions, where 3 are read \(grey images", tmp_path)
 
 
 @pytest.mark.parametrize("flag", ["label_column", "image_column"])

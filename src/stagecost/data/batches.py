@@ -13,6 +13,7 @@ from stagecost.data.augmentation import Augmentation
 from stagecost.data.images import ImageFormat, ImageSplit, normalise
 from stagecost.errors import StageCostError
 from stagecost.random_streams import Stream, torch_generator
+from stagecost.text import counted
 
 
 def num_batches(split_len: int, batch_size: int) -> int:
@@ -164,7 +165,7 @@ def check_shares(split_len: int, batch_size: int, world_size: int) -> None:
     size = min(batch_size, split_len)
     if size < world_size:
         raise StageCostError(
-            f"a batch of {size} image(s) cannot be shared by {world_size} processes: "
+            f"a batch of {counted(size, 'image')} cannot be shared by {world_size} processes: "
             "raise the batch size or use fewer processes"
         )
 

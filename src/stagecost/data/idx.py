@@ -14,6 +14,7 @@ from stagecost.data.encoded import ByteArray, Images, Part, array_images
 from stagecost.data.known import DIGIT_NAMES, FASHION_NAMES
 from stagecost.data.split_names import splits_in
 from stagecost.errors import StageCostError, refusing
+from stagecost.text import counted
 
 # The first training labels of the original IDX files, which carry no class names of their own.
 FIRST_LABELS = {
@@ -108,12 +109,13 @@ def _read_idx(path: Path, ndim: int) -> ByteArray:
         if head[:3] == bytes((0, 0, 8)) and len(head) > 3 and head[3] != ndim:
             what = "grey images, one after the other" if ndim == 3 else "labels, one after the other"
             raise StageCostError(
-                f"{shown(path)} has {head[3]} dimension(s), where {ndim} are read ({what}): give "
-                "pictures in class directories, or parquet files"
+                f"{shown(path)} has {counted(head[3], 'dimension')}, where {ndim} are read ({what}): "
+                "give pictures in class directories, or parquet files"
             )
         if len(head) < start or head[:4] != bytes((0, 0, 8, ndim)):
             raise StageCostError(
-                f"{shown(path)} is not an IDX file of bytes with {ndim} dimension(s): fetch it again"
+                f"{shown(path)} is not an IDX file of bytes with {counted(ndim, 'dimension')}: "
+                "fetch it again"
             )
         shape = [int(size) for size in np.frombuffer(head, ">u4", ndim, offset=4)]
         promised = math.prod(shape)

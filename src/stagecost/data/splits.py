@@ -96,16 +96,16 @@ def _hold_out(rows: Rows, size: float, seed: int) -> tuple[Rows, Rows]:
     held_out = size if isinstance(size, int) else int(np.ceil(size * total))
     if held_out >= total:
         raise StageCostError(
-            f"{total} training image(s) leave nothing to train on once the test images are held "
-            "out: give more images"
+            f"with {counted(total, 'training image')} nothing is left to train on once the test images "
+            "are held out: give more images"
         )
     _, first, class_of, members = np.unique(
         rows.labels, return_index=True, return_inverse=True, return_counts=True
     )
     if isinstance(size, float) and total == len(members):
         raise StageCostError(
-            f"{total} training image(s), each of another class, leave no test images: give more "
-            "images of each class, or test images in a directory of their own"
+            f"with {counted(total, 'training image')}, each of another class, there are no test images: "
+            "give more images of each class, or test images in a directory of their own"
         )
     several = np.flatnonzero(members[class_of] > 1)
     fewest = np.count_nonzero(members > 1)  # images that both sides of a stratified split need
