@@ -1,7 +1,7 @@
 """Depth that shrinks: tail blocks leave while training once the validation loss can do without them.
 
 A network with gamma = 0 that is cut to the same depths at the same moments (`--cut-at`) does as well
-(`python -m experiments show shrink`), so the rule is not recommended; see docs/shrink.md. It is for
+(`python -m experiments show shrink`), so the rule is not recommended; see docs/cutting.md. It is for
 homogeneous networks, where the trajectory tells the loss of every cut exactly. The stage cost presses in
 the first half of the training alone, on the outputs to which the next cut can go::
 
