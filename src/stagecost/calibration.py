@@ -31,6 +31,11 @@ def calibrate_outputs(network: ResidualNetwork, loader: Loader, depths: Sequence
 
     Raises:
         StageCostError: the loader gives no batch, or one with a single value a channel.
+
+    Example:
+        >>> net = sc.create_model("homogeneous", num_blocks=4, width=8)
+        >>> loader = [(torch.rand(16, 3, 8, 8), torch.arange(16) % 10)]
+        >>> sc.calibrate_outputs(net, loader, [0, 1, 2, 3])
     """
     norms = _output_norms(network)
     if not norms or not depths:
@@ -50,6 +55,12 @@ def recalibrate(network: ResidualNetwork, loader: Loader) -> None:
 
     Raises:
         StageCostError: the loader gives no batch, or one with a single value a channel.
+
+    Example:
+        >>> net = sc.create_model("staged", blocks_per_stage=(2, 2), widths=(4, 8))
+        >>> small = net.keep(sc.Cut.stages(1, 1))
+        >>> loader = [(torch.rand(16, 3, 8, 8), torch.arange(16) % 10)]
+        >>> sc.recalibrate(small, loader)
     """
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:

@@ -40,6 +40,13 @@ class Cut:
     `Cut((0, 1, 4))` names the acting blocks by position. Two kinds of cut are named before a network is
     known, and `among` turns them into positions: `whole` and `without` list what does *not* act,
     `stages` counts blocks.
+
+    Example:
+        >>> sc.Cut.first(3).blocks
+        (0, 1, 2)
+        >>> stages = ((0, 1, 2), (3, 4, 5))
+        >>> sc.Cut.stages(1, 2).among(stages) == sc.Cut.without(1, 2, 5).among(stages)
+        True
     """
 
     #: positions, ascending; of the blocks that act, or, with `complement`, of those that do not

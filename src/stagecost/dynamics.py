@@ -31,6 +31,12 @@ class ResidualBlock(nn.Module):
 
     Any module with `skip` can stand in its place; `residual`, where it is there, holds the weights of
     the branch.
+
+    Example:
+        >>> block = sc.ResidualBlock(residual=torch.nn.Conv2d(8, 8, 3, padding=1))
+        >>> x = torch.rand(2, 8, 4, 4)
+        >>> torch.equal(block(x), x + block.residual(x))
+        True
     """
 
     def __init__(self, residual: nn.Module, skip: nn.Module | None = None) -> None:
@@ -142,6 +148,13 @@ class Pass:
             by it in all that the gate uses: its blocks, the skips of all others, stem and head; but not
             in their norms, where the gate or the cut has some of its own. Outputs stay as they are, bit
             for bit.
+
+    Example:
+        >>> net = sc.create_model("homogeneous", num_blocks=4, width=8)
+        >>> images = torch.rand(2, 3, 8, 8)
+        >>> lean = net(images, depths="all", how=sc.Pass(collapsed=True))
+        >>> torch.allclose(lean, net(images, depths="all"), atol=1e-5)
+        True
     """
 
     checkpointing: bool = False

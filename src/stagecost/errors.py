@@ -17,6 +17,12 @@ class StageCostError(ValueError):
 
     Whatever the value holds, the message stays one line of moderate length: line ends and other
     characters that cannot be printed are written out, as in `\\n`.
+
+    Example:
+        >>> sc.create_model("homogenous")
+        Traceback (most recent call last):
+            ...
+        stagecost.errors.StageCostError: ...
     """
 
     def __init__(self, message: object = "") -> None:

@@ -103,7 +103,13 @@ class OutputBatchNorm2d(_BatchNorm):
 
 
 class OutputHead(nn.Module):
-    """H: normalisation, ReLU, global average pooling, linear map to the logits."""
+    """H: normalisation, ReLU, global average pooling, linear map to the logits.
+
+    Example:
+        >>> head = sc.OutputHead(width=8, num_classes=10, num_outputs=5)
+        >>> head(torch.rand(2, 8, 4, 4), 4).shape
+        torch.Size([2, 10])
+    """
 
     def __init__(
         self,

@@ -48,6 +48,12 @@ def block_importance(
 
     Raises:
         StageCostError: the loader gives no batch, gamma is impossible, or `torch.inference_mode` is on.
+
+    Example:
+        >>> net = sc.create_model("homogeneous", num_blocks=4, width=8)
+        >>> loader = [(torch.rand(16, 3, 8, 8), torch.arange(16) % 10)]
+        >>> len(sc.block_importance(net, loader, gamma=0.1))
+        4
     """
     check_gradients()
 
@@ -72,6 +78,12 @@ def removal_cost(
 
     Raises:
         StageCostError: the loader gives no batch, or gamma is impossible.
+
+    Example:
+        >>> net = sc.create_model("homogeneous", num_blocks=4, width=8)
+        >>> loader = [(torch.rand(16, 3, 8, 8), torch.arange(16) % 10)]
+        >>> len(sc.removal_cost(net, loader, gamma=0.1))
+        4
     """
 
     def measure(objective: Callable[[Tensor], Tensor]) -> Tensor:

@@ -66,6 +66,13 @@ class ResidualNetwork(nn.Module):
         description: what rebuilds the structure; None of one that was put together by hand.
         details: JSON values that are saved beside the structure, such as how images are prepared.
         targets: cuts that have norms of their own, by the positions of their acting blocks.
+
+    Example:
+        >>> stem, head = torch.nn.Conv2d(3, 8, 3), sc.OutputHead(8, num_classes=10, num_outputs=4)
+        >>> blocks = [sc.ResidualBlock(torch.nn.Conv2d(8, 8, 3, padding=1)) for _ in range(3)]
+        >>> net = sc.ResidualNetwork(stem, blocks, head)
+        >>> net(torch.rand(2, 3, 8, 8), depths="all").shape  # y_0 … y_3
+        torch.Size([4, 2, 10])
     """
 
     targets: tuple[Cut, ...] = ()

@@ -62,6 +62,14 @@ class StageCost:
         stage_loss: what the cuts are punished for instead of `loss`; see `distilled`.
         normalized: divide by the weight of all losses, so that the scale of the gradient does not depend
             on N. The minimisers stay the same if lambda is divided alike (`scale`).
+
+    Example:
+        >>> net = sc.create_model("homogeneous", num_blocks=4, width=8)
+        >>> images, labels = torch.rand(16, 3, 8, 8), torch.arange(16) % 10
+        >>> stage_cost = sc.StageCost.uniform(4, gamma=0.1)
+        >>> terms = stage_cost(net(images, stage_cost.outputs), labels)
+        >>> torch.allclose(terms.total, terms.stage + terms.terminal)
+        True
     """
 
     cuts: tuple[Cut, ...] = ()
@@ -349,6 +357,12 @@ def mean_log_probabilities(outputs: Tensor) -> Tensor:
 
     Raises:
         StageCostError: the outputs have another shape.
+
+    Example:
+        >>> net = sc.create_model("homogeneous", num_blocks=4, width=8)
+        >>> outputs = net(torch.rand(2, 3, 8, 8), depths=[2, 3, 4])
+        >>> sc.mean_log_probabilities(outputs).shape
+        torch.Size([2, 10])
     """
     if outputs.dim() != 3:
         raise StageCostError(f"outputs of shape {tuple(outputs.shape)}: give (K, B, classes)")
@@ -377,6 +391,12 @@ def parameter_groups(network: ResidualNetwork, weight_decay: float) -> list[dict
 
     Raises:
         StageCostError: weight_decay is negative or not finite.
+
+    Example:
+        >>> net = sc.create_model("homogeneous", num_blocks=4, width=8)
+        >>> groups = sc.parameter_groups(net, weight_decay=5e-4)
+        >>> [(group["name"], group["weight_decay"]) for group in groups]
+        [('residual', 0.0005), ('other', 0.0)]
     """
     _check_decay(weight_decay)
     residual = [p for branch in residual_parameters(network) for p in branch]

@@ -36,7 +36,15 @@ LOG = logging.getLogger("stagecost")
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """What goes, and what it will cost; nothing is changed before `apply`."""
+    """What goes, and what it will cost; nothing is changed before `apply`.
+
+    Example:
+        >>> net = sc.create_model("homogeneous", num_blocks=4, width=8)
+        >>> loader = [(torch.rand(16, 3, 8, 8), torch.arange(16) % 10)]
+        >>> plan = sc.plan_pruning(net, sc.loss_trajectory(net, loader), keep=2)
+        >>> plan.kept_blocks, plan.apply(net).num_blocks
+        ((0, 1), 2)
+    """
 
     num_blocks: int  #: N, before
     cut: Cut  #: by the positions of the blocks that stay
@@ -130,6 +138,14 @@ def plan_pruning(
     Raises:
         StageCostError: an impossible cut, nothing to go by, a trajectory of another number of blocks, of
             other data or another loss, or more lost than is allowed.
+
+    Example:
+        >>> net = sc.create_model("homogeneous", num_blocks=4, width=8)
+        >>> loader = [(torch.rand(16, 3, 8, 8), torch.arange(16) % 10)]
+        >>> plan = sc.plan_pruning(net, sc.loss_trajectory(net, loader), max_drop=100)
+        >>> small = plan.apply(net)
+        >>> small.num_blocks
+        1
     """
     if not isinstance(keep, Cut | Integral | None):
         raise StageCostError(
@@ -355,6 +371,14 @@ def carry_optimizer(
     Raises:
         StageCostError: the optimiser has no parameter of the network, or its state is of all of them
             together, as that of LBFGS.
+
+    Example:
+        >>> net = sc.create_model("homogeneous", num_blocks=4, width=8)
+        >>> optimizer = torch.optim.SGD(sc.parameter_groups(net, 5e-4), lr=0.1, momentum=0.9)
+        >>> small = net.keep(sc.Cut.first(2))
+        >>> optimizer = sc.carry_optimizer(optimizer, net, small)
+        >>> {p for group in optimizer.param_groups for p in group["params"]} == {*small.parameters()}
+        True
     """
     if isinstance(optimizer, LBFGS):
         raise StageCostError("the state of LBFGS is of all parameters together: make a new optimiser")

@@ -42,6 +42,12 @@ def search_cuts(
 
     Raises:
         StageCostError: the loader gives no batch, or `least` is impossible.
+
+    Example:
+        >>> net = sc.create_model("homogeneous", num_blocks=4, width=8)
+        >>> loader = [(torch.rand(16, 3, 8, 8), torch.arange(16) % 10)]
+        >>> [len(score.cut.blocks) for score in sc.search_cuts(net, loader)]
+        [4, 3, 2, 1]
     """
     if not 1 <= least <= network.num_blocks:
         raise StageCostError(f"least is {least}: give a number from 1 to {network.num_blocks}")

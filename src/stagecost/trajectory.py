@@ -69,6 +69,13 @@ class Trajectory:
             be scaled down a hundredfold and change the block by a tenth.
         stage_starts: positions of the blocks that begin a stage; (0,) if homogeneous.
         image_shape: (C, H, W) of the images.
+
+    Example:
+        >>> net = sc.create_model("homogeneous", num_blocks=4, width=8)
+        >>> loader = [(torch.rand(16, 3, 8, 8), torch.arange(16) % 10)]
+        >>> trajectory = sc.loss_trajectory(net, loader)
+        >>> len(trajectory.rows), len(trajectory.residual_ratios), trajectory.rows[2].cut.blocks
+        (5, 4, (0, 1))
     """
 
     rows: tuple[Score, ...]
@@ -150,6 +157,10 @@ def needed_blocks(accuracies: Sequence[float], tolerance: float) -> int:
 
     Raises:
         StageCostError: the tolerance is negative or not a number, or the accuracies are no numbers.
+
+    Example:
+        >>> sc.needed_blocks([10.0, 88.1, 91.0, 91.4], tolerance=0.5)
+        2
     """
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise StageCostError(f"tolerance is {tolerance}: give points of accuracy, at least 0")
@@ -229,6 +240,13 @@ def loss_trajectory(
 
     Raises:
         StageCostError: the loader gives no batch, or this is no network of blocks.
+
+    Example:
+        >>> net = sc.create_model("homogeneous", num_blocks=4, width=8)
+        >>> loader = [(torch.rand(16, 3, 8, 8), torch.arange(16) % 10)]
+        >>> trajectory = sc.loss_trajectory(net, loader, cuts=[sc.Cut.without(0)])
+        >>> [row.cut.blocks for row in trajectory.rows[-2:]]
+        [(0, 1, 2, 3), (1, 2, 3)]
     """
     if not hasattr(network, "num_blocks"):
         raise StageCostError(

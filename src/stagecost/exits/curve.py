@@ -105,7 +105,15 @@ class ExitPoint:
 
 @dataclass(frozen=True)
 class ExitCurve:
-    """The policies that no other one beats in both accuracy and time, the cheapest first."""
+    """The policies that no other one beats in both accuracy and time, the cheapest first.
+
+    Example:
+        >>> net = sc.create_model("homogeneous", num_blocks=4, width=8)
+        >>> loader = [(torch.rand(16, 3, 8, 8), torch.arange(16) % 10)]
+        >>> curve = sc.exit_curve(net, loader, (3, 8, 8))
+        >>> curve.choose(max_macs=0.5).macs_ratio <= 0.5
+        True
+    """
 
     points: tuple[ExitPoint, ...]  #: the policies
     cuts: tuple[ExitPoint, ...]  #: all leave at depth 0, 1, …, N
@@ -189,6 +197,13 @@ def exit_curve(
 
     Raises:
         StageCostError: there are no images, or no class labels, or a depth is not one of the network's.
+
+    Example:
+        >>> net = sc.create_model("homogeneous", num_blocks=4, width=8)
+        >>> loader = [(torch.rand(16, 3, 8, 8), torch.arange(16) % 10)]
+        >>> curve = sc.exit_curve(net, loader, (3, 8, 8), depths=[2, 4])
+        >>> [point.policy.depths for point in curve.cuts]
+        [(0,), (1,), (2,), (3,), (4,)]
     """
     outputs, macs = all_outputs(network, loader), mac_costs(network, image_shape)
     return curve_of(outputs, macs, times, criteria=criteria, combine=combine, depths=depths)

@@ -32,7 +32,14 @@ class Answers(NamedTuple):
 class EarlyExit:
     """A network with a policy, ready to answer batches; its weights must stay as they are.
 
-    Made once, called often: `exits = EarlyExit(network.eval(), policy); exits(images).labels`.
+    Made once, called often.
+
+    Example:
+        >>> net = sc.create_model("homogeneous", num_blocks=4, width=8)
+        >>> exits = sc.EarlyExit(net.eval(), sc.ExitPolicy((2, 4), (0.9,)))
+        >>> answers = exits(torch.rand(3, 3, 8, 8))
+        >>> answers.labels.shape, set(answers.depths.tolist()) <= {2, 4}
+        (torch.Size([3]), True)
     """
 
     def __init__(self, network: ResidualNetwork, policy: ExitPolicy) -> None:
@@ -199,6 +206,12 @@ def run_with_exits(network: ResidualNetwork, images: Tensor, policy: ExitPolicy)
 
     Raises:
         StageCostError: the policy is for a deeper network.
+
+    Example:
+        >>> net = sc.create_model("homogeneous", num_blocks=4, width=8)
+        >>> images = torch.rand(3, 3, 8, 8)
+        >>> sc.run_with_exits(net, images, sc.ExitPolicy((2,))).depths
+        tensor([2, 2, 2])
     """
     with evaluation_mode(network):
         return EarlyExit(network, policy)(to_device(images, device_of(network)))

@@ -28,7 +28,13 @@ POLICY_FILE = "exit_policy.json"
 
 @dataclass(frozen=True)
 class ExitPolicy:
-    """Where an image may leave a network."""
+    """Where an image may leave a network.
+
+    Example:
+        >>> policy = sc.ExitPolicy(depths=(2, 4), thresholds=(0.9,))  # at 2 if it is sure, or at 4
+        >>> policy.criterion
+        'max-probability'
+    """
 
     #: k_1 < … < k_m, at which the head is asked; whoever is left at k_m leaves there. One depth alone is
     #: a fixed cut

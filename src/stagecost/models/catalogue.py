@@ -30,6 +30,10 @@ def list_models(pattern: str = "*") -> list[str]:
     """List the names in the catalogue that match a shell pattern such as `"*resnet*"`.
 
     A pattern with a slash, such as `"timm/*resnet*"`, lists models of other libraries.
+
+    Example:
+        >>> "homogeneous" in sc.list_models()
+        True
     """
     if "/" in pattern:
         from stagecost.models.adapters.libraries import library_names
@@ -51,6 +55,10 @@ def create_model(name: str, *, weights: str | Path | None = None, **arguments: A
     Raises:
         StageCostError: the name or an argument is unknown, a size is impossible, or the weights do not
             fit.
+
+    Example:
+        >>> sc.create_model("staged", blocks_per_stage=(2, 2), widths=(4, 8), num_classes=3).stages
+        ((0, 1), (2, 3))
     """
     if weights is None:
         return _build(name, arguments)
@@ -266,6 +274,13 @@ def load(folder: str | Path) -> ResidualNetwork:
     Raises:
         StageCostError: the folder holds no saved network, or its files are damaged, or a weight is no
             finite number.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> net = sc.create_model("homogeneous", num_blocks=4, width=8)
+        >>> net.save_pretrained(folder := mkdtemp())
+        >>> sc.load(folder).num_blocks
+        4
     """
     folder = Path(folder)
     config, tensors, carried = read_saved(folder)

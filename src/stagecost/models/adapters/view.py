@@ -49,6 +49,12 @@ class AdaptedNetwork(ResidualNetwork):
     Attributes:
         model: the live model; beside it, norms of their own of targets alone are registered.
         example: inputs of one sample, which tell the shape that the view is for.
+
+    Example:
+        >>> from torchvision.models import resnet18
+        >>> view = sc.adapt(resnet18(), torch.rand(2, 3, 64, 64))
+        >>> view.num_blocks, type(view.model).__name__
+        (8, 'ResNet')
     """
 
     def __init__(self, model: nn.Module, parts: Parts, example: Inputs) -> None:
@@ -215,6 +221,13 @@ def adapt(
 
     Raises:
         StageCostError: the model cannot be viewed; the message names the place and the reason.
+
+    Example:
+        >>> from torchvision.models import resnet18
+        >>> model, images = resnet18().eval(), torch.rand(2, 3, 64, 64)
+        >>> view = sc.adapt(model, images)
+        >>> torch.equal(view(images), model(images))
+        True
     """
     model = getattr(model, "_orig_mod", model)
     if not isinstance(model, nn.Module):
@@ -256,6 +269,13 @@ def cut_model(model: nn.Module, example: Tensor | Sequence[Tensor], cut: Cut) ->
 
     Raises:
         StageCostError: the model cannot be viewed, or cannot do without these blocks.
+
+    Example:
+        >>> from torchvision.models import resnet18
+        >>> images = torch.rand(2, 3, 64, 64)
+        >>> small = sc.cut_model(resnet18(), images, sc.Cut.without(1, 3))
+        >>> type(small).__name__, len(small.layer1)
+        ('ResNet', 1)
     """
     return adapt(model, example).keep(cut).model
 
