@@ -18,12 +18,12 @@ def register_model(name: str) -> Callable[[Builder], Builder]:
     The builder takes keyword arguments that JSON can hold and returns a `ResidualNetwork`.
 
     Example:
-        >>> @sc.register_model("mine")
-        ... def mine(num_blocks: int = 2, num_classes: int = 10) -> sc.ResidualNetwork:
+        >>> @sc.register_model("example")
+        ... def example(num_blocks: int = 2, num_classes: int = 10) -> sc.ResidualNetwork:
         ...     stem, head = torch.nn.Conv2d(3, 8, 3), sc.OutputHead(8, num_classes, num_blocks + 1)
         ...     convolutions = [torch.nn.Conv2d(8, 8, 3, padding=1) for _ in range(num_blocks)]
         ...     return sc.ResidualNetwork(stem, [sc.ResidualBlock(c) for c in convolutions], head)
-        >>> sc.create_model("mine", num_blocks=3)(torch.rand(2, 3, 8, 8)).shape
+        >>> sc.create_model("example", num_blocks=3)(torch.rand(2, 3, 8, 8)).shape
         torch.Size([2, 10])
     """
 
