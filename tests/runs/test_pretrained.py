@@ -193,6 +193,16 @@ def test_layers_of_a_target_learn_as_they_would_alone() -> None:
     ]
 
 
+def test_of_two_targets_that_are_not_nested_the_smaller_says_the_rates() -> None:
+    network = sc.create_model("homogeneous", num_blocks=6, width=4)
+    targets = [Cut((0, 3, 4, 5)), Cut((0, 1, 2, 3, 4))]
+    split = by_layer(network, parameter_groups(network, 0.1), 0.5, targets)
+    scale = {id(p): group["lr_scale"] for group in split for p in group["params"]}
+    parts = [network.stem, *network.blocks.values(), network.head]
+    found = [{scale[id(p)] for p in part.parameters()} for part in parts]
+    assert found == [{0.5**n} for n in (5, 4, 4, 3, 3, 2, 1, 0)]
+
+
 def test_rates_of_a_target_stay_when_blocks_leave_and_when_training_goes_on(tmp_path: Path) -> None:
     given = {**SETTINGS, "num_blocks": 4, "width": 4, "targets": "[0 2]", "layer_decay": 0.5}
     rates = []

@@ -161,7 +161,9 @@ def by_layer(
     cuts = [*targets, network.resolve(Cut.whole())]
     behind = {id(p): 0 for p in network.head.parameters()}
     for k, block in reversed(list(enumerate(network.blocks.values()))):
-        layer = min(sum(j >= k for j in cut.blocks) for cut in cuts if cut.acts(k))
+        # Of two that are the smallest, the one with fewer blocks behind.
+        places = ((len(cut.blocks), sum(j >= k for j in cut.blocks)) for cut in cuts if cut.acts(k))
+        _, layer = min(places)
         behind = {id(p): layer for p in block.parameters()} | behind
     for norm, other in (pair for cut in network.targets for pair in network.norms_of(cut).items()):
         pairs = zip(norm.parameters(), other.parameters(), strict=True)
