@@ -93,6 +93,18 @@ def test_the_average_goes_along() -> None:
     assert any(not torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
+def test_behind_a_cut_the_average_follows_statistics_that_the_network_has() -> None:
+    """Plain training has visited the new last output never, and only the average was calibrated."""
+    setups = [setup_of(num_blocks=4, gamma=0.0, ema_decay=ema) for ema in (0.0, 0.9)]
+    alone, averaged = (
+        fitted(setup, on_epoch=CutOnce(setup, Cut.first(2))).network.state_dict() for setup in setups
+    )
+    assert alone.keys() == averaged.keys()
+    for name, tensor in alone.items():
+        row = slice(-1, None) if name.startswith("head.norm.") else slice(None)
+        assert tensor.dim() == 0 or torch.allclose(tensor[row], averaged[name][row]), name
+
+
 @pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize(
     "change", [{}, {"first_depth": 1}, {"stage_loss": "distilled"}, {"targets": ["TARGET"]}]

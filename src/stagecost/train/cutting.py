@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import accumulate
 
-from stagecost.calibration import recalibrate
+from stagecost.calibration import calibrate_outputs, recalibrate
 from stagecost.cut import Cut, stage_counts
 from stagecost.errors import StageCostError
 from stagecost.network import ResidualNetwork
@@ -50,6 +50,8 @@ def cut_network(
     if len(networks[0].stages) > 1 and not training.freeze_norms:
         for network in networks:
             recalibrate(network, validation.calibration)
+    elif state.average is not None and not training.freeze_norms:  # which alone was calibrated so far
+        calibrate_outputs(networks[0], validation.calibration, [networks[0].num_blocks])
     score = _score_after(kept, networks[-1], record, validation)
     before = state.network.num_blocks
     replace_networks(state, networks, training)
