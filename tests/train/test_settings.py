@@ -110,6 +110,7 @@ def test_what_is_no_such_value_is_refused(flat: dict[str, Any], match: str) -> N
         ({"target_norms": "own", "targets": "4", "cut_at": "1:4"}, "--cut-at 1:4 changes"),
         ({"target_norms": "own", "targets": "4", "gamma": 0.0}, "--gamma 0 trains no targets"),
         ({"target_norms": "own", "targets": "4", "compile": True}, "--compile builds a step once"),
+        ({"compile": True, "activation_checkpointing": True}, "--compile builds a step as a whole"),
         ({"sandwich": True, "targets": "2,3,4", "sampled_depths": 1}, "both draw"),
         ({"sampled_depths": 2.5}, "--sampled-depths is 2.5"),
         ({"sampled_depths": 0.5, "normalize_objective": True}, "--sampled-depths 0.5 change"),

@@ -142,6 +142,11 @@ class TrainingSettings:
             raise StageCostError(
                 f"--layer-decay is {self.layer_decay}: give a number above 0, at most 1"
             )
+        if self.compile and self.activation_checkpointing:
+            raise StageCostError(
+                "--compile builds a step as a whole, and --activation-checkpointing does it in pieces: "
+                "leave one of them out"
+            )
         if self.batch_size % self.num_processes:
             raise StageCostError(
                 f"--batch-size {self.batch_size} cannot be shared by {self.num_processes} processes: "
