@@ -58,7 +58,7 @@ class TrainingSettings:
         gamma: the stage weight; 0 is plain training; 1/N if not given, or 1 with targets.
         weight_decay: lambda, on the residual branches only.
         normalize_objective: divide the objective, and lambda, by the weight of all losses, 1 + gamma·N.
-        label_smoothing: of the cross-entropy, from 0 to 1.
+        label_smoothing: of the cross-entropy, from 0 to below 1.
         epochs: passes over the training images.
         batch_size: images a step, over all processes together.
         optimizer: sgd (momentum 0.9, Nesterov) or adamw.
