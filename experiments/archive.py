@@ -179,5 +179,6 @@ for _name, _title in (
     ("pretrained-three-seeds", "Networks that others trained, three seeds of what has more by now"),
     ("pretrained-first-blocks", "A ResNet-32 that others trained, cut to the first of each stage"),
     ("pretrained-all-ways", "A ViT that others trained, the best of all cuts to two thirds"),
+    ("pretrained-fewer-images", "A ViT that others trained, on half of the images of waste"),
 ):
     ARCHIVE[_name] = Experiment(_name, _title, {}, pretrained_section)

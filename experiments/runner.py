@@ -55,7 +55,7 @@ EXPERIMENTS = {
     **dict.fromkeys(("pretrained-fewer-epochs", "pretrained-slower-cuts"), "archive"),
     **dict.fromkeys(("pretrained-half-blocks", "pretrained-three-seeds"), "archive"),
     **dict.fromkeys(("pretrained-first-blocks", "pretrained-all-ways"), "archive"),
-    "targets-every-step": "archive",
+    **dict.fromkeys(("pretrained-fewer-images", "targets-every-step"), "archive"),
 }
 """Name → module:attribute, in the order of results/README.md; "archive" can be shown, and not run."""
 
