@@ -96,7 +96,7 @@ REFUSED = {
     ),
     "one class": ({"cat": 4}, r"one class only \(cat\)"),
     "no directory": ({".": 4}, "4 images and no directory for each class"),
-    "one image a class": ({"cat": 1, "dog": 1}, "each of another class, leave no test images"),
+    "one image a class": ({"cat": 1, "dog": 1}, "each of another class, there are no test images"),
 }
 
 

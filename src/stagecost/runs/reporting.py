@@ -173,7 +173,7 @@ def _judged(
     judged = trained.judged(split, data, allow_trained=allow_trained)
     analysis = summarise(trained, measure(trained, judged), judged, split, tolerance)
     if split == "train":
-        note = "there are no validation images: these are the training images"
+        note = "there are no validation images: these are the training images, which flatters"
         analysis = replace(analysis, warnings=(note, *analysis.warnings))
     return analysis, judged
 

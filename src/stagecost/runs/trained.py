@@ -171,7 +171,7 @@ class Trained:
             return (f"{self.path} has no {FINGERPRINT_FILE}: nothing tells what it was trained on",)
         changes = check_fingerprint(saved, bundle, split, allow_trained=allow_trained)
         notes = () if other else changes
-        if split in ("train", ALL) and (count := trained_images(saved, bundle, split)):
+        if split == ALL and (count := trained_images(saved, bundle, split)):
             every = f"{len(bundle.splits[split]):,} images"
             notes = (*notes, f"{count:,} of these {every} were trained on, which flatters")
         return notes
