@@ -16,5 +16,5 @@ def test_its_docstring_has_an_example_that_runs(name: str) -> None:
     (example,) = finder.find(getattr(sc, name), name, globs={"sc": sc, "torch": torch})
     assert example.examples, f"{name} has none"
     told: list[str] = []
-    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    runner = doctest.DocTestRunner()
     assert not runner.run(example, out=told.append).failed, "".join(told)

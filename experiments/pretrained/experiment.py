@@ -2,7 +2,8 @@
 
 Command     python -m experiments run pretrained --weights DIR [--dataset flowers-1500-lite0] …
 Machine     cpu: one core, one thread; gpu: one GPU, all training images, 10 or 30 epochs
-Runtime     lite0: four minutes a run on an idle core; vit: ten to 18; resnet32: 25 to 70; others: two
+Runtime     lite0: four minutes a run on an idle core; vit: ten; resnet32: 25 to 70; other ResNets: two;
+            vit on waste: up to 18, beside other work
 Seeds       0, 1, 2; cpu: 0 to 5 for EfficientNet-Lite0
 
 `python -m experiments.pretrained.files DIR` fetches the weights. Every arm starts from the pretrained

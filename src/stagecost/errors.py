@@ -22,7 +22,7 @@ class StageCostError(ValueError):
         >>> sc.create_model("homogenous")
         Traceback (most recent call last):
             ...
-        stagecost.errors.StageCostError: ...
+        stagecost.errors.StageCostError: model 'homogenous' is unknown: did you mean 'homogeneous'?
     """
 
     def __init__(self, message: object = "") -> None:

@@ -276,10 +276,12 @@ def load(folder: str | Path) -> ResidualNetwork:
             finite number.
 
     Example:
-        >>> from tempfile import mkdtemp
+        >>> from tempfile import TemporaryDirectory
         >>> net = sc.create_model("homogeneous", num_blocks=4, width=8)
-        >>> net.save_pretrained(folder := mkdtemp())
-        >>> sc.load(folder).num_blocks
+        >>> with TemporaryDirectory() as folder:
+        ...     net.save_pretrained(folder)
+        ...     loaded = sc.load(folder)
+        >>> loaded.num_blocks
         4
     """
     folder = Path(folder)
