@@ -141,6 +141,22 @@ def test_images_that_changed_are_told_and_trained_ones_refused(tmp_path: Path) -
         evaluate(tmp_path / "small")
 
 
+def test_what_helps_where_there_are_no_validation_images(tmp_path: Path) -> None:
+    """What is advised can be done, and helps: `prune` has no --split."""
+    data, run = class_folders(tmp_path / "images", 40), tmp_path / "run"
+    given = {"data": str(data), "num_blocks": 1, "width": 4, "batch_size": 16, "device": "cpu"}
+    train({**given, "epochs": 1, "val_fraction": 0.0}, run)
+    advice = r"without validation images: train with --val-fraction 0\.1, or give images .* by --data"
+    with pytest.raises(StageCostError, match=rf"{advice}$"):
+        prune(run, tmp_path / "small", keep=1)
+    with pytest.raises(StageCostError, match=rf"{advice}, or ask for another --split$"):
+        analyze(run)
+    for seed, split in enumerate(("train", "val"), 1):
+        class_folders(tmp_path / "others" / split, 12, seed=seed)
+    pruning = prune(run, tmp_path / "small", keep=1, data=str(tmp_path / "others"))
+    assert pruning.num_images == analyze(run, data=str(tmp_path / "others")).num_images == 24
+
+
 def test_what_makes_a_choice_doubtful_is_said(trained: Trained, tmp_path: Path) -> None:
     """60 validation images, and a network that has learned next to nothing."""
     run = tmp_path / "untrained"

@@ -111,9 +111,11 @@ class Trained:
             bundle = load_data(config, seed=seed, splits=splits or None, like=self.image_format)
         except StageCostError:
             if "val" in splits and not self.has_validation(data):
+                # A verb with --split asks for one alone.
+                other = ", or ask for another --split" if splits == ("val",) else ""
                 raise StageCostError(
                     f"{self.path} was trained without validation images: train with --val-fraction 0.1, "
-                    "or ask for another --split where there is one"
+                    f"or give images that have some by --data{other}"
                 ) from None
             raise
         for split in splits:
