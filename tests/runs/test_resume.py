@@ -11,12 +11,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from runs.conftest import Trained
 from runs.workers import start
 from stagecost.cut import Cut
+from stagecost.dynamics import ResidualBlock
 from stagecost.errors import StageCostError
+from stagecost.head import OutputHead
 from stagecost.models.catalogue import create_model
+from stagecost.models.registry import register_model
+from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost
 from stagecost.runs.evaluation import evaluate
 from stagecost.runs.folder import RunFolder
@@ -260,6 +265,39 @@ def test_stopped_twice_with_weights_and_targets_with_norms(
     shutil.rmtree(tmp_path / "given")
     create_model("staged").save_pretrained(tmp_path / "given")  # of another network by now
     train(settings, run, resume=True)
+    same_run(alone, run)
+
+
+class IdleStem(nn.Conv2d):
+    """Has weights of which no output depends, as a pooler that nobody asks."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 4, 3)
+        self.idle = nn.Linear(2, 2)
+
+
+@register_model("idle_stem")
+def idle_stem(*, in_channels: int = 1, num_classes: int = 10) -> ResidualNetwork:
+    blocks = [ResidualBlock(nn.Conv2d(4, 4, 3, padding=1)) for _ in range(2)]
+    return ResidualNetwork(IdleStem(), blocks, OutputHead(4, num_classes, 3))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_stopped_with_weights_that_nothing_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    alone, run = tmp_path / "alone", tmp_path / "run"
+    settings = {**TINY, "num_blocks": None, "width": None, "model": "idle_stem", "optimizer": optimizer}
+    train(settings, alone)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", stop_at(3, loop.train_step))
+        with pytest.raises(StoppedError):
+            train(settings, run)
+    assert set(read_checkpoint(run / "last.safetensors").unmoved or ()) == {
+        "stem.idle.weight",
+        "stem.idle.bias",
+    }
+    train({}, run, resume=True)
     same_run(alone, run)
 
 

@@ -44,6 +44,7 @@ def save_checkpoint(
         "progress": state.progress.to_json(),
         "settings": settings.to_flat(),
         "weight_decay": max(group["weight_decay"] for group in state.optimizer.param_groups),
+        "unmoved": [n for n, p in network.named_parameters() if p not in state.optimizer.state],
         **details,
     }
     write_tensors(path, tensors, metadata)
@@ -110,11 +111,26 @@ class Checkpoint:
         Raises:
             StageCostError: it is damaged.
         """
-        what = f"{self.path} does not say with which blocks the training began"
-        with refusing(what, "restore it from a copy", TypeError, ValueError):
-            told = self.metadata.get("initial_blocks")
-            blocks: tuple[int, ...] | None = read_typed(tuple[int, ...] | None, told, "initial_blocks")
+        what = "with which blocks the training began"
+        blocks: tuple[int, ...] | None = self._told("initial_blocks", tuple[int, ...] | None, what)
         return blocks
+
+    @property
+    def unmoved(self) -> tuple[str, ...] | None:
+        """Names of parameters that had no gradient yet; None is not told by an earlier version.
+
+        Raises:
+            StageCostError: it is damaged.
+        """
+        what = "which parameters had no gradient yet"
+        names: tuple[str, ...] | None = self._told("unmoved", tuple[str, ...] | None, what)
+        return names
+
+    def _told(self, name: str, kind: Any, what: str) -> Any:
+        """Return what the file tells, of its type; None where it tells nothing."""
+        errors = TypeError, ValueError
+        with refusing(f"{self.path} does not say {what}", "restore it from a copy", *errors):
+            return read_typed(kind, self.metadata.get(name), name)
 
     def initial_network(self) -> ResidualNetwork:
         """Rebuild the network that the training began with, as it was cut; its numbers mean nothing.
@@ -171,9 +187,8 @@ def restore_state(checkpoint: Checkpoint, state: State) -> None:
         StageCostError: the file does not fit the network.
     """
     _load(state.network, checkpoint.part("network"), checkpoint.path)
-    optimizer_part = checkpoint.part("optimizer")
-    _check_optimizer_tensors(optimizer_part, state, checkpoint.path)
-    load_optimizer_tensors(state.optimizer, state.network, optimizer_part)
+    _check_optimizer_tensors(checkpoint, state)
+    load_optimizer_tensors(state.optimizer, state.network, checkpoint.part("optimizer"))
     state.progress = checkpoint.progress
     if state.average is not None:
         _load(state.average.module, checkpoint.part("average"), checkpoint.path)
@@ -210,8 +225,9 @@ SLOTS = {"SGD": ("momentum_buffer",), "AdamW": ("step", "exp_avg", "exp_avg_sq")
 """What an optimiser keeps of each parameter."""
 
 
-def _check_optimizer_tensors(tensors: Mapping[str, Tensor], state: State, path: Path) -> None:
+def _check_optimizer_tensors(checkpoint: Checkpoint, state: State) -> None:
     """Refuse a state of the optimiser that is not of all parameters; there is none before a step."""
+    tensors, path = checkpoint.part("optimizer"), checkpoint.path
     slots = SLOTS["SGD" if "momentum" in state.optimizer.param_groups[0] else "AdamW"]
     shapes = {
         f"{name}/{slot}": torch.Size([]) if slot == "step" else parameter.shape
@@ -221,8 +237,10 @@ def _check_optimizer_tensors(tensors: Mapping[str, Tensor], state: State, path: 
     }
     wrong = [key for key, value in tensors.items() if value.shape != shapes.get(key)]
     wrong += [key for key, value in tensors.items() if not value.is_floating_point()]
-    # Norms of a target that no step has drawn have no state yet.
-    needed = {key for key in shapes.keys() - tensors.keys() if not key.startswith("norms.")}
+    unmoved = checkpoint.unmoved
+    if unmoved is None:  # norms of a target that no step has drawn
+        unmoved = tuple(key.rpartition("/")[0] for key in shapes if key.startswith("norms."))
+    needed = {key for key in shapes.keys() - tensors.keys() if key.rpartition("/")[0] not in unmoved}
     wrong += sorted(needed) if tensors else []
     wrong += [key for key, value in tensors.items() if key.endswith("_sq") and bool((value < 0).any())]
     if wrong:
