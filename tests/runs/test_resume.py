@@ -23,8 +23,11 @@ from stagecost.models.catalogue import create_model
 from stagecost.models.registry import register_model
 from stagecost.network import ResidualNetwork
 from stagecost.objective import StageCost
+from stagecost.runs.analysis import analyze
 from stagecost.runs.evaluation import evaluate
 from stagecost.runs.folder import RunFolder
+from stagecost.runs.pruning import prune
+from stagecost.runs.trained import open_trained
 from stagecost.runs.training import train
 from stagecost.storage import remove_leftovers, write_atomically
 from stagecost.train import loop
@@ -299,6 +302,23 @@ def test_stopped_with_weights_that_nothing_moves(
     }
     train({}, run, resume=True)
     same_run(alone, run)
+
+
+def test_a_run_that_stands_within_an_epoch_says_so_where_it_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain training has visited y_0 never, and its statistics are those of the start."""
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", stop_at(4, loop.train_step))
+        with pytest.raises(StoppedError):
+            train({**TINY, "gamma": 0.0}, run)
+    norm = open_trained(run).network.head.norm
+    assert torch.equal(norm.running_var[0], torch.ones(4))  # type: ignore[index]
+    for warnings in (analyze(run).warnings, prune(run, tmp_path / "small", keep=1).warnings):
+        assert "within epoch 1, and head statistics of outputs that not every step" in warnings[0]
+    train({}, run, resume=True)
+    assert not any("within epoch" in warning for warning in analyze(run).warnings)
 
 
 def test_stopped_before_the_first_checkpoint_starts_afresh(tmp_path: Path) -> None:

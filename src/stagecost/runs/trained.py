@@ -16,6 +16,7 @@ from stagecost.data.images import ImageFormat
 from stagecost.data.loading import ALL, DataBundle, has_validation, load_data
 from stagecost.data.sources import at
 from stagecost.errors import StageCostError, refusing
+from stagecost.head import OutputBatchNorm2d
 from stagecost.losses import LossFunction
 from stagecost.models.catalogue import load
 from stagecost.network import ResidualNetwork
@@ -157,6 +158,7 @@ class Trained:
             StageCostError: images were trained on that were not in this split then.
         """
         notes = self.notes_on(bundle, split, other=other, allow_trained=allow_trained)
+        notes = (*self._within_an_epoch(), *notes)
         images = bundle.splits[split]
         targets = images.targets.tolist()
         if not targets:
@@ -164,6 +166,16 @@ class Trained:
         batches = eval_batches(images, self.image_format, device=self.device)
         digest = digest_of(bundle, split) if split in bundle.chosen else ""
         return Judged(batches, len(targets), chance_of(targets), notes, digest)
+
+    def _within_an_epoch(self) -> tuple[str, ...]:
+        """Say that a run has not come to the end of an epoch, where head statistics are estimated."""
+        estimated = any(isinstance(part, OutputBatchNorm2d) for part in self.network.head.modules())
+        if not estimated or self.checkpoint is None or not (progress := self.checkpoint.progress).batch:
+            return ()
+        return (
+            f"{self.path} was saved within epoch {progress.epoch + 1}, and head statistics of outputs "
+            "that not every step visits are estimated after an epoch: go on with train --resume",
+        )
 
     def notes_on(
         self, bundle: DataBundle, split: Split, *, other: bool = False, allow_trained: bool = False
