@@ -269,6 +269,19 @@ def test_fine_tuning_is_where_the_network_was_opened(trained: Trained) -> None:
         assert (training.device, training.precision) == ("cpu", wanted)
 
 
+def test_fine_tuning_compiles_where_that_works(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run may have been trained on another machine, and `prune` has no --compile to leave out."""
+    opened = open_trained(trained.three, device="cpu")
+    compiled = replace(opened, settings=opened.settings.with_training(compile=True))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    assert finetune_settings(compiled, epochs=1).training.compile
+    assert not finetune_settings(opened, epochs=1).training.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: None)  # which cannot be called
+    assert not finetune_settings(compiled, epochs=1).training.compile
+
+
 def test_bound_says_when_something_else_was_minimised(trained: Trained, tmp_path: Path) -> None:
     plain = bound(trained.three, [trained.two])
     assert (plain.trained_variant, plain.warnings) == (False, ())

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -27,6 +28,7 @@ from stagecost.runs.trained import CheckpointName, Judged, Trained, open_trained
 from stagecost.saved import CONFIG_FILE
 from stagecost.storage import remove_leftovers, write_atomically
 from stagecost.train.checkpoint import load_optimizer_tensors
+from stagecost.train.devices import check_compiler
 from stagecost.train.display import TrainingDisplay
 from stagecost.train.loop import Epoch, fit
 from stagecost.train.settings import RunSettings, StageCostSettings
@@ -313,6 +315,7 @@ def finetune_settings(
     return plain.with_training(
         device=device,  # where the network was opened, which need not be where it was trained
         precision="32" if (device, precision) == ("cpu", "fp16") else precision,
+        compile=trained.settings.training.compile and _compiles(device),
         gamma=0.0,
         epochs=epochs,
         lr=lr_factor * trained.settings.training.peak_lr,
@@ -322,3 +325,11 @@ def finetune_settings(
         ema_decay=0.0,
         num_processes=1,
     )
+
+
+def _compiles(device: str) -> bool:
+    """Tell whether torch.compile works on this kind of device, here."""
+    with suppress(StageCostError):
+        check_compiler(device)
+        return True
+    return False
