@@ -126,6 +126,35 @@ def test_uneven_shares_of_a_batch_weigh_as_their_images(tmp_path: Path) -> None:
         assert torch.allclose(one[name], two[name], atol=1e-4), name
 
 
+ONE_OF_TWO = """
+import os, sys
+import stagecost as sc
+from torch.nn.functional import cross_entropy
+from stagecost.runs.training import train
+
+def loss(output, target):
+    return cross_entropy(output, target) * float("nan" if os.environ.get("LOCAL_RANK") == "1" else "1")
+
+given = {"data": "digits", "limit_train": 64, "num_blocks": 2, "width": 4, "batch_size": 16, "epochs": 1}
+stage_cost = sc.StageCost.uniform(2, 0.0, loss=loss)
+try:
+    train({**given, "device": "cpu", "num_processes": 2}, sys.argv[1], stage_cost=stage_cost)
+except sc.StageCostError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_every_process_says_that_an_objective_is_no_number(tmp_path: Path) -> None:
+    """Though it is so in the second one alone, where the images of the first have a good loss."""
+    (tmp_path / "train.py").write_text(ONE_OF_TWO)
+    command = [sys.executable, str(tmp_path / "train.py"), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "the objective is nan in epoch 1" in line]
+    assert len(lines) == 2, done.stdout
+
+
 def test_several_processes_need_a_file_to_run_again(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CODE, str(tmp_path / "run"), "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)

@@ -5,6 +5,7 @@ from the seed, the epoch and the batch. So one that is stopped anywhere and goes
 in the same weights, bit for bit, as one that was left alone (on a CPU with the same number of threads).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -115,11 +116,12 @@ def train_step(
     how = _gated(recipe, stage_cost)
     outputs = state.outputs(images, visited.outputs, how, scales)
     terms = visited(outputs, targets)
-    if not torch.isfinite(terms.total):
+    # Of all processes: if one of them left alone, the others could not say why.
+    (total,) = _over_processes(state, [float(terms.total.detach())])
+    if not math.isfinite(total):
         raise StageCostError(
-            f"the objective is {terms.total.item()} in epoch {moment.epoch + 1}, batch "
-            f"{moment.batch + 1}: lower --lr or --gamma, or use --clip-norm; the last good checkpoint "
-            "is kept"
+            f"the objective is {total} in epoch {moment.epoch + 1}, batch {moment.batch + 1}: lower "
+            "--lr or --gamma, or use --clip-norm; the last good checkpoint is kept"
         )
     state.fabric.backward(_weighed(state, terms.total, len(images), batches.batch_size))
     if recipe.equilibrium:
