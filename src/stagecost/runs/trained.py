@@ -43,7 +43,8 @@ class Judged:
     batches: FixedBatches  #: in order, without augmentation
     num_images: int  #: how many
     chance: float  #: accuracy of always guessing the most frequent class, percent
-    warnings: tuple[str, ...] = ()  #: what has changed of the images, and which were trained on
+    #: what has changed of the images, which were trained on, and whether the run is within an epoch
+    warnings: tuple[str, ...] = ()
     digest: str = ""  #: of their files, sizes and classes; empty for those of all splits together
 
     def doubts(self, accuracy: float, tolerance: float | None) -> tuple[str, ...]:
