@@ -93,6 +93,8 @@ def test_a_search_for_fewer_blocks_than_there_must_be(tmp_path: Path) -> None:
     train({**TINY, "model": "staged", "blocks_per_stage": [1, 1, 1], "widths": [4, 6, 8]}, run)
     line = refusal(lambda: prune(run, small, keep=1, search=True))
     assert "keeping 1 of 3 blocks is impossible: give a number from 2 to 3" in line
+    line = refusal(lambda: prune(run, small, keep=4, search=True))
+    assert "keeping 4 of 3 blocks is impossible" in line
     assert not small.exists()
     assert prune(run, small, keep=2, search=True).kept_blocks == (1, 2)
 

@@ -314,7 +314,7 @@ def test_a_run_that_stands_within_an_epoch_says_so_where_it_is_judged(
         with pytest.raises(StoppedError):
             train({**TINY, "gamma": 0.0}, run)
     norm = open_trained(run).network.head.norm
-    assert torch.equal(norm.running_var[0], torch.ones(4))  # type: ignore[index]
+    assert torch.equal(norm.running_var[0], torch.ones(4))
     for warnings in (analyze(run).warnings, prune(run, tmp_path / "small", keep=1).warnings):
         assert "within epoch 1, and head statistics of outputs that not every step" in warnings[0]
     train({}, run, resume=True)

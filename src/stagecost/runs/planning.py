@@ -95,6 +95,7 @@ class Request:
             logger.info("%d blocks: %s, loss %.4f", len(score.cut.blocks), blocks, score.loss)
 
         least = self.keep if isinstance(self.keep, int) else 1
+        check_count(network, least, fewest=1)
         found = search_cuts(network, some, loss=trained.loss, least=least, observe=tell)
         cuts = [score.cut for score in found]
         if isinstance(self.keep, int):
