@@ -371,6 +371,19 @@ def test_a_part_in_training_mode_is_refused() -> None:
         sc.EarlyExit(network, sc.ExitPolicy((1, 3), (0.0,)))
 
 
+def test_an_engine_refuses_a_network_that_went_back_to_training() -> None:
+    """It answered by statistics of the batch, and moved those of the network."""
+    network = build("homogeneous").eval()
+    early = sc.EarlyExit(network, sc.ExitPolicy((2, 4), (0.5,)))
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    network.train()
+    with pytest.raises(StageCostError, match="a part is in training mode"):
+        early(images())
+    assert all(torch.equal(before[name], buffer) for name, buffer in network.named_buffers())
+    network.eval()
+    assert len(early(images()).labels) == 4
+
+
 def test_images_leave_a_network_that_was_cut_in_evaluation_mode() -> None:
     small = build("homogeneous").eval().keep(Cut.first(3))
     early = sc.EarlyExit(small, sc.ExitPolicy((1, 3), (2.0,)))

@@ -20,6 +20,7 @@ from stagecost.network import ResidualNetwork
 from stagecost.trajectory import COLLAPSED, device_of, evaluation_mode, to_device
 
 State = Tensor | tuple[Tensor, ...]
+IN_TRAINING = "a network lets nobody leave while a part is in training mode: call network.eval()"
 
 
 class Answers(NamedTuple):
@@ -52,9 +53,7 @@ class EarlyExit:
         policy.check(network.num_blocks)
         check_norms(network, policy.depths)
         if any(module.training for module in network.modules()):
-            raise StageCostError(
-                "a network lets nobody leave while a part is in training mode: call network.eval()"
-            )
+            raise StageCostError(IN_TRAINING)
         self.network, self.policy = network, policy
         self.rollout = network.rollout(COLLAPSED)
         with torch.no_grad():
@@ -71,8 +70,11 @@ class EarlyExit:
             images: (B, C, H, W), or what else the network takes.
 
         Raises:
-            StageCostError: images of another shape, or states without a row for each image.
+            StageCostError: images of another shape, states without a row for each image, or a network
+                that went back to training mode.
         """
+        if self.network.training:  # it would answer by the batch, and move its statistics
+            raise StageCostError(IN_TRAINING)
         self.network.check_images(images)
         depths = self.policy.depths[:-1]
         if len(_parts(images)[0]) > 1 and depths and not self._of_images:
@@ -205,7 +207,8 @@ def run_with_exits(network: ResidualNetwork, images: Tensor, policy: ExitPolicy)
         `labels` and `depths`, (B,) each, on the network's device.
 
     Raises:
-        StageCostError: the policy is for a deeper network.
+        StageCostError: images of another shape, a policy for a deeper network, or a depth with norms
+            of its own.
 
     Example:
         >>> net = sc.create_model("homogeneous", num_blocks=4, width=8)
