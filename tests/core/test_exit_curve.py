@@ -131,6 +131,15 @@ def test_a_budget_of_macs_takes_what_leads_in_macs_and_not_in_time() -> None:
     assert times == sorted(set(times))
 
 
+def test_a_cut_within_two_budgets_is_found_where_others_lead_in_each() -> None:
+    """Without any blocks it takes fewer MACs, with two less time, and both are better."""
+    right = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]])
+    outputs = Outputs(torch.stack([1 - right, right], dim=2).float(), torch.ones(4, dtype=torch.long))
+    curve = curve_of(outputs, EVEN, [Costs((9.0, 5.0, 3.0, 10.0), (9.0,) * 4)])
+    chosen = curve.choose(max_macs=0.6, max_time=0.6)
+    assert (chosen.policy.depths, chosen.accuracy) == ((1,), 50)
+
+
 def test_the_oracle_leaves_at_the_first_depth_that_is_right() -> None:
     logits = torch.zeros(4, 3, 2)  # right at depths 1 and 3; never; at 2
     logits[:, :, 1] = 1

@@ -146,7 +146,7 @@ class ExitCurve:
                 raise StageCostError(f"{name} is {budget}: give a part of the whole, such as 0.5")
         if max_drop is max_macs is max_time is None:
             raise StageCostError("say what may be lost or spent: give max_drop, max_macs or max_time")
-        known = self.points if max_macs is None else (*self.points, *self.by_macs)
+        known = (*self.points, *self.by_macs, *self.cuts)  # of equal ones the first counts
         cheap = [
             p
             for p in known
