@@ -204,6 +204,16 @@ def test_torch_reads_a_pt2_file_alone(tmp_path: Path) -> None:
     torch.testing.assert_close(shares, expected.softmax(dim=1).amax(dim=1), rtol=0, atol=1e-4)
 
 
+def test_norms_of_targets_are_not_exported(tmp_path: Path) -> None:
+    """They are none of the whole network's."""
+    network, pixels = network_of("homogeneous")
+    network.give_norms(sc.Cut.first(2))
+    export_network(network, tmp_path / "out", pixels, format="pt2")
+    program = torch.export.load(tmp_path / "out" / "model.pt2")
+    assert not [name for name in program.state_dict if "norms" in name.split(".")]
+    assert network.targets == (sc.Cut.first(2),)
+
+
 @pytest.mark.parametrize(
     ("criterion", "combine"),
     [("margin", False), ("patience", True)],  # the other one is below, in an environment of its own

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from stagecost.cut import Cut
 from stagecost.dynamics import ResidualBlock, Rollout, SkipChain
 from stagecost.errors import refusing
 from stagecost.exits.policy import ExitPolicy, Votes
@@ -46,6 +47,7 @@ class Segment(nn.Module):
         self.k, self.stop = (0, *policy.depths)[place], policy.depths[place]
         # In the plain order of memory: files of torch do not hold another one.
         twin = copied(network).to(memory_format=torch.contiguous_format)
+        twin.take_norms_of(Cut.whole())
         for position, block in enumerate(twin.blocks.values()):
             if not self.k <= position < self.stop and isinstance(block, ResidualBlock):
                 block.residual = nn.Identity()
