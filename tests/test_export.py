@@ -320,8 +320,11 @@ def test_eight_bits_are_measured(runs: Runs, tmp_path: Path) -> None:
     result = export(runs.saved, tmp_path / "out", int8=True).to_json()
     small = result["int8"]
     assert (tmp_path / "out" / small["file"]).stat().st_size == small["file_bytes"]
-    kinds = {node.op_type for node in onnx.load(tmp_path / "out" / small["file"]).graph.node}
-    assert "QuantizeLinear" in kinds
+    graph = onnx.load(tmp_path / "out" / small["file"])
+    assert "QuantizeLinear" in {node.op_type for node in graph.graph.node}
+    spec = json.loads((tmp_path / "out" / "model.json").read_text())
+    held = {one.key: one.value for one in graph.metadata_props}  # the quantisation notes more
+    assert {key: json.loads(held[key]) for key in spec} == spec
     assert small["num_images"] == 60
     assert abs(small["accuracy"] - small["accuracy_float"]) <= 10
     evaluated = evaluate(runs.saved, split="val", device="cpu")
@@ -453,8 +456,16 @@ def test_times_are_told_where_older_ones_cannot_be_read(
     assert "report" not in printed
 
 
-def test_each_of_many_batch_sizes_is_measured_compiled(
-    runs: Runs, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("names", "batch", "expected"),
+    [(("three",), (1, 2, 3, 3), [1, 2, 3]), (("three", "two", "saved"), (1, 2), [1, 1, 1, 2, 2, 2])],
+)
+def test_each_of_many_sizes_and_networks_is_measured_compiled(
+    names: tuple[str, ...],
+    batch: tuple[int, ...],
+    expected: list[int],
+    runs: Runs,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compiled: list[int] = []
     original = torch.compile
@@ -468,8 +479,9 @@ def test_each_of_many_batch_sizes_is_measured_compiled(
 
     monkeypatch.setattr(torch, "compile", traced)
     with torch._dynamo.config.patch(recompile_limit=1):  # its own is 8
-        measure([runs.three], batch=(1, 2, 3, 3), backends=("compiled",), seconds=0.001, device="cpu")
-    assert compiled == [1, 2, 3]
+        paths = [getattr(runs, name) for name in names]
+        measure(paths, batch=batch, backends=("compiled",), seconds=0.001, device="cpu")
+    assert compiled == expected
 
 
 def test_where_nothing_compiles_the_backend_is_to_be_left_out(

@@ -4,7 +4,8 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -169,13 +170,13 @@ def measure_opened(
         every = range(trained.network.num_blocks + ("eager" not in backends))
         forwards |= {(path, "eager", k): _at_depth(trained.network, Cut.first(k)) for k in every}
     for size in dict.fromkeys(batch):
-        if "compiled" in backends:
-            torch.compiler.reset()  # beyond eight sizes of one network it would compile no more
         # How long images take does not depend on what is on them; each network gets some of its shape.
         images = {key: _images(opened[key[0]], size) for key in forwards}
         calls = {str(key): partial(_call, forwards[key], images[key]) for key in forwards}
         LOG.info("measuring %s at batch size %d", counted(len(calls), "forward pass"), size)
-        measured = measure_latency(calls, next(iter(images.values())), threads=threads, seconds=seconds)
+        first = next(iter(images.values()))
+        with _compiling(len(opened)) if "compiled" in backends else nullcontext():
+            measured = measure_latency(calls, first, threads=threads, seconds=seconds)
         for key, latency in zip(forwards, measured.values(), strict=True):
             path, backend, depth = key
             alone = backend == "eager" and depth == opened[path].network.num_blocks
@@ -189,6 +190,16 @@ def measure_opened(
         with held(Path(path), wait=True):  # another process may measure it, too
             _keep(result, path)
     return result
+
+
+@contextmanager
+def _compiling(count: int) -> Iterator[None]:
+    """Let torch compile so many networks anew: beyond eight sizes and networks it would do no more."""
+    from torch._dynamo import config
+
+    torch.compiler.reset()
+    with config.patch(recompile_limit=max(count, config.recompile_limit)):
+        yield
 
 
 def _at_depth(network: ResidualNetwork, cut: Cut) -> Forward:
