@@ -57,9 +57,10 @@ def export_network(
         calibration: batches of training images as bytes, which make a further graph, of eight bits.
 
     Raises:
-        StageCostError: the folder holds something, a package is missing, the images are too few, the
-            precision is not single, other classes are named than the network has, or the graphs and the
-            network disagree.
+        ModuleNotFoundError: a package is missing that writes or runs ONNX.
+        StageCostError: the folder holds something, the images are too few, the precision is not single,
+            other classes are named than the network has, a depth is not the network's or has norms of
+            its own, torch cannot export it, or the graphs and the network disagree.
     """
     if format not in ("onnx", "pt2"):
         raise StageCostError(f"format {format!r} is unknown: give onnx or pt2")
