@@ -126,6 +126,22 @@ def test_uneven_shares_of_a_batch_weigh_as_their_images(tmp_path: Path) -> None:
         assert torch.allclose(one[name], two[name], atol=1e-4), name
 
 
+UNUSED = SHARES.replace(
+    "self.last = nn.Linear(4, classes)",
+    "self.last, self.pooler = nn.Linear(4, classes), nn.Linear(4, 4)",
+).replace('"batch_size": 4', '"batch_size": 2')
+
+
+@pytest.mark.slow
+def test_two_processes_do_not_wait_for_gradients_of_what_is_unused(tmp_path: Path) -> None:
+    assert UNUSED.count("pooler") == 1
+    (tmp_path / "train.py").write_text(UNUSED)
+    command = [sys.executable, str(tmp_path / "train.py"), str(tmp_path / "run"), "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "train epoch 4/4" in done.stderr
+
+
 ONE_OF_TWO = """
 import os, sys
 import stagecost as sc

@@ -22,7 +22,7 @@ from stagecost.train.devices import check_compiler, launch, make_fabric
 from stagecost.train.recipe import Recipe
 from stagecost.train.settings import RunSettings
 from stagecost.train.stage_cost import loss_of, stage_cost_of
-from stagecost.train.state import State, check_batch, start
+from stagecost.train.state import State, check_batch, freeze_unused, start
 from stagecost.train.validation import CALIBRATION_IMAGES, Validation
 
 if TYPE_CHECKING:
@@ -135,6 +135,8 @@ def prepare(
     if settings.stage.target_norms == "own":
         network.give_norms(*stage_cost.cuts)
     check_schedule(settings.stage.schedule(), network)
+    if training.num_processes > 1:
+        freeze_unused(network, stage_cost.outputs, data.format.shape)
     if not training.freeze_norms:  # which take no variance of a batch
         together = min(training.batch_size, images) // training.num_processes
         check_batch(network, data.format.shape, together)

@@ -192,6 +192,25 @@ def freeze(network: ResidualNetwork, *, stem: bool, norms: bool) -> None:
             module.eval()
 
 
+def freeze_unused(network: ResidualNetwork, cuts: Sequence[Cut], image_shape: Sequence[int]) -> None:
+    """Leave parameters out of the training that none of the outputs depends on, as of an unused pooler.
+
+    Several processes would wait for their gradients.
+
+    Args:
+        network: is asked for its outputs in eval mode.
+        cuts: whose outputs are trained.
+        image_shape: (C, H, W).
+    """
+    moved = [p for p in network.parameters() if p.requires_grad]
+    training, image = network.training, torch.zeros(1, *image_shape, device=moved[0].device)
+    outputs = network.eval()(image, cuts)
+    gradients = torch.autograd.grad(outputs.sum(), moved, allow_unused=True)
+    network.train(training)
+    for parameter, gradient in zip(moved, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
+
+
 def wrap(
     fabric: "Fabric", network: ResidualNetwork, optimizer: Optimizer
 ) -> tuple[Asked, nn.Module, Optimizer]:
