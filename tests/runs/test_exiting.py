@@ -64,7 +64,8 @@ def test_exit_chooses_measures_and_saves(trained: Trained, tmp_path: Path, which
 
 def test_a_budget_is_kept(trained: Trained, tmp_path: Path) -> None:
     run = shutil.copytree(trained.three, tmp_path / "run")
-    done = exit_early(run, max_macs=0.7, batch=(32,), device="cpu")
+    done = exit_early(run, max_macs=0.7, batch=(32, 32), device="cpu")
+    assert [timing.batch_size for timing in done.timings] == [32]  # each once
     assert done.mean_macs_ratio < 0.75  # on test images, chosen on validation images
     assert done.expected_time_ratio > 0
 

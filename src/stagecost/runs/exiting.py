@@ -147,6 +147,7 @@ def exit_early(
             nothing is saved then.
     """
     _check(max_drop, max_macs, max_time, batch)
+    batch = tuple(dict.fromkeys(batch))
     trained = open_trained(run, checkpoint=checkpoint, device=device)
     with locked(trained.path, "is in use"):  # or say at once that nothing can be written there
         check_norms(trained.network, range(trained.network.num_blocks))
