@@ -24,6 +24,7 @@ from stagecost.runs.evaluation import evaluate
 from stagecost.runs.pruning import prune
 from stagecost.runs.reporting import report
 from stagecost.runs.training import train
+from stagecost.train.checkpoint import read_checkpoint
 
 Tensors = dict[str, torch.Tensor]
 
@@ -218,6 +219,16 @@ def test_a_report_of_a_run_that_began_with_no_list_of_blocks(trained: Trained, t
     shutil.copytree(trained.three, run)
     change(run / "last.safetensors", lambda _, metadata: metadata.update(initial_blocks="5"))
     assert "with which blocks" in refusal(lambda: report(run, device="cpu"))
+
+
+@pytest.mark.parametrize("told", ["5", "[1]", "[0, 1]", '["inf", 1]', '["nan", 1]', "[1, 0.5]"])
+def test_a_scale_of_the_loss_that_is_none(trained: Trained, tmp_path: Path, told: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained.three, run)
+    assert read_checkpoint(run / "last.safetensors").loss_scale is None
+    change(run / "last.safetensors", lambda _, metadata: metadata.update(loss_scale=told))
+    checkpoint = read_checkpoint(run / "last.safetensors")
+    assert "by what the loss is multiplied" in refusal(lambda: checkpoint.loss_scale)
 
 
 CORRUPT = [b"a: [1", b"- 1\n", b"", b"epoks: 3\n", b"data: digits\nnum_blocks: x\n", b"\x00\xff"]

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from safetensors.torch import load_file
 from torch import nn
 
@@ -247,6 +249,31 @@ def test_stopped_with_a_stage_cost_of_the_caller(
         train({}, run, resume=True)
     train(TINY, run, stage_cost=growing, resume=True)
     same_run(alone, run)
+
+
+def test_stopped_with_a_loss_that_is_scaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in fp16 on an accelerator: the scale grows with the steps, and halves where it was too much."""
+
+    def halves(*given: object) -> Fabric:
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, growth_interval=2)
+        scaled = MixedPrecision("16-mixed", "cpu", scaler)
+        return Fabric(accelerator="cpu", devices=1, plugins=[scaled])
+
+    monkeypatch.setattr("stagecost.train.setup.make_fabric", halves)
+    alone, run = tmp_path / "alone", tmp_path / "run"
+    train(TINY, alone)
+    scales = set()
+    for batch in (3, 4):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "train_step", stop_at(batch, loop.train_step))
+            with pytest.raises(StoppedError):
+                train(TINY, run, resume=True)
+        scales.add(read_checkpoint(run / "last.safetensors").loss_scale)
+    assert len(scales) == 2
+    train(TINY, run, resume=True)
+    same_run(alone, run)
+    ends = [read_checkpoint(folder / "last.safetensors").loss_scale for folder in (alone, run)]
+    assert ends[0] == ends[1]
 
 
 @pytest.mark.parametrize("kept", [None, Cut((0, 2))])

@@ -25,6 +25,7 @@ from stagecost.train.settings import RunSettings
 from stagecost.train.state import State
 
 FORMAT = "stagecost-checkpoint-2"
+SCALE = ("scale", "_growth_tracker")  # what changes of torch's scaler of losses
 
 
 def save_checkpoint(
@@ -45,6 +46,7 @@ def save_checkpoint(
         "settings": settings.to_flat(),
         "weight_decay": max(group["weight_decay"] for group in state.optimizer.param_groups),
         "unmoved": [n for n, p in network.named_parameters() if p not in state.optimizer.state],
+        "loss_scale": _loss_scale(state),
         **details,
     }
     write_tensors(path, tensors, metadata)
@@ -126,6 +128,19 @@ class Checkpoint:
         names: tuple[str, ...] | None = self._told("unmoved", tuple[str, ...] | None, what)
         return names
 
+    @property
+    def loss_scale(self) -> tuple[float, int] | None:
+        """By what fp16 multiplies the loss, and since how many steps; None otherwise, or not told.
+
+        Raises:
+            StageCostError: it is damaged.
+        """
+        what = "by what the loss is multiplied"
+        scale: tuple[float, int] | None = self._told("loss_scale", tuple[float, int] | None, what)
+        if scale is not None and not 0 < scale[0] < math.inf:
+            raise StageCostError(f"{self.path} does not say {what}: restore it from a copy")
+        return scale
+
     def _told(self, name: str, kind: Any, what: str) -> Any:
         """Return what the file tells, of its type; None where it tells nothing."""
         errors = TypeError, ValueError
@@ -190,6 +205,9 @@ def restore_state(checkpoint: Checkpoint, state: State) -> None:
     _check_optimizer_tensors(checkpoint, state)
     load_optimizer_tensors(state.optimizer, state.network, checkpoint.part("optimizer"))
     state.progress = checkpoint.progress
+    if state.scaler is not None and (told := checkpoint.loss_scale) is not None:
+        scale = dict(zip(SCALE, told, strict=True))
+        state.scaler.load_state_dict({**state.scaler.state_dict(), **scale})
     if state.average is not None:
         _load(state.average.module, checkpoint.part("average"), checkpoint.path)
         state.average.n_averaged.fill_(state.progress.averaged)
@@ -199,6 +217,14 @@ def restore_state(checkpoint: Checkpoint, state: State) -> None:
         raise StageCostError(
             f"{checkpoint.path} holds no state of the random numbers: delete it to start afresh"
         ) from None
+
+
+def _loss_scale(state: State) -> list[float] | None:
+    """Return by what fp16 multiplies the loss, and since how many steps."""
+    if state.scaler is None:
+        return None
+    told = state.scaler.state_dict()
+    return [told[name] for name in SCALE]
 
 
 def _load(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

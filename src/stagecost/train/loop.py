@@ -141,8 +141,8 @@ def _clip(state: State, recipe: Recipe, moment: Moment) -> None:
     norm = state.fabric.clip_gradients(
         state.model, state.optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False
     )
-    scales = getattr(state.fabric.strategy.precision, "scaler", None) is not None  # it skips the step
-    if norm is not None and not torch.isfinite(norm) and not scales:
+    skips = state.scaler is not None
+    if norm is not None and not torch.isfinite(norm) and not skips:
         raise StageCostError(
             f"the norm of the gradient is {norm.item()} in epoch {moment.epoch + 1}, batch "
             f"{moment.batch + 1}: lower --lr or --gamma; the last good checkpoint is kept"

@@ -67,6 +67,11 @@ class State:
         return [self.network] if self.average is None else [self.network, self.evaluated]
 
     @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """What scales the loss in fp16, so that small gradients are not lost; None otherwise."""
+        return getattr(self.fabric.strategy.precision, "scaler", None)
+
+    @property
     def left(self) -> tuple[int, ...]:
         """Positions, as they were at the start, of the blocks that are left."""
         places = {k: position for position, k in enumerate(self.indices)}
