@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,23 @@ def _by_chance_of_python(model: nn.Module, state: Tensor) -> Tensor:
     if not model.training or random.random() < 1:
         state = state + model.branches[0](state)
     return model.last(state)
+
+
+def _by_chance_of_numpy(model: nn.Module, state: Tensor) -> Tensor:
+    if not model.training or np.random.uniform() < 1:  # noqa: NPY002 (as models of others do)
+        state = state + model.branches[0](state)
+    return model.last(state)
+
+
+def _by_a_question(model: nn.Module, state: Tensor) -> Tensor:
+    """The answer is the same for every input but the one that matters."""
+    state = state + model.branches[0](state)
+    return model.last(state) if torch.is_nonzero(state.sum()) else model.first(state)
+
+
+def _by_a_member(model: nn.Module, state: Tensor) -> Tensor:
+    state = state + model.branches[0](state)
+    return model.first(state) if 7.0 in state else model.last(state)
 
 
 def _by_another_rule(model: nn.Module, state: Tensor) -> Tensor:
@@ -124,6 +142,9 @@ def test_a_block_that_goes_by_the_number_of_a_weight_is_refused() -> None:
         (_by_values, "values of its tensors"),
         (_by_chance, "values of its tensors"),
         (_by_chance_of_python, "random numbers of Python"),
+        (_by_chance_of_numpy, "random numbers of NumPy"),
+        (_by_a_question, r"values of its tensors \(is_nonzero\)"),
+        (_by_a_member, r"values of its tensors \(__contains__\)"),
         (_by_another_rule, "switches gradients"),
         (_pairs, "no single tensor"),
         (_alike, "ambiguous"),

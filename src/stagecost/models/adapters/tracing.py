@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -22,7 +23,10 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-READERS = words("__bool__ __int__ __float__ __index__ __array__ item tolist numpy equal allclose")
+READERS = words(
+    """__bool__ __int__ __float__ __index__ __array__ __contains__ item tolist numpy equal allclose
+    is_nonzero"""
+)
 
 
 @dataclass(frozen=True)
@@ -271,13 +275,21 @@ def record(model: nn.Module, inputs: tuple[Tensor, ...]) -> Trace:
         enter = partial(recorder.enter, path)
         handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
         handles.append(module.register_forward_hook(recorder.leave, with_kwargs=True))
-    before = random.getstate()
+    before = _other_random_numbers()
     try:
         with torch.enable_grad(), recorder:
             model(*inputs)
     finally:
         for handle in handles:
             handle.remove()
-    if random.getstate() != before:
-        raise StageCostError("it draws random numbers of Python: draw torch's, one a sample")
+    for library, state in _other_random_numbers().items():
+        if state != before[library]:
+            raise StageCostError(f"it draws random numbers of {library}: draw torch's, one a sample")
     return recorder.trace
+
+
+def _other_random_numbers() -> dict[str, object]:
+    """Return where the random numbers that are not torch's stand, by who draws them."""
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002 (that of models, which draw as they like)
+    numpy["state"]["key"] = numpy["state"]["key"].tolist()
+    return {"Python": random.getstate(), "NumPy": numpy}
