@@ -51,6 +51,22 @@ def test_a_cut_model_does_without_the_blocks(kind: type, kept: tuple[int, ...]) 
     assert torch.equal(again(x), small(x))
 
 
+def test_a_forward_may_change_its_inputs_in_place() -> None:
+    class Centred(Loop):
+        def forward(self, state: Tensor) -> Tensor:
+            state -= 0.5
+            return super().forward(state)
+
+    model, x = Centred().eval(), rows()
+    view = sc.adapt(model, EXAMPLE)
+    cut = Cut((0, 2))
+    output, small = view(x, cut), view.keep(cut).model
+    assert torch.equal(x, rows())
+    torch.testing.assert_close(output, model.cut(x - 0.5, cut), rtol=1e-6, atol=1e-7)
+    assert torch.equal(small(rows()), output)
+    assert torch.equal(view(x), model(x))
+
+
 def test_what_a_block_returns_for_nobody_leaves_with_it() -> None:
     class Chatty(nn.Module):
         def __init__(self) -> None:

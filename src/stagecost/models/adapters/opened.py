@@ -57,7 +57,7 @@ class Opened:
             for module in inner:
                 module.training = mode
             with torch.random.fork_rng(devices=[]):
-                outputs.append(model(*inputs))
+                outputs.append(model(*(tensor.clone() for tensor in inputs)))
             for buffer, before in buffers:
                 buffer.copy_(before)
         model.train()

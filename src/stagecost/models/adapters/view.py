@@ -305,7 +305,8 @@ def check(view: AdaptedNetwork) -> None:
 
 
 def _again(model: nn.Module, network: nn.Module, inputs: Inputs) -> Tensor | None:
-    """Return an output, None where there is none; random numbers and the model's buffers stay."""
+    """Return an output, None where there is none; random numbers, buffers and inputs stay."""
+    inputs = tuple(tensor.clone() for tensor in inputs)  # a forward may change its own in place
     state, buffers = torch.get_rng_state(), [(b, b.clone()) for b in model.buffers()]
     try:
         output: Tensor = network(*inputs) if network is model else network(inputs)
