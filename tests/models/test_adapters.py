@@ -67,6 +67,20 @@ def test_a_forward_may_change_its_inputs_in_place() -> None:
     assert torch.equal(view(x), model(x))
 
 
+def test_a_state_that_only_a_branch_makes_larger_is_no_skip() -> None:
+    class Spread(Loop):
+        """The first branch is added to one number a sample."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.branches[0] = nn.Linear(WIDTH, 1), nn.Linear(1, WIDTH)
+
+    model = Spread().eval()
+    view = sc.adapt(model, EXAMPLE)
+    assert view.paths == ("model#0", "model#1", "model#2")
+    assert torch.equal(view(rows(), Cut((0, 2))), model.cut(rows(), Cut((0, 1, 3))))
+
+
 def test_what_a_block_returns_for_nobody_leaves_with_it() -> None:
     class Chatty(nn.Module):
         def __init__(self) -> None:

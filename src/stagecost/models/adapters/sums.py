@@ -8,6 +8,8 @@ with a nonlinearity and parameters. Where terms are alike, the sum is left alone
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from stagecost.models.adapters.kinds import JOINS, KINDS, PRODUCTS, SUMS, Kind, Term, choose_skips
 from stagecost.models.adapters.tracing import Operation, Trace, Value, leaves
 
@@ -212,6 +214,10 @@ class _Walk:
         if not chosen:
             self.analysis.undecided[function] = None
             return None
+        shapes = self.trace.shapes
+        left = torch.broadcast_shapes(*(shapes[terms[i]] for i in chosen))  # type: ignore[no-untyped-call]
+        if left != shapes[function.makes[0]]:
+            return None  # without its branches the state would have another shape
         branches = [i for i in range(len(terms)) if i not in chosen]
         origins = [self.analysis.origins.get(term, frozenset()) for term in terms]
         skipped = frozenset[Value]().union(*(origins[i] for i in chosen))
