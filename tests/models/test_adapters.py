@@ -319,6 +319,30 @@ def test_a_plan_counts_the_gains_that_stay_in_a_model(stacked: bool) -> None:
     )
 
 
+class Tied(Loop):
+    """All branches have the same gain, which the forward finds in the branch at hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        gain = nn.Parameter(torch.full((WIDTH,), 0.7))
+        self.branches = nn.ModuleList(nn.ModuleDict({"map": branch()}) for _ in range(BLOCKS))
+        for one in self.branches:
+            one.register_parameter("gain", gain)
+
+    def forward(self, state: Tensor) -> Tensor:
+        state = self.first(state)
+        for one in self.branches:
+            state = state + one.gain * one["map"](state)
+        return self.last(state)
+
+
+def test_a_tensor_that_blocks_share_stays_when_the_first_of_them_leaves() -> None:
+    view, cut = sc.adapt(Tied(), EXAMPLE), Cut((1, 3))
+    small = view.keep(cut)
+    assert torch.equal(small(rows()), view(rows(), cut))
+    assert torch.equal(small.model(rows()), small(rows()))
+
+
 class Normed(Loop):
     """Branches that begin with what does not depend on the state: a norm of their weights."""
 

@@ -103,6 +103,7 @@ def _can_be_deleted(view: "AdaptedNetwork", kept: Cut, gone: Sequence[int]) -> b
     def works(*, delete: bool, training: bool) -> bool:
         trials = [copy.deepcopy(twin).train(training) for _ in range(2)]  # a call may move buffers
         _take_out(trials[1], gone, delete=delete)
+        _look_up(trials[1], kept)
         torch.set_rng_state(state)
         expected = trials[0](inputs, kept)
         torch.set_rng_state(state)
@@ -119,6 +120,17 @@ def _can_be_deleted(view: "AdaptedNetwork", kept: Cut, gone: Sequence[int]) -> b
         f"{type(view.model).__name__} itself does not work without {view.paths[gone[0]]}: keep it, or "
         "use the cut of the view"
     )
+
+
+def _look_up(view: "AdaptedNetwork", kept: Cut) -> None:
+    """Look up all that a cut uses of the model: blocks that share a tensor find it in the first of them.
+
+    Raises:
+        AttributeError: some of it has left.
+    """
+    blocks = (block if kept.acts(k) else block.skip for k, block in enumerate(view.adapted))
+    for part in (view.stem, *blocks, view.head):
+        list(part.modules())
 
 
 def _take_out(view: "AdaptedNetwork", gone: Iterable[int], *, delete: bool) -> None:
