@@ -217,6 +217,53 @@ def test_another_input_that_is_added_is_not_taken_for_the_skip() -> None:
         sc.adapt(Conditioned(behind=True), (x, time))
 
 
+class Decoding(nn.Module):
+    """One of the branches is given another input beside the state, as cross-attention is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.mixed = branch(), branch(), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, state: Tensor, memory: Tensor) -> Tensor:
+        mixed = self.mixed(memory)
+        state = state + self.one(state)
+        state = state + mixed * torch.tanh(state)
+        return state + self.other(state)
+
+
+class Decoder(nn.Module):
+    """Decodes what is made of another input, or of the same one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.encoder, self.last = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.layers = nn.ModuleList(Decoding() for _ in range(3))
+
+    def forward(self, state: Tensor, *others: Tensor) -> Tensor:
+        memory, state = self.encoder((*others, state)[0]), self.first(state)
+        for one in self.layers:
+            state = one(state, memory)
+        return self.last(state)
+
+    def cut(self, state: Tensor, memory: Tensor, cut: Cut) -> Tensor:
+        memory, state = self.encoder(memory), self.first(state)
+        for k, one in enumerate(self.layers):
+            state = one(state, memory) if cut.acts(k) else state
+        return self.last(state)
+
+
+@pytest.mark.parametrize("inputs", [(rows(), rows(seed=2)), (rows(),)])
+def test_branches_that_are_given_another_input_are_no_part_of_the_skip(
+    inputs: tuple[Tensor, ...],
+) -> None:
+    model, cut = Decoder().eval(), Cut((0, 2))
+    view = sc.adapt(model, inputs)
+    assert view.paths == ("layers.0", "layers.1", "layers.2")
+    expected = model.cut(inputs[0], inputs[-1], cut)
+    assert torch.equal(view(inputs, cut), expected)
+    assert torch.equal(view.keep(cut).model(*inputs), expected)
+
+
 def test_numbers_and_words_of_a_table_are_two_inputs() -> None:
     class Mixed(Loop):
         def __init__(self) -> None:

@@ -147,6 +147,15 @@ class _Walk:
                 waiting += self.dependent(function)
         return region
 
+    def ways(self, start: Value, value: Value) -> set[Operation]:
+        """Return the functions on the ways from one value to another, without what joins them."""
+        made, behind = {start}, set[Operation]()
+        for function in self.trace.functions[self.call.start : self.call.end]:
+            if made.intersection(function.uses):
+                made.update(function.makes)
+                behind.add(function)
+        return self.region(value, start) & behind
+
     def maker(self, value: Value) -> Operation | None:
         """Return the function of this call that made a value."""
         function = self.trace.producers.get(value)
@@ -209,7 +218,8 @@ class _Walk:
         if len(set(terms)) < len(terms):
             return None
         stop = self.meet(terms)
-        regions = [self.region(term, stop) for term in terms]
+        state = self._state_among(terms) if stop is None else None
+        regions = [self.region(t, stop) if state is None else self.ways(state, t) for t in terms]
         chosen = choose_skips([self.analysis.term(region, self.inner) for region in regions])
         if not chosen:
             self.analysis.undecided[function] = None
@@ -233,6 +243,23 @@ class _Walk:
         owner = self.analysis.innermost(start, function.end)
         named = [terms[i] for i in chosen], [terms[i] for i in branches]
         return ResidualSum(function, *named, region, owner)
+
+    def _state_among(self, terms: Sequence[Value]) -> Value | None:
+        """Return the term of which all others are made, where these are given another input as well.
+
+        The first input comes through it alone: what else is given, such as a condition or the states of
+        an encoder, is not the state.
+        """
+        given = leaves((self.call.args, self.call.kwargs), Value)
+        first = next((value for value in given if value in self.roots), None)
+        for term in terms:
+            others = [self.region(other, term) for other in terms if other != term]
+            used = [{value for function in region for value in function.uses} for region in others]
+            before = {value for function in self.region(term, None) for value in function.uses}
+            through = first == term or (first in before and not any(first in values for values in used))
+            if through and all(term in values for values in used):
+                return term
+        return None
 
     def _carries_on(self, function: Operation, skipped: frozenset[Value]) -> bool:
         """Tell whether a sum is residual, of a state that depends on more inputs than those skipped."""
