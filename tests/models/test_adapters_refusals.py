@@ -169,6 +169,34 @@ def test_names_that_no_code_can_say_are_refused_in_a_line(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+class Table(Loop):
+    """Its first pass makes a table for all others: an attribute, or one of the entries of a dict."""
+
+    def __init__(self, *, hidden: bool) -> None:
+        super().__init__()
+        self.table = None
+        self.hidden: dict[str, Tensor] | None = {} if hidden else None
+
+    def forward(self, state: Tensor) -> Tensor:
+        held = vars(self) if self.hidden is None else self.hidden
+        if held.get("table") is None:
+            held["table"] = torch.arange(WIDTH) / WIDTH
+        return super().forward(state * held["table"])
+
+
+def test_tables_that_the_first_pass_makes_are_named_with_a_remedy() -> None:
+    for hidden in (False, True):
+        model = Table(hidden=hidden).eval()
+        with pytest.raises(StageCostError, match="call the model once before"):
+            sc.adapt(model, EXAMPLE)
+        model(rows())
+        if hidden:
+            with pytest.raises(StageCostError, match="nor an attribute of the model: make it a buffer"):
+                sc.adapt(model, EXAMPLE)
+        else:
+            assert torch.equal(sc.adapt(model, EXAMPLE)(rows()), model(rows()))
+
+
 def test_a_cell_of_deep_branches_is_no_residual_block() -> None:
     class Cell(nn.Module):
         def __init__(self) -> None:

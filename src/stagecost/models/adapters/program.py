@@ -110,7 +110,10 @@ class _Writer:
         ):
             self._name(*pair, node)
         if len(self.kept[0]) != len(self.kept[1]):
-            raise StageCostError("it takes other steps for another batch size")
+            raise StageCostError(
+                "it takes other steps for another batch size or in another pass: if the first one makes "
+                "what the others use, call the model once before"
+            )
         for one, other in zip(*self.kept, strict=True):
             self._call(one, other)
         self.graph.output(self._both(self.first.output, self.second.output))
@@ -193,7 +196,8 @@ class _Writer:
             self.uses[path] = None
             return self.graph.get_attr(path)
         raise StageCostError(
-            "it uses a tensor that is neither an argument nor an attribute of the model"
+            "it uses a tensor that is neither an argument nor an attribute of the model: make it a "
+            "buffer"
         )
 
     def _batch_size(self) -> fx.Node:
