@@ -19,6 +19,7 @@ from stagecost.data.config import DataConfig
 from stagecost.data.decoding import MIXED_SIZE, Pixels, read_pixels
 from stagecost.data.encoded import Images
 from stagecost.data.images import ImageFormat
+from stagecost.export import pictures
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -264,17 +265,47 @@ def test_all_alike_is_refused(tmp_path: Path) -> None:
     assert load(flat).format.std[0] > 0.05
 
 
-def deep_colours(value: int, notes: bytes = b"") -> bytes:
-    """A PNG file with colours of 16 bits, which Pillow does not write, and with a camera's notes."""
+def raw_png(depth: int, kind: int, row: bytes, **chunks: bytes) -> bytes:
+    """A PNG file of 4×4 pixels as Pillow does not write it."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         checked = name + content
         return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
 
-    rows = b"".join(b"\0" + struct.pack(">12H", *[value, value // 2, 0] * 4) for _ in range(4))
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0))
-    head += chunk(b"eXIf", notes) if notes else b""
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, depth, kind, 0, 0, 0))
+    head += b"".join(chunk(name.encode(), content) for name, content in chunks.items() if content)
+    pixels = chunk(b"IDAT", zlib.compress(4 * (b"\0" + row)))
+    return b"\x89PNG\r\n\x1a\n" + head + pixels + chunk(b"IEND", b"")
+
+
+def deep_colours(value: int, notes: bytes = b"", clear: bytes = b"") -> bytes:
+    """Colours of 16 bits, with a camera's notes, and with a colour that is clear."""
+    return raw_png(16, 2, struct.pack(">12H", *[value, value // 2, 0] * 4), eXIf=notes, tRNS=clear)
+
+
+@pytest.mark.parametrize(
+    ("depth", "row", "seen"),
+    [
+        (1, b"\x50", [0, 255, 0, 255]),
+        (2, b"\x1b", [0, 255, 170, 255]),
+        (4, b"\x12\x31", [255, 34, 51, 255]),
+    ],
+)
+def test_a_clear_value_of_few_bits_is_white(
+    depth: int, row: bytes, seen: list[int], tmp_path: Path
+) -> None:
+    content = raw_png(depth, 0, row, tRNS=b"\0\1")
+    assert decode(content).array[0, 0].tolist() == [seen] * 4
+    (tmp_path / "a.png").write_bytes(content)
+    spec = {"size": 4, "channels": 1, "interpolation": "bicubic"}
+    assert pictures.read(spec, str(tmp_path / "a.png"))[0].tolist() == [seen] * 4
+
+
+def test_a_clear_colour_of_16_bits_is_refused() -> None:
+    content = deep_colours(60000, clear=struct.pack(">3H", 60000, 30000, 0))
+    assert "its clear colour has 16 bits" in decode(content).broken[0]
+    with pytest.raises(ValueError, match="its clear colour has 16 bits"):
+        pictures.widen_clear_value(Image.open(io.BytesIO(content)))
 
 
 def test_colours_of_16_bits() -> None:

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -249,9 +249,20 @@ def _upright(picture: "Image") -> "Image":
     """Turn the picture of a camera that was held sideways and noted it; it is not decoded before."""
     from PIL import ImageOps
 
-    picture.info[DEEP] = any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ()))
+    kinds = [str(tile[3]) for tile in getattr(picture, "tile", ())]
+    picture.info[DEEP] = any(";16" in kind for kind in kinds)
+    _widen_clear_value(picture, kinds)
     turned = picture.getexif().get(ORIENTATION, 1) != 1
     return ImageOps.exif_transpose(picture) if turned else picture
+
+
+def _widen_clear_value(picture: "Image", kinds: Sequence[str]) -> None:
+    """Bring the one clear value of a PNG to 8 bits, as Pillow does with its pixels alone."""
+    clear = picture.info.get("transparency")
+    if isinstance(clear, tuple) and picture.info[DEEP]:
+        raise ValueError("its clear colour has 16 bits, of which only the upper 8 can be read")
+    if isinstance(clear, int) and len(kinds) == 1:
+        picture.info["transparency"] = clear * {"L;2": 85, "L;4": 17}.get(kinds[0], 1)
 
 
 def _is_colour(picture: "Image") -> bool:

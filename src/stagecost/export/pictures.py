@@ -24,6 +24,7 @@ def decode(spec: dict[str, Any], path: str) -> Any:
     size, picture = spec["size"], cast("Any", Image.open(path))
     if picture.mode[0] in "IF":
         sys.exit(f"{path} has more than 8 bits: convert it")
+    widen_clear_value(picture)
     turned = picture.getexif().get(0x0112, 1) != 1  # the camera was held sideways
     picture = ImageOps.exif_transpose(picture) if turned else picture
     picture.draft(None, (2 * size, 2 * size))
@@ -33,3 +34,12 @@ def decode(spec: dict[str, Any], path: str) -> Any:
     picture, way = picture.convert("L" if spec["channels"] == 1 else "RGB"), spec["interpolation"]
     picture = ImageOps.fit(picture, (size, size), Image.Resampling[way.upper()])
     return np.asarray(picture).reshape(size, size, -1).transpose(2, 0, 1)
+
+
+def widen_clear_value(picture: Any) -> None:
+    """Bring the one clear value of a PNG to 8 bits, as Pillow does with its pixels alone."""
+    clear, kinds = picture.info.get("transparency"), [str(tile[3]) for tile in picture.tile]
+    if isinstance(clear, tuple) and any(";16" in kind for kind in kinds):
+        raise ValueError("its clear colour has 16 bits, of which only the upper 8 can be read")
+    if isinstance(clear, int) and len(kinds) == 1:
+        picture.info["transparency"] = clear * {"L;2": 85, "L;4": 17}.get(kinds[0], 1)
