@@ -501,6 +501,7 @@ def test_a_network_of_a_table_is_judged_on_directories(tmp_path: Path) -> None:
     [
         (("test_tube", "road"), {"train": 25, "test": 7}),  # a fifth is held out
         (("train/train", "train/bus", "test/train"), {"train": 32, "test": 16}),
+        (("validé", "refusé"), {"train": 25, "test": 7}),  # no validation images
     ],
 )
 def test_a_directory_is_a_split_by_its_whole_name(
