@@ -176,6 +176,14 @@ def test_rows_without_an_image(tmp_path: Path) -> None:
     assert len(load(folder, splits=["all"], skip_broken=True).splits["all"]) == 28
 
 
+@pytest.mark.parametrize(("key", "match"), [("path", "is no path"), ("name", "no image in this row")])
+def test_images_whose_paths_are_numbers(tmp_path: Path, key: str, match: str) -> None:
+    content = [{"bytes": picture, key: row} for row, picture in enumerate(PICTURES)]
+    content[5]["bytes"] = None
+    parquet(tmp_path / "a.parquet", PLACES, image="", photo=content)
+    refuse(rf"1 image cannot be decoded: image 5 of .*a.parquet \(.*{match}", tmp_path)
+
+
 # -- classes correspond by name ---------------------------------------------------------------
 
 NO_NAMES = "", "nan", "<na>", "n/a", "null"  # texts by which tables say that there is no value

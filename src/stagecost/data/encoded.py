@@ -57,9 +57,9 @@ def open_record(record: Any) -> "Image":
     if isinstance(record, Image.Image):
         return record.copy()
     if isinstance(record, Mapping):
-        record = (
-            record["path"] and Path(record["path"]) if record.get("bytes") is None else record["bytes"]
-        )
+        content, path = record.get("bytes"), record.get("path")
+        path = Path(path) if isinstance(path, str) else path
+        record = path if content is None else content
     if record is None:
         raise ValueError("there is no image in this row")
     if isinstance(record, np.ndarray):

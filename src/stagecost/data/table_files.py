@@ -170,9 +170,8 @@ def _images(path: Path, column: str, starts: IntArray) -> Images:
 
 def _with_folder(record: Any, folder: Path) -> Any:
     """Find an image that a table holds the path of, from the folder of the table on."""
-    if isinstance(record, Mapping) and record.get("bytes") is None and record.get("path"):
-        return folder / record["path"]
-    return record
+    path = record.get("path") if isinstance(record, Mapping) and record.get("bytes") is None else None
+    return folder / path if path and isinstance(path, str) else record
 
 
 def open_metadata(
