@@ -353,6 +353,18 @@ def test_links_are_followed(tmp_path: Path) -> None:
     assert bundle.splits["all"].targets.tolist() == classes_seen(bundle.splits["all"])
 
 
+@pytest.mark.parametrize("target", ["gone.png", "lost.png"])
+def test_a_link_that_leads_nowhere_is_a_broken_image(tmp_path: Path, target: str) -> None:
+    folder = tree(tmp_path, TWO)
+    (folder / "cat" / "lost.png").symlink_to(folder / "cat" / target)  # to itself, too
+    refuse(
+        "1 image cannot be decoded: .*lost.png .there is no such file",
+        DataConfig(str(folder), val_fraction=0),
+        splits=["all"],
+    )
+    assert len(load(folder, splits=["all"], skip_broken=True).splits["all"]) == 8
+
+
 def test_what_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree(tmp_path / "set", TWO)
     scandir = os.scandir

@@ -59,10 +59,11 @@ def _below(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iter
         )
     for entry in ordered:
         name = prefix + entry.name
-        if entry.is_dir():
+        lost = entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110 (no error for a circle)
+        if not lost and entry.is_dir():
             target = entry.stat()
             if (target.st_dev, target.st_ino) not in here:  # else a link to a directory above it
                 yield name, True
                 yield from _below(folder, f"{name}/", here)
-        elif entry.is_file() or entry.is_symlink():  # no device or pipe, which might be read for ever
+        elif entry.is_symlink() or entry.is_file():  # no device or pipe, which might be read for ever
             yield name, False
