@@ -117,6 +117,7 @@ def test_layouts_that_are_refused(tmp_path: Path, name: str) -> None:
         (REFUSED["no classes in the splits"][0], "train,test", {"train": 4, "test": 4}),
         (beneath("train") | beneath("bus"), "train,bus", {"train": 8, "bus": 8}),
         ({"cat": 3, "dog": 4, "emu, grey": 5}, '"emu, grey",dog', {"emu, grey": 5, "dog": 4}),
+        ({"cat": 3, "dog": 4, "emu, grey": 5}, 'dog, "emu, grey"', {"dog": 4, "emu, grey": 5}),
     ],
 )
 def test_the_list_of_classes_settles_it(

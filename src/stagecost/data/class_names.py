@@ -40,7 +40,7 @@ def parse_classes(text: str | Sequence[str] | None) -> tuple[str, ...]:
         StageCostError: a name is empty, or is there twice.
     """
     try:
-        given = [*csv.reader([text])] if isinstance(text, str) else [text or ()]
+        given = [*csv.reader([text], skipinitialspace=True)] if isinstance(text, str) else [text or ()]
     except csv.Error:  # as of a line break within a name
         given = []
     names = [class_name(name.strip()) for row in given for name in row]
