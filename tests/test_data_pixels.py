@@ -318,6 +318,15 @@ def test_colours_of_16_bits() -> None:
         decode(*(deep_colours(value, upright.tobytes()[6:]) for value in (4095, 300)))
 
 
+def test_values_of_32_bits_without_a_sign() -> None:
+    high = encoded(Image.fromarray(np.full((4, 4), -5, np.int32)), "TIFF")
+    assert decode(high).levels == (-5, -4)
+    sign = struct.pack("<HHIHH", 339, 3, 1, 2, 0)  # SampleFormat: whole numbers with a sign
+    assert high.count(sign) == 1
+    unsigned = high.replace(sign, struct.pack("<HHIHH", 339, 3, 1, 1, 0))
+    assert "it has values from 2^31 on" in decode(unsigned).broken[0]
+
+
 def test_values_beyond_the_training_images(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     halves(folder / "train", lambda n: half(n, 4095, np.uint16))

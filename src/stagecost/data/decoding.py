@@ -32,6 +32,7 @@ BACKGROUND = "white"  # under transparent pixels
 GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
 ORIENTATION = 0x0112  # in a camera's notes: how it was held
 DEEP = "more than 8 bits a colour"  # where it is noted in a picture's own notes
+UNSIGNED = "32 bits without a sign"  # noted there, too: Pillow reads them as if they had one
 CHUNK = 256  # images that one thread decodes at a time
 # Pillow lets other threads run while it decodes; for smaller images that costs more than it brings
 # (measured on 28×28 and 32×32 images).
@@ -100,6 +101,8 @@ class _Seen:
             low, high = float(values.min()), float(values.max())
             if not math.isfinite(high - low):
                 raise ValueError("it has values that are no numbers")
+            if low < 0 and picture.info.get(UNSIGNED):
+                raise ValueError("it has values from 2^31 on, which cannot be read: scale them down")
             self.values |= {low, high}
             self.fractions |= values.dtype.kind == "f" and bool((values != np.rint(values)).any())
         elif picture.info.get(DEEP):
@@ -251,6 +254,7 @@ def _upright(picture: "Image") -> "Image":
 
     kinds = [str(tile[3]) for tile in getattr(picture, "tile", ())]
     picture.info[DEEP] = any(";16" in kind for kind in kinds)
+    picture.info[UNSIGNED] = any("I;32N" in kind for kind in kinds)
     _widen_clear_value(picture, kinds)
     turned = picture.getexif().get(ORIENTATION, 1) != 1
     return ImageOps.exif_transpose(picture) if turned else picture
