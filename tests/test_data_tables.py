@@ -111,6 +111,7 @@ def test_columns_that_are_refused(tmp_path: Path, labels: Any, options: Any, mat
         ([p + 0.5 for p in PLACES], "label", "the label 0.5 in its column label"),
         ([float("inf"), *map(float, PLACES[1:])], "label", "the label inf "),
         ([float("nan"), *map(float, PLACES[1:])], "label", "1 image without a value"),
+        ([2.0**53 + 2 * p for p in PLACES], "label", r"label 9007199254740992.0 .* below 2\^53"),
         (
             PLACES,
             "lable",

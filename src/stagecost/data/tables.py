@@ -32,6 +32,7 @@ _LABELS = ("label", "labels", "fine_label", "class", "classes", "category", "tar
 _IMAGES = ("image", "images", "img")
 _SPLITS = ("split", "subset", "partition")
 _UNSET = ("", "nan", "<na>", "n/a", "null")
+_EXACT = 2**53  # from here on several whole numbers are one floating-point number
 _WORDS = {
     "class": "classes",
     "text": "text",
@@ -232,11 +233,13 @@ def _part(table: Table, image: str, label: str, kind: str, classes: Sequence[str
         value for value in values if numeric and not (value == -1 or (value >= 0 and value % 1 == 0))
     ]
     wrong += [value for value in values if kind == "class" and value >= len(names)]
+    wrong += [value for value in values if kind == "float" and value >= _EXACT]
     if wrong:
+        whole = f"takes whole numbers from 0 on{', below 2^53' * (kind == 'float')}"
         last = f"has names for 0 to {len(names) - 1} ({listed(names, 4)})"
         raise StageCostError(
             f"{table.origin} has the label {wrong[0]} in its column {shown(label)}, which "
-            f"{last if names else 'takes whole numbers from 0 on'}: correct "
+            f"{last if names else whole}: correct "
             f"{counted(len(wrong), 'row')}, or name another column by --label-column"
         )
     texts: list[str | None]
