@@ -327,6 +327,23 @@ def test_values_of_32_bits_without_a_sign() -> None:
     assert "it has values from 2^31 on" in decode(unsigned).broken[0]
 
 
+def test_a_white_zero_of_16_bits_is_refused() -> None:
+    """Pillow turns it over with 8 bits alone."""
+    deep, usual = Image.fromarray(np.full((4, 4), 60_000, np.uint16)), Image.new("L", (4, 4), 200)
+    content, other = (encoded(picture, "TIFF", tiffinfo={0x0106: 0}) for picture in (deep, usual))
+    assert "its zero is white" in decode(content).broken[0]
+    assert decode(other).array[0, 0, 0].tolist() == [200] * 4
+
+
+def test_no_program_reads_a_picture(tmp_path: Path) -> None:
+    """Pillow has Ghostscript read an EPS file."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.eps")
+    assert "cannot identify" in decode((tmp_path / "a.eps").read_bytes()).broken[0]
+    spec = {"size": 4, "channels": 3, "interpolation": "bicubic"}
+    with pytest.raises(SystemExit, match="cannot identify"):
+        pictures.read(spec, str(tmp_path / "a.eps"))
+
+
 def test_values_beyond_the_training_images(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     halves(folder / "train", lambda n: half(n, 4095, np.uint16))

@@ -486,6 +486,30 @@ def test_metadata_beside_class_directories(tmp_path: Path) -> None:
         rows = "".join(f"{row},1,{value}\n" for row, value in zip("xy", values, strict=True))
         (tmp_path / "metadata.csv").write_text("file_name,kind,split\n" + rows)
         refuse("says in its column split which rows are", DataConfig(str(tmp_path), label_column="kind"))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "told"),
+    [
+        ("set", ("train", "test"), "are test, train:"),
+        ("Usage", ("Training", "PublicTest"), "are PublicTest, Training:"),
+        ("split", ("train", None), "are train or nothing:"),
+        ("is_test", (True, False), "are False, True:"),
+        ("set", ("clear", "hazy"), None),
+        ("mode", (3, 4), None),
+        ("phase", ("test", "test"), None),
+    ],
+)
+def test_a_column_that_parts_the_rows_is_refused_by_what_it_says(
+    tmp_path: Path, column: str, values: tuple[object, object], told: str | None
+) -> None:
+    fill(tmp_path, 0, 12)
+    rows = [{"file_name": f"{i:03d}.png", "label": i % 2, column: values[i // 6]} for i in range(12)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    if told is None:
+        assert load(tmp_path).num_classes == 2
+    else:
+        refuse(f"says in its column {column} which rows {told}", DataConfig(str(tmp_path)))
     (tmp_path / "metadata.csv").write_text("file_name,file_name\nx,y\n")
     refuse("two columns file_name: rename", DataConfig(str(tmp_path), label_column="kind"))
 

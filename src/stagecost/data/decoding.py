@@ -31,6 +31,7 @@ MIXED_SIZE = 64  # side, in pixels, for images that do not share one square size
 BACKGROUND = "white"  # under transparent pixels
 GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
 ORIENTATION = 0x0112  # in a camera's notes: how it was held
+PHOTOMETRIC = 0x0106  # in the notes of a TIFF file: what its zero means
 DEEP = "more than 8 bits a colour"  # where it is noted in a picture's own notes
 UNSIGNED = "32 bits without a sign"  # noted there, too: Pillow reads them as if they had one
 CHUNK = 256  # images that one thread decodes at a time
@@ -256,6 +257,8 @@ def _upright(picture: "Image") -> "Image":
     picture.info[DEEP] = any(";16" in kind for kind in kinds)
     picture.info[UNSIGNED] = any("I;32N" in kind for kind in kinds)
     _widen_clear_value(picture, kinds)
+    if _is_deep(picture) and getattr(picture, "tag_v2", {}).get(PHOTOMETRIC) == 0:
+        raise ValueError("its zero is white, which of more than 8 bits cannot be read: convert it")
     turned = picture.getexif().get(ORIENTATION, 1) != 1
     return ImageOps.exif_transpose(picture) if turned else picture
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 _LABELS = ("label", "labels", "fine_label", "class", "classes", "category", "target")
 _IMAGES = ("image", "images", "img")
-_SPLITS = ("split", "subset", "partition")
+_SPLITS = ("split", "subset", "partition", "is_train", "is_test")
+_PERHAPS_SPLITS = ("set", "phase", "usage", "dataset", "mode")
 _UNSET = ("", "nan", "<na>", "n/a", "null")
 _EXACT = 2**53  # from here on several whole numbers are one floating-point number
 _WORDS = {
@@ -104,15 +105,17 @@ def _read(table: Table, config: DataConfig) -> Part:
 def _refuse_splits(table: Table, columns: Sequence[str]) -> None:
     """Refuse a column that parts the rows into splits: they would be mixed."""
     for name in columns:
-        if name.casefold() in _SPLITS:
-            values = sorted({value for value in table.column(name).to_pylist() if value is not None})
-            numbers = not any(isinstance(value, str) for value in values)
-            if len(values) > 1 and (numbers or any(splits_in(value) for value in values)):
-                raise StageCostError(
-                    f"{table.origin} says in its column {shown(name)} which rows are "
-                    f"{listed([*map(str, values)])}: put each into a table in a directory of that name, "
-                    "or remove the column"
-                )
+        if name.casefold() not in (*_SPLITS, *_PERHAPS_SPLITS):
+            continue
+        values = {*table.column(name).to_pylist()}  # a row may say nothing
+        told = sorted(str(value) for value in values if value is not None)
+        numbers = name.casefold() in _SPLITS and not any(isinstance(value, str) for value in values)
+        if len(values) > 1 and (numbers or any(map(splits_in, told))):
+            raise StageCostError(
+                f"{table.origin} says in its column {shown(name)} which rows are "
+                f"{listed(told)}{' or nothing' if None in values else ''}: put each into a table in a "
+                "directory of that name, or remove the column"
+            )
 
 
 def _label_column(table: Table, config: DataConfig) -> str:

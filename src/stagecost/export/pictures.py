@@ -7,6 +7,9 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image, ImageOps
 
+# As in training. Pillow reads other formats, too, some of them by running other programs.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
+
 
 def read(spec: dict[str, Any], path: str) -> Any:
     """Read a picture, or say in one line what is wrong with it."""
@@ -21,7 +24,9 @@ def read(spec: dict[str, Any], path: str) -> Any:
 
 def decode(spec: dict[str, Any], path: str) -> Any:
     """Decode a picture of 8 bits: upright, on white, resized and cropped; (channels, size, size)."""
-    size, picture = spec["size"], cast("Any", Image.open(path))
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    size, picture = spec["size"], cast("Any", Image.open(path, formats=formats))
     if picture.mode[0] in "IF":
         sys.exit(f"{path} has more than 8 bits: convert it")
     widen_clear_value(picture)
