@@ -373,7 +373,7 @@ def test_damaged_files(tmp_path: Path) -> None:
         path = tmp_path / str(number) / "a.parquet"
         path.parent.mkdir()
         path.write_bytes(content)
-        refuse("a.parquet cannot be read .*: fetch the file again", path.parent)
+        refuse("a.parquet cannot be read .*: correct the file, or fetch it again", path.parent)
     parquet(tmp_path / "none" / "a.parquet", PLACES[:0], pictures=[])
     refuse("have no rows", tmp_path / "none")
     animals(tmp_path / "none" / "train.parquet")

@@ -63,7 +63,8 @@ def accuracy_text(accuracy: float | None, interval: Interval | None, num_images:
         return "no accuracy"
     if interval is None:
         return f"{accuracy:.2f} %"
-    return f"{accuracy:.2f} % ({interval[0]:.2f} to {interval[1]:.2f}, {num_images:,} images)"
+    images = counted(num_images, "image")
+    return f"{accuracy:.2f} % ({interval[0]:.2f} to {interval[1]:.2f}, {images})"
 
 
 def _train(console: Console, result: TrainingResult) -> None:

@@ -58,7 +58,7 @@ def reading(origin: str) -> AbstractContextManager[None]:
     import pyarrow as pa
 
     errors = pa.ArrowException, IndexError, OSError, OverflowError, UnicodeDecodeError
-    return refusing(f"{origin} cannot be read", "fetch the file again", *errors)
+    return refusing(f"{origin} cannot be read", "correct the file, or fetch it again", *errors)
 
 
 def refuse_doubled(origin: str, columns: Sequence[str]) -> None:
