@@ -360,6 +360,19 @@ def test_a_loss_that_is_no_number_is_shown_beside_the_others(capsys: pytest.Capt
         assert f"{loss:.4f}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["run[seed=1]", "a[/b]", "lr:100:"])
+def test_a_folder_is_called_what_it_is_called(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from stagecost.cli.views import show
+    from stagecost.runs.reporting import ComparedRun, Comparison
+
+    row = ComparedRun(name, 1, 1, "1", "val", 9, 50.0, None, 50.0, 1, 1, ("doubt",))
+    show("compare", Comparison(f"{name}.html", 0.5, (row,)))
+    told = capsys.readouterr().out
+    assert f"│ {name} " in told
+    assert f"note: {name}: doubt" in told
+    assert f"wrote {name}.html" in told
+
+
 def test_what_is_told_to_be_typed_next_can_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
     from stagecost.cli.views import show
     from stagecost.runs.evaluation import Evaluation

@@ -36,20 +36,24 @@ NARROWEST = 72  # columns that a table is made for, at least
 
 
 class _Console(Console):
+    def __init__(self, width: int | None = None) -> None:
+        # Names of folders are shown as they are, though they hold [b] or :x:.
+        super().__init__(highlight=False, markup=False, emoji=False, width=width)
+
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # what that means is the command line's business
 
 
 def show(verb: str, result: Result) -> None:
     """Print the result of a verb on standard output."""
-    console = _Console(highlight=False)
+    console = _Console()
     if console.width < NARROWEST:  # lines that the terminal breaks are better than numbers cut off
-        console = _Console(highlight=False, width=NARROWEST)
+        console = _Console(NARROWEST)
     VIEWS[verb](console, result)
 
 
 def _line(console: Console, text: str, style: str = "") -> None:
-    console.print(text, soft_wrap=True, markup=False, style=style)
+    console.print(text, soft_wrap=True, style=style)
 
 
 def _warnings(console: Console, warnings: Sequence[str]) -> None:

@@ -35,9 +35,9 @@ class TrainingDisplay:
     def __init__(self, label: str, epochs: int, *, quiet: bool = False) -> None:
         """Prepare the display of a run called `label`."""
         self.label, self.epochs = label, epochs
-        self.console = Console(stderr=True, quiet=quiet)
+        self.console = Console(stderr=True, quiet=quiet, emoji=False)
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:3.0f} % of the run, left"),
             TimeRemainingColumn(),
