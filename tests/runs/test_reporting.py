@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -189,6 +190,20 @@ def test_a_report_tells_of_mistakes_times_and_exits(trained: Trained, tmp_path: 
     (run / "pruning.json").write_text(json.dumps(pruning | {"kept_blocks": [0, 3]}))
     with pytest.raises(StageCostError, match=r"pruning\.json .*blocks \[0, 3\] cannot be kept"):
         report(run, device="cpu")
+
+
+def test_commands_of_a_page_take_the_checkpoint_and_the_images_that_it_is_on(
+    trained: Trained, tmp_path: Path
+) -> None:
+    run = shutil.copytree(trained.two, tmp_path / "run")
+    plain = f"stagecost prune {run} --max-drop 0.5 --output small/"
+    assert plain in Path(report(run, device="cpu").report).read_text("utf-8")
+    given: Any = {"checkpoint": "best", "data": "digits", "allow_trained": True}
+    page = Path(report(run, device="cpu", **given).report).read_text("utf-8")
+    flags = "--checkpoint best --data digits --allow-trained"
+    assert plain not in page
+    for wish, output in (("--max-drop 0.5", "small"), ("--keep-blocks 1", "small-1")):
+        assert f"stagecost prune {run} {wish} {flags} --output {output}/" in page
 
 
 def test_runs_are_compared(trained: Trained, tmp_path: Path) -> None:

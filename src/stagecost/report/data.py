@@ -217,6 +217,7 @@ class ReportData:
     newly_wrong: tuple[WrongImage, ...] = ()
     newly_wrong_count: int = 0  #: how many there are in all; 0 for just those given
     version: str = ""  #: the version of stagecost that made the report
+    options: str = ""  #: flags by which commands take the same checkpoint and images as the page
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "ReportData":

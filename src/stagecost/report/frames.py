@@ -118,4 +118,10 @@ def _prune_command(data: ReportData, k: int) -> str:
         return f"# the least that can stay: {counted(least, 'block')}"
     if k == data.analysis.num_blocks:
         return "# all blocks stay: nothing to cut"
-    return f"stagecost prune {shell_path(data.run)} --keep-blocks {k} --output small-{k}/"
+    return prune_command(data, f"--keep-blocks {k}", f"small-{k}/")
+
+
+def prune_command(data: ReportData, wish: str, output: str) -> str:
+    """Write how to prune the run, by the checkpoint and the images that the page is on."""
+    options = f"{wish} {data.options}".rstrip()
+    return f"stagecost prune {shell_path(data.run)} {options} --output {output}"

@@ -28,6 +28,7 @@ from stagecost.report.frames import (
     depth_frames,
     drawn_epochs,
     epoch_frames,
+    prune_command,
 )
 from stagecost.report.tables import (
     confusion_rows,
@@ -190,7 +191,7 @@ def _commands(data: ReportData) -> dict[str, str]:
     """Write what to type next; names are quoted as the shell and Python need it."""
     if data.pruning is None:
         drop = f"--max-drop {data.analysis.tolerance:g}"
-        return {"prune": f"stagecost prune {shell_path(data.run)} {drop} --output small/"}
+        return {"prune": prune_command(data, drop, "small/")}
     path = data.pruning.network
     quoted = json.dumps(path, ensure_ascii=False)
     load = ["import stagecost", "", f"network = stagecost.load({quoted})", "logits = network(images)"]

@@ -25,6 +25,7 @@ from stagecost.runs.pruning import Pruning
 from stagecost.runs.results import Result
 from stagecost.runs.trained import CheckpointName, Judged, Split, Trained, open_trained
 from stagecost.storage import check_replaceable, check_writable, read_json
+from stagecost.text import shell_path
 
 Kind = TypeVar("Kind", Pruning, Measurements)
 QUICK = 0.05
@@ -100,7 +101,13 @@ def report(
     trained.run_checkpoint()  # or say that this is no run
     check_writable(RunFolder(trained.path).report)
     analysis, images = _judged(trained, tolerance, data, allow_trained=allow_trained)
-    return write_run_report(trained, analysis, images=images)
+    flags = {
+        f"--checkpoint {checkpoint}": checkpoint != "last",
+        f"--data {shell_path(data)}": data is not None,
+        "--allow-trained": allow_trained,
+    }
+    options = " ".join(flag for flag, is_given in flags.items() if is_given)
+    return write_run_report(trained, analysis, images=images, options=options)
 
 
 def compare(
@@ -183,12 +190,16 @@ def write_run_report(
     analysis: Analysis,
     test: Sequence[NamedEvaluation] = (),
     images: Judged | None = None,
+    options: str = "",
 ) -> Report:
-    """Write the report of an opened run; with images, of wrong answers and of its times, too."""
+    """Write the report of an opened run; with images, of wrong answers and of its times, too.
+
+    The commands of the page repeat the options.
+    """
     if images is not None and not _times(trained)[1]:
         opened, threads = {str(trained.path): trained}, torch.get_num_threads()
         measure_opened(opened, (1,), threads, ("eager",), QUICK, depths=True)
-    data = report_data(trained, analysis, test)
+    data = replace(report_data(trained, analysis, test), options=options)
     if images is not None:
         data = with_images(data, trained, analysis, images)
     file = RunFolder(trained.path).report
