@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,7 @@ from processes import CommandLine
 from stagecost.errors import StageCostError
 from stagecost.report.charts import Axis, Series, bar_chart, heatmap, line_chart
 from stagecost.report.data import Epoch, ReportData
+from stagecost.report.figures import comparison_figures, figures_of
 from stagecost.report.frames import drawn_epochs, played_epochs
 from stagecost.report.page import render_comparison, render_report, write_comparison, write_report
 from stagecost.report.sentences import consequence, notes_on, verdict
@@ -439,6 +441,38 @@ def test_curves_differ_without_colour() -> None:
     dots = [e for e in svg.iter() if "mark-symbol role-mark" in e.get("class", "")]
     assert len({symbol.get("d") for symbol in dots[0]}) == 6
     assert {"a", "b", "c", "d", "e", "f"} <= {e.text for e in svg.iter() if e.text}
+
+
+def test_a_seventh_curve_is_no_twin_of_the_first() -> None:
+    series = [Series(name, [(0, 1)]) for name in "abcdefghijkl"]
+    layers = line_chart(series, x=Axis("k"), y=Axis("y"), summary="twelve").layers
+    lines, dots = (layer["encoding"] for layer in layers[-2:])
+    scales = [each["scale"]["range"] for each in (lines["color"], lines["strokeDash"], dots["shape"])]
+    colours, dashes, shapes = scales
+    assert len(set(zip(colours, dashes, strict=True))) == 12
+    assert len(set(zip(colours, shapes, strict=True))) == 12
+
+
+def test_blocks_that_left_move_no_others() -> None:
+    """Of stages of 3 and 3 blocks, 1 and 2 stay after the first epoch."""
+    told = make_analysis(3, 3, stage_starts=[0, 1], cuts=[{"cut": "1+2", "kept_blocks": [0, 3, 4]}])
+    losses = [[7.0, 6, 5, 4, 3, 2, 1], [4.0, 3, 2, 1]]
+    history = [{"epoch": k, "val_losses": some} for k, some in enumerate(losses, start=1)]
+    cut, after = (make_data(analysis=told, history=some) for some in (history, history[1:]))
+    drawn = [json.dumps(figures_of(data)["development"].spec()) for data in (cut, after)]
+    assert ["stage 2" in text for text in drawn] == [False, True]
+    whole = make_data(analysis=make_analysis(6, 3), history=[])
+    rows = comparison_figures([cut, replace(whole, run="whole")])["ratios"].tables["rows"]
+    assert [row["x"] for row in rows] == [0, 3, 4, *range(6)]
+
+
+def test_notes_and_seconds_are_written_as_they_are() -> None:
+    warnings = ["runs/digits-16 has no images.json", "one image is much"]
+    history = [{"epoch": k, "seconds": 600.5 * k} for k in (1, 2)]
+    data = make_data(analysis=make_analysis(warnings=warnings), history=history)
+    assert notes_on(data) == ["runs/digits-16 has no images.json.", "One image is much."]
+    words = check(render_report(data)).words
+    assert " 2 1,201 " in words
 
 
 def test_a_bar_is_as_long_as_its_value() -> None:

@@ -64,6 +64,9 @@ def comparison_figures(runs: Sequence[ReportData]) -> dict[str, Chart]:
 
     def over(x: Axis, y: Axis, name: str, values: Callable[[Analysis], Sequence[float]]) -> Chart:
         series = [_curve(values(run.analysis), run.run) for run in runs]
+        if x is BLOCK:  # by their k: some may have left
+            points = [zip(run.analysis.blocks, values(run.analysis), strict=False) for run in runs]
+            series = [replace(each, points=[*some]) for each, some in zip(series, points, strict=True)]
         follows = "depth" if x is DEPTH else ""
         return line_chart(series, x=x, y=y, summary=f"{name} of {names}.", follows=follows)
 
@@ -142,14 +145,17 @@ def _learning_figure(history: Sequence[Epoch]) -> Chart:
 
 def _development_figure(data: ReportData) -> Chart:
     drawn = drawn_epochs(data.history)
+    curves = [(entry.epoch, entry.val_losses) for entry in played_epochs(data.history)]
+    # Before blocks left, stages began elsewhere.
+    whole = all(len(losses) == data.analysis.num_blocks + 1 for _, losses in curves)
     return fading_lines(
-        [(entry.epoch, entry.val_losses) for entry in played_epochs(data.history)],
+        curves,
         drawn,
         x=DEPTH,
         y=LOSS,
         summary=f"Loss at every depth after epoch {', '.join(map(str, drawn))}.",
         follows="epoch",
-        stage_starts=data.analysis.stage_starts,
+        stage_starts=data.analysis.stage_starts if whole else (),
     )
 
 

@@ -103,7 +103,10 @@ def points_of_lists() -> list[Spec]:
 def curve_layers(series: Sequence[Series], key: Spec | None) -> list[Spec]:
     """Draw lines and dots."""
     names = [printable(each.name) for each in series]
-    styles = [STYLES[place % len(STYLES)] for place in range(len(series))]
+    count = len(STYLES)
+    styles = [STYLES[place % count] for place in range(len(series))]
+    # From the seventh on a colour comes again, with another dash and another shape.
+    forms = [STYLES[(place + place // count) % count] for place in range(len(series))]
     colours = [colour(each.colour or style[0]) for each, style in zip(series, styles, strict=True)]
     dotted = any(each.dots for each in series)
     if key:
@@ -113,13 +116,13 @@ def curve_layers(series: Sequence[Series], key: Spec | None) -> list[Spec]:
     def by_name(values: Sequence[object]) -> Spec:
         return category("series", scale={"domain": names, "range": values}, legend=key)
 
-    tint, dashes = by_name(colours), by_name([style[1] for style in styles])
+    tint, dashes = by_name(colours), by_name([form[1] for form in forms])
     lines = {
         "transform": [{"filter": "datum.line"}],
         "mark": {"type": "line", "strokeWidth": 2, "clip": True},
         "encoding": {"color": tint, "strokeDash": dashes, "detail": category("series")},
     }
-    shape = {"shape": by_name([style[2] for style in styles])} if dotted else {}
+    shape = {"shape": by_name([form[2] for form in forms])} if dotted else {}
     dots = {
         "transform": [{"filter": "datum.dot && datum.seen"}],
         "mark": {"type": "point", "filled": True, "opacity": 1},

@@ -53,7 +53,10 @@ def what_pruning_did(pruning: Pruning) -> str:
 
 def notes_on(data: ReportData) -> list[str]:
     """Say what makes the numbers of this very report less than they seem."""
-    notes = [f"{text[:1].upper()}{text[1:]}." for text in data.analysis.warnings]
+    notes = [
+        f"{text}." if text.startswith(data.run) else f"{text[:1].upper()}{text[1:]}."  # a path stays
+        for text in data.analysis.warnings
+    ]
     if data.analysis.split_word == "test":
         notes.append(
             "The depth was chosen on the test split, so an accuracy on the same images flatters. "
