@@ -273,6 +273,8 @@ def test_after_pruning_the_report_compares_and_shows_how_to_load() -> None:
     assert "stagecost evaluate small/ --split test" in words
     assert "stagecost prune" not in words
     assert "pruned network 4 97.90 % 0.0800 12,345 1.1 M" in words
+    deep = check(render_report(make_data(pruning=PRUNING | {"accuracy_predicted": 0.0}))).words
+    assert "Accuracy, validation split 98.61 % 0.00 % 98.20 %" in deep  # as of 1,000 classes
     assert "plainly trained – – – – –" in words
 
 

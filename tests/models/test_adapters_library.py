@@ -131,7 +131,12 @@ def test_names_of_libraries_are_listed_by_pattern() -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"output": "x.json"}, "--output"), ({"limit": 3}, "--limit"), ({"check": True, "limit": 0}, "0")],
+    [
+        ({"output": "x.json"}, "--output"),
+        ({"limit": 3}, "--limit"),
+        ({"max_parameters": 5.0}, "--max-parameters"),
+        ({"check": True, "limit": 0}, "0"),
+    ],
 )
 def test_what_is_said_of_a_check_needs_one(options: dict[str, Any], words: str) -> None:
     with pytest.raises(StageCostError, match=f"{words}.*: give"):

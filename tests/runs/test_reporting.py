@@ -275,10 +275,14 @@ def test_what_cannot_be_compared(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(StageCostError, match="is a folder"):
         compare([trained.two, trained.three], tmp_path, device="cpu")
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "config.yaml").write_text("data: digits")
-    with pytest.raises(StageCostError, match=r"config\.yaml holds something else already"):
-        compare([trained.two, trained.three], tmp_path / "config.yaml", device="cpu")
-    assert (tmp_path / "config.yaml").read_text() == "data: digits"
+    for name, text in (
+        ("config.yaml", "data: digits"),
+        ("index.html", "<!DOCTYPE html>\n<html lang='en'>of somebody else"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(StageCostError, match=f"{name} holds something else already"):
+            compare([trained.two, trained.three], tmp_path / name, device="cpu")
+        assert (tmp_path / name).read_text() == text
 
 
 def test_a_damaged_bundle_of_the_chart_library_is_made_anew(trained: Trained, tmp_path: Path) -> None:

@@ -136,6 +136,12 @@ def _render(
     return page.decode("utf-8")
 
 
+def page_start() -> bytes:
+    """Return how every page begins, by which it is told from the pages of others."""
+    base = Path(__file__).parent / "templates" / "base.html.j2"
+    return base.read_text("utf-8").partition("{{")[0].encode()
+
+
 @cache
 def _templates() -> "Environment":
     with report_extra():

@@ -24,10 +24,10 @@ def pruning_rows(data: ReportData) -> list[tuple[str, ...]]:
         return []
     full, cut = pruning.accuracy_before, pruning.accuracy_before_finetuning
 
-    def accuracy(suffix: str, predicted: float, now: float) -> tuple[str, ...]:
-        texts = percent_text(full), percent_text(predicted) if predicted else "", percent_text(now)
+    def accuracy(suffix: str, predicted: float | None, now: float) -> tuple[str, ...]:
         label = f"Accuracy, {data.analysis.split_word} split{suffix}"
-        return (label, *texts, signed_points_text(now - full))
+        expected = "" if predicted is None else percent_text(predicted)
+        return label, percent_text(full), expected, percent_text(now), signed_points_text(now - full)
 
     def cost(label: str, old: float, new: float, write: Callable[[float], str]) -> tuple[str, ...]:
         return (label, write(old), "", write(new), share_text(new, old))
@@ -35,7 +35,7 @@ def pruning_rows(data: ReportData) -> list[tuple[str, ...]]:
     if pruning.finetune_epochs and math.isfinite(cut):
         accuracies = [
             accuracy(", before fine-tuning", pruning.accuracy_predicted, cut),
-            accuracy(", fine-tuned", 0, pruning.accuracy_after),
+            accuracy(", fine-tuned", None, pruning.accuracy_after),
         ]
     else:
         accuracies = [accuracy("", pruning.accuracy_predicted, pruning.accuracy_after)]

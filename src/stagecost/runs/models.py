@@ -52,9 +52,14 @@ def models(
     Raises:
         StageCostError: no model has such a name, or something is said of a check that is not asked for.
     """
-    if not check and (output is not None or limit is not None):
-        name = "limit" if output is None else "output"
-        raise StageCostError(f"--{name} is about a check: give --check, or leave it out")
+    of_check = {
+        "--output": output is not None,
+        "--limit": limit is not None,
+        "--max-parameters": max_parameters != MAX_PARAMETERS,
+    }
+    given = [flag for flag, said in of_check.items() if said]
+    if given and not check:
+        raise StageCostError(f"{given[0]} is about a check: give --check, or leave it out")
     if limit is not None and limit < 1:
         raise StageCostError(f"--limit is {limit}: give at least 1")
     if not check:

@@ -13,7 +13,7 @@ from stagecost.exits.costs import mac_costs
 from stagecost.macs import count_macs
 from stagecost.records import JsonObject, read_record
 from stagecost.report.data import ReportData
-from stagecost.report.page import write_comparison, write_report
+from stagecost.report.page import page_start, write_comparison, write_report
 from stagecost.runs.analysis import Analysis, measure, summarise
 from stagecost.runs.certainty import Interval, check_points
 from stagecost.runs.evaluation import Evaluation
@@ -135,7 +135,7 @@ def compare(
     check_points("--tolerance", tolerance)
     if len(runs) < 2:
         raise StageCostError(f"{len(runs)} run is nothing to compare: give two runs or more")
-    check_replaceable(Path(output), b"<!DOCTYPE html>")
+    check_replaceable(Path(output), page_start())
     contents, rows = [], []
     first: tuple[str, str] | None = None
     for run in runs:
