@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 import stagecost as sc
 from stagecost.cut import Cut
 from stagecost.errors import StageCostError
 from stagecost.models.adapters.libraries import library_model, preprocessing
 from stagecost.models.catalogue import list_models
+from stagecost.models.weights import load_matching
 from stagecost.runs.models import models
 from stagecost.runs.pruning import prune
 from stagecost.runs.training import train
@@ -65,6 +67,20 @@ def test_weights_come_by_name_and_the_classifier_may_be_another(tmp_path: Path) 
         )
         equal = [n for n, t in network.state_dict().items() if torch.equal(t, tensors[n])]
         assert set(tensors) - set(equal) == {"fc.weight", "fc.bias"}
+
+
+def test_a_layer_as_wide_as_there_are_classes_is_no_classifier_where_it_fits() -> None:
+    class Head(nn.Sequential):
+        def forward(self, state: torch.Tensor, depth: int) -> torch.Tensor:
+            return super().forward(state)
+
+    def network_of(classes: int) -> sc.ResidualNetwork:
+        head = Head(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, classes))
+        return sc.ResidualNetwork(nn.Linear(5, 6), [sc.ResidualBlock(nn.Linear(6, 6))], head)
+
+    network, others = network_of(4), network_of(7).state_dict()
+    assert load_matching(network, others, 4) == ("head.2.bias", "head.2.weight")
+    assert torch.equal(network.state_dict()["head.0.weight"], others["head.0.weight"])
 
 
 def test_weights_of_another_network_are_refused_by_their_names(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def load_matching(
     absent = wanted.keys() - tensors.keys()
     others = {n for n in wanted.keys() & tensors.keys() if tensors[n].shape != wanted[n].shape}
     resized = {n for n in others & classifier if tensors[n].shape[1:] == wanted[n].shape[1:]}
-    fresh = classifier if resized or classifier & absent else set()
+    layers = {name.rpartition(".")[0] for name in resized | classifier & absent}
+    fresh = {name for name in classifier if name.rpartition(".")[0] in layers}
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}
     wrong = {
         "missing": absent - fresh - counters,
