@@ -304,6 +304,12 @@ def test_parameters_may_be_numbers_of_numpy(tmp_path: Path) -> None:
     assert (StageCostClassifier.from_pretrained(tmp_path).predict(rows) == fitted.predict(rows)).all()
 
 
+def test_more_samples_may_be_kept_apart_than_trained_on() -> None:
+    rows, classes = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 10
+    small = SMALL | {"validation_fraction": 0.6}
+    assert len(StageCostClassifier(**small).fit(rows, classes).predict(rows)) == 20
+
+
 def test_images_are_learned() -> None:
     digits = load_digits()
     pictures = digits.images[:600, None]

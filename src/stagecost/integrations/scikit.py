@@ -233,7 +233,8 @@ class StageCostClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _parted(self, samples: Tensor, numbers: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
         """Keep a part of the samples apart, of each class alike where there are enough."""
-        many = np.bincount(numbers).min() >= 1 / self.validation_fraction
+        smaller = min(self.validation_fraction, 1 - self.validation_fraction)
+        many = np.bincount(numbers).min() >= 1 / smaller
         first, second = train_test_split(
             np.arange(len(samples)),
             test_size=float(self.validation_fraction),
