@@ -197,7 +197,8 @@ class Limits:
             )
         if self.max_drop is not None and math.isnan(self.before.accuracy):
             raise StageCostError(
-                "max_drop needs accuracies, and the targets are no class labels: give max_loss_increase"
+                "max_drop needs accuracies, and the targets are no class labels: give max_drop=None "
+                "and max_loss_increase"
             )
 
     @property
