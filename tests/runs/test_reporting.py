@@ -139,7 +139,11 @@ def test_training_images_are_called_so(tmp_path: Path) -> None:
     run = tmp_path / "run"
     train({**TINY, "num_blocks": 2, "width": 4, "val_fraction": 0.0}, run)
     note = "there are no validation images: these are the training images, which flatters"
-    assert report(run, device="cpu").warnings[0] == note
+    done = report(run, device="cpu")
+    assert done.warnings[0] == note
+    page = Path(done.report).read_text()
+    assert "stagecost prune" not in page  # which would be refused
+    assert page.count("there are no validation images to cut by") >= 2
     assert compare([run, run], tmp_path / "page.html", device="cpu").runs[0].warnings[0] == note
     with pytest.raises(StageCostError, match=r"trained without validation images: .* another --split"):
         analyze(run, device="cpu")

@@ -15,6 +15,7 @@ from stagecost.report.charts import (
 )
 from stagecost.report.data import Analysis, Confusion, Epoch, Point, ReportData, value_at
 from stagecost.report.frames import drawn_epochs, played_epochs
+from stagecost.report.layers import drawable
 from stagecost.report.words import measure_text, percent_text, ranges_text
 from stagecost.text import counted
 
@@ -109,7 +110,7 @@ def _depth_figure(
 def _accuracy_figure(analysis: Analysis) -> Chart:
     values, terminal, floor = analysis.accuracies, analysis.terminal_accuracy, analysis.accuracy_floor
     highest = max((value for value in values if math.isfinite(value)), default=terminal)
-    y = _cut_off(floor, highest) if math.isfinite(floor) else ACCURACY
+    y = ACCURACY if None in map(drawable, (floor, highest)) else _cut_off(floor, highest)
     band = terminal - analysis.tolerance, terminal
     return _depth_figure(analysis, "Accuracy", values, y, percent_text, band)
 

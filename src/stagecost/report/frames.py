@@ -123,5 +123,7 @@ def _prune_command(data: ReportData, k: int) -> str:
 
 def prune_command(data: ReportData, wish: str, output: str) -> str:
     """Write how to prune the run, by the checkpoint and the images that the page is on."""
+    if data.analysis.split == "train":
+        return "# there are no validation images to cut by: train with --val-fraction 0.1"
     options = f"{wish} {data.options}".rstrip()
     return f"stagecost prune {shell_path(data.run)} {options} --output {output}"

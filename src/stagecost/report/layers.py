@@ -204,8 +204,8 @@ def hover_layer(series: Sequence[Series], x: Axis, y: Axis) -> Spec:
 
 
 def band_layer(band: tuple[float, float] | None) -> list[Spec]:
-    """Shade the ground between two values, if they are known."""
-    if band is None or not all(map(math.isfinite, band)):
+    """Shade the ground between two values, if both can be drawn."""
+    if band is None or None in map(drawable, band):
         return []
     return [
         {
