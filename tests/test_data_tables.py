@@ -486,6 +486,8 @@ def test_metadata_beside_class_directories(tmp_path: Path) -> None:
         rows = "".join(f"{row},1,{value}\n" for row, value in zip("xy", values, strict=True))
         (tmp_path / "metadata.csv").write_text("file_name,kind,split\n" + rows)
         refuse("says in its column split which rows are", DataConfig(str(tmp_path), label_column="kind"))
+    (tmp_path / "metadata.csv").write_text("file_name,file_name\nx,y\n")
+    refuse("two columns file_name: rename", DataConfig(str(tmp_path), label_column="kind"))
 
 
 @pytest.mark.parametrize(
@@ -510,8 +512,6 @@ def test_a_column_that_parts_the_rows_is_refused_by_what_it_says(
         assert load(tmp_path).num_classes == 2
     else:
         refuse(f"says in its column {column} which rows {told}", DataConfig(str(tmp_path)))
-    (tmp_path / "metadata.csv").write_text("file_name,file_name\nx,y\n")
-    refuse("two columns file_name: rename", DataConfig(str(tmp_path), label_column="kind"))
 
 
 def test_a_network_of_a_table_is_judged_on_directories(tmp_path: Path) -> None:
