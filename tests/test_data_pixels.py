@@ -17,7 +17,7 @@ from PIL import Image
 from data_files import fill, grey, load, parquet, png, refuse, tree
 from stagecost.data.config import DataConfig
 from stagecost.data.decoding import MIXED_SIZE, Pixels, read_pixels
-from stagecost.data.encoded import Images
+from stagecost.data.encoded import FORMATS, Images
 from stagecost.data.images import ImageFormat
 from stagecost.export import pictures
 
@@ -336,7 +336,8 @@ def test_a_white_zero_of_16_bits_is_refused() -> None:
 
 
 def test_no_program_reads_a_picture(tmp_path: Path) -> None:
-    """Pillow has Ghostscript read an EPS file."""
+    """Pillow has Ghostscript read an EPS file; a runner reads the formats of training."""
+    assert pictures.FORMATS == FORMATS
     Image.new("RGB", (4, 4)).save(tmp_path / "a.eps")
     assert "cannot identify" in decode((tmp_path / "a.eps").read_bytes()).broken[0]
     spec = {"size": 4, "channels": 3, "interpolation": "bicubic"}

@@ -23,7 +23,7 @@ WITHHELD = -1  # the label of an image whose class is not told
 LEFT_OUT = -2  # the label of an image whose class is not in use
 
 # Pillow reads other formats, too, some of them by running other programs.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
 # Trying one format after the other takes a third of the time of a small image.
 _BY_FIRST_BYTES = {b"\xff\xd8": ["JPEG"], b"\x89P": ["PNG"], b"RI": ["WEBP"]}
 
@@ -34,7 +34,7 @@ def image_suffixes() -> frozenset[str]:
     from PIL import Image
 
     Image.init()
-    return frozenset(end for end, name in Image.registered_extensions().items() if name in _FORMATS)
+    return frozenset(end for end, name in Image.registered_extensions().items() if name in FORMATS)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def open_record(record: Any) -> "Image":
     # Read at once: Pillow would keep the file open until it is decoded.
     content = record.read_bytes() if isinstance(record, Path) else record
     Image.init()
-    usual = [name for name in _FORMATS if name in Image.OPEN]
+    usual = [name for name in FORMATS if name in Image.OPEN]
     return Image.open(BytesIO(content), formats=_BY_FIRST_BYTES.get(content[:2], usual))
 
 
